@@ -1,0 +1,29 @@
+//! The vocabulary of weft: identifiers, addresses, names and the records that nodes replicate.
+//!
+//! No async, no IO. A value of one of these types is valid by construction: constructors and
+//! deserialisation go through the same checks, so neither the wire nor a file can bypass them.
+
+mod endpoint;
+mod id;
+mod ipam;
+mod mac;
+mod name;
+mod network;
+mod node;
+mod subnet;
+mod vni;
+mod vtep;
+
+pub use endpoint::{AddressGrant, Endpoint, SandboxId};
+pub use id::{ClusterId, EndpointId, InvalidId, NetworkId, NodeId};
+pub use ipam::{BlockIndex, Family, Hold, HoldRecord, Loan, LoanRecord, Unit, WantRecord};
+pub use mac::{InvalidMac, MacAddr};
+pub use name::{DnsName, InvalidName, Label};
+pub use network::{InvalidNetwork, InvalidPool, Network, NetworkOptions, NetworkRecord, Pool};
+pub use node::{Node, NodeState};
+pub use subnet::{InvalidSubnet, Subnet};
+pub use vni::{InvalidVni, Vni};
+pub use vtep::VtepAddr;
+
+/// Labels that a user puts on an object: free-form keys and values, as in Docker.
+pub type Labels = std::collections::BTreeMap<String, String>;

@@ -1,0 +1,44 @@
+use std::{net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use weft_model::NodeId;
+
+/// The longest message that a carrier takes, in bytes.
+pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+
+/// Carries messages between agents. Neither delivery nor order is promised.
+pub trait Carrier: Send + Sync + 'static {
+    /// The address at which other agents reach this one.
+    fn address(&self) -> SocketAddr;
+
+    /// Hands `message` to the peer at `to`. Never blocks; drops and counts what cannot be sent,
+    /// which includes everything longer than [`MAX_MESSAGE_BYTES`].
+    fn send(&self, to: SocketAddr, message: Bytes);
+
+    /// The next message and who sent it. Cancel-safe. Pends for ever once the carrier has stopped.
+    fn recv(&self) -> impl Future<Output = Received> + Send;
+}
+
+/// A message as it arrived.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Received {
+    /// The sender, as the carrier has authenticated it.
+    pub from: NodeId,
+    /// Where the sender is reached: an answer sent there arrives.
+    pub address: SocketAddr,
+    pub message: Bytes,
+}
+
+impl<C: Carrier> Carrier for Arc<C> {
+    fn address(&self) -> SocketAddr {
+        self.as_ref().address()
+    }
+
+    fn send(&self, to: SocketAddr, message: Bytes) {
+        self.as_ref().send(to, message);
+    }
+
+    fn recv(&self) -> impl Future<Output = Received> + Send {
+        self.as_ref().recv()
+    }
+}

@@ -38,7 +38,7 @@ impl Endpoint {
 
 /// An address and the loan under which its host may use it. Other nodes accept the address only
 /// if the lender's register says the same.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct AddressGrant {
     pub ip: IpAddr,
     pub unit: Unit,

@@ -55,7 +55,7 @@ impl fmt::Display for Unit {
 }
 
 /// A lender's register for one unit: who has it, at which turn.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct Loan {
     pub to: NodeId,
     /// Grows by one with each loan of the unit.
@@ -67,14 +67,14 @@ pub struct Loan {
 
 /// All loans of one network by one lender. Written by the lender only, fsynced before it is
 /// gossiped; a unit once lent stays listed, so that its `seq` is never forgotten.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct LoanRecord {
     #[serde(default, with = "pairs")]
     pub loans: BTreeMap<Unit, Loan>,
 }
 
 /// One unit as its borrower has it.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct Hold {
     /// The loan's turn that this hold answers.
     pub seq: u64,
@@ -85,7 +85,7 @@ pub struct Hold {
 
 /// What one host holds and has released of one network's space. Written by that host only,
 /// fsynced before it is gossiped.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct HoldRecord {
     #[serde(default, with = "pairs")]
     pub held: BTreeMap<Unit, Hold>,
@@ -95,7 +95,7 @@ pub struct HoldRecord {
 }
 
 /// What one host asks of the lenders of one network. Level-triggered: it stays until it is met.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct WantRecord {
     /// How many blocks the host would like to have on loan from each lender, in all.
     #[serde(default, with = "pairs")]
@@ -103,6 +103,10 @@ pub struct WantRecord {
     /// Fixed addresses that are asked for.
     #[serde(default)]
     pub addresses: BTreeSet<IpAddr>,
+    /// Families in which an endpoint waits for an address. Lenders meet these wants first, and
+    /// other hosts give up blocks for them that they only keep in reserve.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub urgent: BTreeSet<Family>,
 }
 
 /// Maps with structured keys, as lists of pairs: JSON keys are strings only.

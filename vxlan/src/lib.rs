@@ -1,1 +1,14 @@
+//! The plain data plane of one host: namespaces, links, FDB, neighbours, ports, uplinks and rules.
+//!
+//! State flows one way. The owner publishes a whole [`Desired`] state on a `watch` channel; one task
+//! per network and one for the host read the kernel, plan the difference (pure functions), apply
+//! it, and publish a [`Status`]. Everything in the kernel that is ours carries our mark, so that a
+//! restarted agent adopts what its predecessor left and writes only what differs.
 
+mod desired;
+mod port;
+mod status;
+
+pub use desired::{AddressPair, Desired, HostRules, OverlayNetwork, Port, Station, Uplink};
+pub use port::{AttachSpec, Attached, Prefix, Sandbox};
+pub use status::{NetworkStatus, Status, Table, TableStatus};

@@ -1,0 +1,111 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use weft_model::{EndpointId, Label, MacAddr, NetworkId, Vni, VtepAddr};
+
+use crate::Prefix;
+
+/// What the data plane of this host shall be: the whole of it, every time.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Desired {
+    /// The networks that have endpoints on this host or are wanted here for another reason.
+    ///
+    /// Shared pointers, so that publishing a change of one network costs nothing for the others.
+    pub networks: BTreeMap<NetworkId, Arc<OverlayNetwork>>,
+    pub host: HostRules,
+}
+
+/// One network as this host carries it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OverlayNetwork {
+    pub id: NetworkId,
+    /// For people; decides nothing.
+    pub name: Label,
+    pub vni: Vni,
+    /// Bytes: the MTU of bridge, VXLAN device and ports.
+    pub mtu: u16,
+    /// This host's VTEP. Its family is the family of every other VTEP of the network.
+    pub local: VtepAddr,
+    /// The UDP port of the VXLAN socket, the same on all hosts; usually 4789.
+    pub port: u16,
+    /// The anycast gateway's MAC, which is the bridge's on every host.
+    pub gateway_mac: MacAddr,
+    /// The anycast gateway's addresses with the prefix length of their subnet, one a family.
+    pub gateways: Vec<Prefix>,
+    /// No egress: never gets an uplink, even if `uplink` is set.
+    pub internal: bool,
+    /// Replicate broadcast and multicast to `flood`.
+    pub multicast: bool,
+    /// Stations on other hosts. A MAC that is also a local port's is ignored: the port wins.
+    pub remotes: BTreeMap<MacAddr, Station>,
+    /// Hosts that have endpoints in the network. Used only if `multicast` is set.
+    pub flood: BTreeSet<VtepAddr>,
+    /// What the local ports may send from. A port that was attached but is not listed here keeps
+    /// the addresses it was attached with; listing a port does not create it.
+    pub ports: BTreeMap<EndpointId, Port>,
+    /// The way out of the network; absent on internal networks.
+    pub uplink: Option<Uplink>,
+}
+
+/// A station behind another host's VTEP.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Station {
+    pub vtep: VtepAddr,
+    pub ips: BTreeSet<IpAddr>,
+}
+
+/// The identity of a local port: what its sandbox may use as source.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Port {
+    pub mac: MacAddr,
+    pub ips: BTreeSet<IpAddr>,
+}
+
+/// The addresses of the veth between a network's namespace and the host's.
+///
+/// The caller takes them from [`HostRules::uplink_pools`]; no two networks of a host may share a
+/// pair.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Uplink {
+    /// A /31 (RFC 3021).
+    pub v4: Option<AddressPair<Ipv4Addr>>,
+    /// A /127 (RFC 6164).
+    pub v6: Option<AddressPair<Ipv6Addr>>,
+}
+
+/// The two ends of an uplink.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct AddressPair<A> {
+    /// The end in the host's namespace: the network's default gateway.
+    pub host: A,
+    /// The end in the network's namespace: what its egress is translated to.
+    pub network: A,
+}
+
+/// What protects the host's namespace.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HostRules {
+    /// The UDP port of all VXLAN sockets of this cluster.
+    pub vxlan_port: u16,
+    /// This host's own VTEPs.
+    pub local: BTreeSet<VtepAddr>,
+    /// The VTEPs of present peers: nobody else's VXLAN packets are accepted.
+    pub vteps: BTreeSet<VtepAddr>,
+    /// The prefixes that all uplink pairs come from.
+    pub uplink_pools: Vec<IpNet>,
+}
+
+impl Default for HostRules {
+    fn default() -> Self {
+        Self {
+            vxlan_port: 4789,
+            local: BTreeSet::new(),
+            vteps: BTreeSet::new(),
+            uplink_pools: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+use std::{fmt, net::IpAddr, path::PathBuf};
+
+use weft_model::{EndpointId, MacAddr, NetworkId};
+
+/// An address and the prefix length of the subnet it lies in. Unlike `IpNet` the host bits matter.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Prefix {
+    pub ip: IpAddr,
+    /// Bits: up to 32 for IPv4, up to 128 for IPv6.
+    pub len: u8,
+}
+
+/// The network namespace that a port leads into.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Sandbox {
+    /// That of a process.
+    Pid(u32),
+    /// A bind mount of one, such as `/run/netns/web` or `/var/run/docker/netns/8940ce25c163`.
+    Path(PathBuf),
+    /// None yet: the port's inner end waits, down and without addresses, in the host's namespace
+    /// until an engine moves it into a sandbox. So Docker's remote drivers work.
+    Engine,
+}
+
+/// Asks for a sandbox to be connected to a network.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AttachSpec {
+    pub network: NetworkId,
+    pub endpoint: EndpointId,
+    pub sandbox: Sandbox,
+    /// The interface's name in the sandbox, at most 15 bytes; the first free `ethN` when absent.
+    /// With [`Sandbox::Engine`], its name while it waits in the host's namespace.
+    pub ifname: Option<String>,
+    pub mac: MacAddr,
+    /// The interface's addresses. With [`Sandbox::Engine`] the engine sets them.
+    pub addresses: Vec<Prefix>,
+    /// Default routes, one a family at most. Empty for a sandbox that has one already, on its
+    /// first network.
+    pub gateways: Vec<IpAddr>,
+    /// Bytes; the network's when absent.
+    pub mtu: Option<u16>,
+}
+
+/// A port as it was made, or found.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Attached {
+    /// The interface's name in the sandbox.
+    pub ifname: String,
+    /// The bridge port's name in the network's namespace.
+    pub host_ifname: String,
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip, self.len)
+    }
+}
+
+impl fmt::Display for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pid(pid) => write!(f, "process {pid}"),
+            Self::Path(path) => path.display().fmt(f),
+            Self::Engine => f.write_str("the engine's"),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use weft_model::{EndpointId, NetworkId};
+
+/// What the data plane holds and how it gets on, as last seen by its reconcilers.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Status {
+    /// Every network that has a namespace here, desired or left over.
+    pub networks: BTreeMap<NetworkId, NetworkStatus>,
+    /// The tables of the host's namespace.
+    pub host: BTreeMap<Table, TableStatus>,
+    /// Host settings that had to be changed, such as `net.ipv4.ip_forward=1`, since this start.
+    pub sysctls_changed: BTreeSet<String>,
+}
+
+/// One network's tables and ports.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct NetworkStatus {
+    /// The namespace's name under the runtime directory.
+    pub namespace: String,
+    /// False for a leftover: its namespace goes with its last port.
+    pub desired: bool,
+    pub tables: BTreeMap<Table, TableStatus>,
+    pub ports: BTreeSet<EndpointId>,
+}
+
+/// A kernel table with a reconciler of its own.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Table {
+    /// Bridge and VXLAN device.
+    Links,
+    /// The host ends of the ports.
+    Ports,
+    /// MAC → VTEP.
+    Fdb,
+    /// IP → MAC.
+    Neighbours,
+    /// The veth to the host's namespace, its addresses and routes.
+    Uplink,
+    /// nftables.
+    Rules,
+    /// Kernel settings.
+    Sysctls,
+}
+
+/// Counts since the agent's start; the label values of its metrics.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct TableStatus {
+    /// Operations applied.
+    pub applied: u64,
+    /// Of these, the ones that no change of the desired state had asked for: repairs.
+    pub drift: u64,
+    /// Operations or readings that failed.
+    pub failed: u64,
+    /// From the last change of the desired state to the pass that had nothing left to do.
+    pub lag: Option<Duration>,
+    /// Why the last pass was incomplete, if it was.
+    pub error: Option<String>,
+}
+
+impl Table {
+    /// The table's name as metrics and logs show it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Links => "links",
+            Self::Ports => "ports",
+            Self::Fdb => "fdb",
+            Self::Neighbours => "neighbours",
+            Self::Uplink => "uplink",
+            Self::Rules => "rules",
+            Self::Sysctls => "sysctls",
+        }
+    }
+}

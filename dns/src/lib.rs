@@ -1,1 +1,16 @@
+//! The resolver of one host: names of the overlay networks in, answers out, all else upstream.
+//!
+//! [`Directory`] is what the agent knows; [`answer()`] decides, without IO, what a query gets from
+//! it; [`Server`] serves the listeners of all networks; queries for other names go to the host's
+//! resolvers as they came.
 
+mod answer;
+mod counters;
+mod key;
+pub mod resolv_conf;
+mod reverse;
+mod zone;
+
+pub use answer::{Asker, Forward, Outcome, Reply, Transport, UDP_PAYLOAD, answer};
+pub use counters::{Counters, QueryCounts, Snapshot, UpstreamCounts};
+pub use zone::{Directory, Entry, NetworkNames};

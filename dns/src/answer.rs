@@ -130,6 +130,11 @@ pub(crate) fn truncated(query: &[u8]) -> Vec<u8> {
     without_records(query, OptRcode::NOERROR, true)
 }
 
+/// Whether the TC bit is set.
+pub(crate) fn is_truncated(reply: &[u8]) -> bool {
+    Message::from_slice(reply).is_ok_and(|message| message.header().tc())
+}
+
 fn without_records(packet: &[u8], rcode: OptRcode, truncated: bool) -> Vec<u8> {
     let Ok(query) = Query::parse(packet) else {
         return bare(packet, Rcode::FORMERR);

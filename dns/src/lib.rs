@@ -6,11 +6,18 @@
 
 mod answer;
 mod counters;
+mod gate;
 mod key;
 pub mod resolv_conf;
 mod reverse;
+mod server;
+mod tcp;
+mod udp;
+mod upstream;
 mod zone;
 
 pub use answer::{Asker, Forward, Outcome, Reply, Transport, UDP_PAYLOAD, answer};
 pub use counters::{Counters, QueryCounts, Snapshot, UpstreamCounts};
+pub use server::{Config, ListenError, Server, TcpLimits};
+pub use upstream::UpstreamLimits;
 pub use zone::{Directory, Entry, NetworkNames};

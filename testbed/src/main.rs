@@ -1,0 +1,2 @@
+//! `weft-testbed`: the demonstration, the benchmarks and the broom.
+fn main() {}

@@ -1,0 +1,217 @@
+use std::{
+    io::{ErrorKind, Read as _},
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{Container, pace};
+
+/// A raw ICMP socket in a container (RFC 792, RFC 4443 §4): echoes without a process each.
+#[derive(Debug)]
+pub struct Pinger {
+    socket: Socket,
+    target: IpAddr,
+    identifier: u16,
+}
+
+impl Pinger {
+    /// # Errors
+    ///
+    /// The container is gone, or has no address of the target's family.
+    pub fn open(from: &Container, target: IpAddr) -> anyhow::Result<Self> {
+        let (domain, protocol) = match target {
+            IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+            IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+        };
+        let socket = from.inside(|| Ok(Socket::new(domain, Type::RAW, Some(protocol))?))?;
+        socket
+            .connect(&SocketAddr::new(target, 0).into())
+            .with_context(|| format!("{} has no way to {target}", from.name()))?;
+        let identifier = (std::process::id() & 0xffff) as u16;
+        Ok(Self { socket, target, identifier })
+    }
+
+    /// Sends echo `sequence` and waits for its answer; `None` when there is none in time.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses to send; a host that cannot be reached counts as no answer.
+    pub fn echo(&self, sequence: u16, patience: Duration) -> anyhow::Result<Option<Duration>> {
+        let start = Instant::now();
+        self.send(sequence)?;
+        while let Some(left) = patience.checked_sub(start.elapsed()).filter(|left| !left.is_zero())
+        {
+            match self.receive(left)? {
+                Some(answered) if answered == sequence => return Ok(Some(start.elapsed())),
+                Some(_) | None => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn send(&self, sequence: u16) -> anyhow::Result<()> {
+        match self.socket.send(&echo_request(self.target, self.identifier, sequence)) {
+            Ok(_) => Ok(()),
+            Err(error) if is_unreachable(&error) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("cannot ping {}", self.target)),
+        }
+    }
+
+    /// The sequence number of the next answer, or `None` when none comes in time.
+    fn receive(&self, patience: Duration) -> anyhow::Result<Option<u16>> {
+        self.socket.set_read_timeout(Some(patience))?;
+        let mut buffer = [0; 2048];
+        match (&self.socket).read(&mut buffer) {
+            Ok(length) => Ok(self.answered(&buffer[..length])),
+            Err(error) if is_unreachable(&error) => Ok(None),
+            Err(error) => Err(error).context("cannot read a raw socket"),
+        }
+    }
+
+    fn answered(&self, packet: &[u8]) -> Option<u16> {
+        // IPv4 hands the packet over with its header, IPv6 without.
+        let (message, reply) = match self.target {
+            IpAddr::V4(_) => (packet.get(usize::from(packet.first()? & 0x0f) * 4..)?, 0),
+            IpAddr::V6(_) => (packet, 129),
+        };
+        let ours = *message.first()? == reply
+            && message.get(4..6)? == self.identifier.to_be_bytes().as_slice();
+        ours.then(|| Some(u16::from_be_bytes([*message.get(6)?, *message.get(7)?])))?
+    }
+}
+
+/// A ping in the background, an echo every so often.
+#[derive(Debug)]
+pub struct PingStream {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<anyhow::Result<u64>>,
+    receiver: JoinHandle<anyhow::Result<(u64, Duration)>>,
+}
+
+/// What became of a [`PingStream`].
+#[derive(Clone, Copy, Debug)]
+pub struct PingSummary {
+    pub sent: u64,
+    pub received: u64,
+    /// The longest time between two answers.
+    pub longest_gap: Duration,
+}
+
+impl PingSummary {
+    pub fn lost(&self) -> u64 {
+        self.sent.saturating_sub(self.received)
+    }
+}
+
+impl PingStream {
+    /// # Errors
+    ///
+    /// As [`Pinger::open`].
+    pub fn start(from: &Container, target: IpAddr, every: Duration) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let outgoing = Pinger::open(from, target)?;
+        let incoming = Pinger { socket: outgoing.socket.try_clone()?, ..outgoing };
+        incoming.socket.set_recv_buffer_size(1 << 22)?;
+        let stopped = Arc::clone(&stop);
+        let sender = thread::spawn(move || {
+            let start = Instant::now();
+            let mut sent: u64 = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                outgoing.send((sent & 0xffff) as u16)?;
+                sent += 1;
+                let due = every.saturating_mul(u32::try_from(sent).unwrap_or(u32::MAX));
+                pace(due.saturating_sub(start.elapsed()));
+            }
+            Ok(sent)
+        });
+        let stopped = Arc::clone(&stop);
+        let receiver = thread::spawn(move || {
+            let (mut received, mut longest, mut last) = (0, Duration::ZERO, Instant::now());
+            let mut silent_since_stop = 0;
+            // Half a second of silence after the last echo ends it.
+            while silent_since_stop < 5 {
+                match incoming.receive(Duration::from_millis(100))? {
+                    Some(_) => {
+                        received += 1;
+                        longest = longest.max(last.elapsed());
+                        last = Instant::now();
+                    }
+                    None if stopped.load(Ordering::Relaxed) => silent_since_stop += 1,
+                    None => {}
+                }
+            }
+            Ok((received, longest))
+        });
+        Ok(Self { stop, sender, receiver })
+    }
+
+    /// Stops sending, waits for the last answers and counts.
+    ///
+    /// # Errors
+    ///
+    /// A socket failed on the way.
+    pub fn stop(self) -> anyhow::Result<PingSummary> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = joined(self.sender)?;
+        let (received, longest_gap) = joined(self.receiver)?;
+        Ok(PingSummary { sent, received, longest_gap })
+    }
+}
+
+pub(crate) fn joined<T>(thread: JoinHandle<anyhow::Result<T>>) -> anyhow::Result<T> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn echo_request(target: IpAddr, identifier: u16, sequence: u16) -> Vec<u8> {
+    let kind = if target.is_ipv4() { 8 } else { 128 };
+    let mut message = vec![kind, 0, 0, 0];
+    message.extend(identifier.to_be_bytes());
+    message.extend(sequence.to_be_bytes());
+    message.extend([0; 48]);
+    // The kernel fills the checksum in for ICMPv6, which covers a pseudo-header.
+    if target.is_ipv4() {
+        let sum = checksum(&message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
+    message
+}
+
+/// The Internet checksum of an even number of bytes (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn is_unreachable(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock
+            | ErrorKind::TimedOut
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_of_a_checked_message_is_zero() {
+        let message = echo_request(IpAddr::from([10, 0, 0, 1]), 77, 3);
+        assert_eq!(checksum(&message), 0);
+    }
+}

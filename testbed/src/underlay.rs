@@ -1,0 +1,222 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::Context as _;
+
+use crate::{
+    command::Ran,
+    holder::{HOLD, Holder, network_namespace_of},
+};
+
+/// The address family of the underlay; one in a lab, so that nothing can quietly use the other.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Family {
+    #[default]
+    V4,
+    V6,
+}
+
+impl Family {
+    /// The underlay address of host `index`, counted from 1; 0 is the router's.
+    pub(crate) fn address(self, index: u8) -> IpAddr {
+        match (self, index) {
+            (Self::V4, 0) => Ipv4Addr::new(10, 99, 0, 1).into(),
+            (Self::V4, _) => Ipv4Addr::new(10, 99, 0, 10 + index).into(),
+            (Self::V6, 0) => Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 1, 0).into(),
+            (Self::V6, _) => {
+                Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(index)).into()
+            }
+        }
+    }
+
+    pub(crate) fn prefix_len(self) -> u8 {
+        match self {
+            Self::V4 => 24,
+            Self::V6 => 64,
+        }
+    }
+
+    /// What `ip address add` needs so that the address is usable at once.
+    fn nodad(self) -> &'static str {
+        match self {
+            Self::V4 => "",
+            Self::V6 => " nodad",
+        }
+    }
+}
+
+/// One Ethernet segment: a bridge in a namespace of its own, a port for each host.
+#[derive(Debug)]
+pub(crate) struct Underlay {
+    holder: Holder,
+    family: Family,
+    ports: BTreeMap<u8, Port>,
+}
+
+/// What happens to packets that a host sends.
+#[derive(Debug, Default)]
+struct Port {
+    drop_to: BTreeSet<IpAddr>,
+    loss_percent: u8,
+}
+
+impl Underlay {
+    /// When the lab's process ends, the holder removes `dir` too.
+    pub(crate) fn build(dir: &Path, family: Family) -> anyhow::Result<Self> {
+        let mut command = Command::new("unshare");
+        let address = family.address(0);
+        let length = family.prefix_len();
+        command.args(["--net", "bash", "-c", &format!("{SCRIPT}{HOLD}{FAREWELL}"), "underlay"]);
+        command.arg(format!("{address}/{length}")).arg(dir).arg(family.nodad());
+        let holder = Holder::start(command, &dir.join("underlay.log"))?;
+        Ok(Self { holder, family, ports: BTreeMap::new() })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.holder.pid()
+    }
+
+    pub(crate) fn namespace(&self) -> PathBuf {
+        network_namespace_of(self.pid())
+    }
+
+    /// Runs a shell script in the underlay's namespace.
+    pub(crate) fn sh(&self, script: &str) -> anyhow::Result<String> {
+        Ran::run(self.enter("sh", &["-ec", script]), script.to_owned())?.ok()
+    }
+
+    /// Gives the namespaces of process `pid` an `eth0` on the segment, with the same MAC each time.
+    pub(crate) fn plug(&mut self, index: u8, pid: u32, mtu_bytes: u16) -> anyhow::Result<()> {
+        let address = self.family.address(index);
+        let length = self.family.prefix_len();
+        let router = self.family.address(0);
+        let nodad = self.family.nodad();
+        self.sh(&format!(
+            "ip link add p{index} mtu {mtu_bytes} type veth \
+                peer name eth0 address 02:99:00:00:00:{index:02x} mtu {mtu_bytes} netns {pid}
+             ip link set p{index} master br0 up
+             nsenter --target {pid} --net ip -batch - <<END
+link set lo up
+link set eth0 up
+address add {address}/{length} dev eth0{nodad}
+route add default via {router} dev eth0
+END"
+        ))?;
+        self.ports.insert(index, Port::default());
+        self.apply()
+    }
+
+    /// Pulls or plugs the cable of a host: its interface loses its carrier and keeps its addresses.
+    pub(crate) fn set_link(&self, index: u8, up: bool) -> anyhow::Result<()> {
+        let state = if up { "up" } else { "down" };
+        self.sh(&format!("ip link set p{index} {state}")).map(drop)
+    }
+
+    /// Loses `percent` of the packets that a host sends.
+    pub(crate) fn set_loss(&mut self, index: u8, percent: u8) -> anyhow::Result<()> {
+        self.ports.entry(index).or_default().loss_percent = percent;
+        self.apply()
+    }
+
+    /// Drops, in both directions, what the hosts of one side send to those of the other.
+    pub(crate) fn separate(&mut self, one: &[u8], other: &[u8]) -> anyhow::Result<()> {
+        for (&a, &b) in one.iter().flat_map(|a| other.iter().map(move |b| (a, b))) {
+            let (to_a, to_b) = (self.family.address(a), self.family.address(b));
+            self.ports.entry(a).or_default().drop_to.insert(to_b);
+            self.ports.entry(b).or_default().drop_to.insert(to_a);
+        }
+        self.apply()
+    }
+
+    /// Ends every separation and every loss.
+    pub(crate) fn heal(&mut self) -> anyhow::Result<()> {
+        self.ports.values_mut().for_each(|port| *port = Port::default());
+        self.apply()
+    }
+
+    pub(crate) fn keep(&mut self) -> anyhow::Result<()> {
+        self.holder.keep()
+    }
+
+    fn apply(&self) -> anyhow::Result<()> {
+        let mut process = self
+            .enter("nft", &["-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("cannot start nft")?;
+        let script = script(&self.ports);
+        process.stdin.take().context("nft has no input")?.write_all(script.as_bytes())?;
+        let status = process.wait()?;
+        anyhow::ensure!(status.success(), "nft refuses the rules of the underlay:\n{script}");
+        Ok(())
+    }
+
+    fn enter(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.pid().to_string(), "--net", "--", program]).args(args);
+        command
+    }
+}
+
+/// Renders the whole table; replacing it is one transaction.
+///
+/// At the ports' ingress, because not every kernel can track or match addresses on a bridge.
+fn script(ports: &BTreeMap<u8, Port>) -> String {
+    let mut script = "table netdev underlay\ndelete table netdev underlay\n".to_owned();
+    script.push_str("table netdev underlay {\n");
+    for (index, Port { drop_to, loss_percent }) in ports {
+        let _ = writeln!(script, " chain p{index} {{");
+        let _ = writeln!(script, "  type filter hook ingress device p{index} priority 0;");
+        for address in drop_to {
+            let family = if address.is_ipv4() { "ip" } else { "ip6" };
+            let _ = writeln!(script, "  {family} daddr {address} drop");
+        }
+        // ARP is spared: a neighbour entry that fails would lose all for a while.
+        match loss_percent {
+            0 => {}
+            1..100 => {
+                let chance = format!("numgen random mod 100 < {loss_percent}");
+                let _ = writeln!(script, "  meta protocol {{ ip, ip6 }} {chance} drop");
+            }
+            100.. => script.push_str("  meta protocol { ip, ip6 } drop\n"),
+        }
+        script.push_str(" }\n");
+    }
+    script.push_str("}\n");
+    script
+}
+
+/// The bridge's MTU is set by hand, or it would follow that of its lowest port.
+const SCRIPT: &str = r#"
+set -eu
+ip link set lo up
+ip link add br0 mtu 1500 type bridge mcast_snooping 0
+ip link set br0 mtu 1500 up
+ip address add "$1" dev br0 $3
+echo "ready $$"
+"#;
+
+/// Hosts that end at the same moment may still write.
+const FAREWELL: &str = r#"
+for attempt in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$2" && break; sleep 0.2; done 2>/dev/null
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_separated_port_drops_by_address_and_a_lossy_one_by_chance() {
+        let cut = Port { drop_to: [Family::V4.address(2)].into(), loss_percent: 0 };
+        let lossy = Port { drop_to: BTreeSet::new(), loss_percent: 5 };
+        let script = script(&[(1, cut), (2, lossy)].into());
+        assert!(script.contains("device p1 priority 0;\n  ip daddr 10.99.0.12 drop"), "{script}");
+        assert!(script.contains("mod 100 < 5 drop"), "{script}");
+    }
+}

@@ -1,0 +1,117 @@
+//! The testbed keeps its own promises; no agent takes part.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::ensure;
+use weft_testbed::{
+    Capture, Flow, Lab, PingStream, Pinger, baseline::Baseline, eventually, sweep, throughput,
+    transfer,
+};
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[test]
+fn hosts_reach_each_other_until_cut_partitioned_or_powered_off() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(3).build()?;
+    let ping = |from: u8, to: u8| {
+        let target = lab.host(to).address().to_string();
+        lab.host(from).exec(&["ping", "-n", "-c1", "-W1", &target])?.ok()
+    };
+    ping(1, 2)?;
+    ping(2, 3)?;
+
+    lab.cut(3)?;
+    ensure!(ping(1, 3).is_err() && ping(1, 2).is_ok(), "the cut of h3 cuts h3 alone");
+    lab.mend(3)?;
+    eventually(SOON, "h3 is back", || ping(1, 3))?;
+
+    lab.partition(&[1], &[2, 3])?;
+    ensure!(ping(1, 2).is_err() && ping(3, 1).is_err() && ping(2, 3).is_ok(), "1 | 2 3");
+    lab.heal()?;
+    ping(1, 2)?;
+
+    lab.lose(1, 100)?;
+    ensure!(ping(1, 2).is_err(), "all is lost");
+    lab.heal()?;
+
+    lab.host(2).sh("echo kept >/var/lib/weft/file; echo gone >/run/file")?;
+    lab.host(2).power_off();
+    ensure!(ping(1, 2).is_err() && lab.host(2).namespace().is_err(), "h2 is off");
+    lab.power_on(2)?;
+    eventually(SOON, "h2 is back", || ping(1, 2))?;
+    ensure!(lab.host(2).sh("cat /var/lib/weft/file")? == "kept", "a disk outlives the power");
+    lab.host(2).sh("test ! -e /run/file")?;
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn a_host_sees_its_own_links_and_reaps_its_orphans() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(1).mtu(1, 1400).build()?;
+    let host = lab.host(1);
+    ensure!(host.sh("hostname")? == "h1", "a host has its name");
+    ensure!(host.sh("ls /sys/class/net | sort | xargs")? == "eth0 lo", "a host has its links");
+    ensure!(host.sh("cat /sys/class/net/eth0/mtu")? == "1400", "a host has its MTU");
+    host.sh("sh -c '(exit 3) & exit 0'")?;
+    eventually(SOON, "no zombie is left", || {
+        let states = host.sh("ps -e -o stat=")?;
+        ensure!(!states.contains('Z'), "{states}");
+        Ok(())
+    })?;
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn an_ipv6_underlay_has_no_ipv4_address() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(2).underlay_v6().build()?;
+    let other = lab.host(2).address().to_string();
+    lab.host(1).exec(&["ping", "-n", "-c1", "-W1", &other])?.ok()?;
+    ensure!(lab.host(1).sh("ip -4 -o address show eth0")?.is_empty(), "eth0 has IPv4");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn the_hand_made_overlay_carries_ping_tcp_and_nothing_in_the_clear() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(2).build()?;
+    let file = lab.dir().join("underlay.pcap");
+    let capture = Capture::start(&lab.underlay_namespace(), "p1", "ip", file)?;
+    let made = Baseline::build(&lab, 1450)?;
+
+    let round = Pinger::open(&made.one, made.address_of_other)?.echo(1, SOON)?;
+    ensure!(round.is_some(), "a raw echo is answered");
+    transfer(&made.one, &made.other, made.address_of_other, 1 << 20)?;
+    let pings = PingStream::start(&made.one, made.address_of_other, Duration::from_millis(1))?;
+    let flow =
+        Flow::start(&made.one, &made.other, made.address_of_other, Duration::from_millis(2))?;
+    let measured = throughput(&made.one, &made.other, made.address_of_other, 1)?;
+    let (pings, flow) = (pings.stop()?, flow.stop()?);
+    ensure!(measured.gigabits_per_second > 0.1, "{measured:?}");
+    ensure!(pings.sent > 500 && pings.lost() == 0, "{pings:?}");
+    ensure!(flow.sent_blocks > 200 && flow.sent_blocks == flow.received_blocks, "{flow:?}");
+
+    let clear = capture.stop("not udp port 4789")?;
+    ensure!(clear.is_empty(), "{clear:?}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn a_lab_leaves_nothing_behind() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(2).build()?;
+    let container = lab.host(1).container("c")?;
+    let dir = lab.dir().to_owned();
+    let namespace = container.namespace()?;
+    ensure!(dir.exists() && namespace.exists(), "the lab stands");
+    lab.finish();
+    ensure!(!dir.exists() && !namespace.exists(), "the lab is gone");
+    drop(container);
+
+    // Sweeping takes nothing that is alive.
+    let living = Lab::builder().hosts(1).build()?;
+    ensure!(!sweep()?.iter().any(|dir| dir == living.dir()), "a living lab was swept");
+    ensure!(Path::new(living.dir()).exists(), "a living lab was swept");
+    living.finish();
+    Ok(())
+}

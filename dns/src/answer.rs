@@ -10,8 +10,7 @@ use std::{net::IpAddr, time::Duration};
 
 use domain::{
     base::{
-        Message, MessageBuilder, Name, ParsedName, Question, RecordData, Rtype, Serial,
-        StaticCompressor, Ttl,
+        Message, MessageBuilder, Name, ParsedName, Question, Rtype, Serial, StaticCompressor, Ttl,
         header::HeaderSection,
         iana::{Class, Opcode, OptRcode, Rcode},
         message_builder::{AdditionalBuilder, AnswerBuilder, PushError},
@@ -394,7 +393,7 @@ impl Draft<'_> {
     fn push(
         &self,
         answer: &mut AnswerBuilder<Target>,
-        data: impl RecordData + ComposeRecordData,
+        data: impl ComposeRecordData,
     ) -> Result<(), PushError> {
         answer.push((self.query.question.qname(), Class::IN, self.ttl(), data))
     }

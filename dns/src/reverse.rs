@@ -20,9 +20,8 @@ impl Reverse {
     /// Reads the key of a reverse name; nothing if it is another name.
     pub(crate) fn parse(key: &Key) -> Option<Self> {
         let mut labels = key.labels();
-        let family = match (labels.next()?, labels.next()?) {
-            ("arpa", family @ ("in-addr" | "ip6")) => family,
-            _ => return None,
+        let ("arpa", family @ ("in-addr" | "ip6")) = (labels.next()?, labels.next()?) else {
+            return None;
         };
         let digits: Vec<&str> = labels.collect();
         let (range, used) = match family {

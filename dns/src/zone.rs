@@ -333,7 +333,7 @@ impl View<'_> {
         all
     }
 
-    /// Whether `key` is on the path to some name (RFC 8020): the network's own name, or `tasks`.
+    /// Whether some name lies below `key`, which so exists itself (RFC 8020 §2), as a network's does.
     fn exists(&self, key: &str) -> bool {
         self.networks.iter().any(|network| {
             network.has_below(key)

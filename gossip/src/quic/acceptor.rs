@@ -1,0 +1,144 @@
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use quinn::{Connection, Endpoint, Incoming, crypto::rustls::HandshakeData};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_model::NodeId;
+
+use super::{
+    clock::Clock,
+    enrolment::{self, Enrolment},
+    link::{Link, presented},
+    refusal::{Failure, FailureReason, Refusal},
+    router::Event,
+    timing::Timing,
+    tls::ALPN_JOIN,
+    traffic::Counters,
+};
+use crate::{Received, identity::Subject};
+
+/// What all tasks of one carrier share. Nothing in it is state of theirs.
+#[derive(Clone)]
+pub(super) struct Context {
+    pub(super) own: NodeId,
+    pub(super) endpoint: Endpoint,
+    pub(super) client: quinn::ClientConfig,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) inbound: mpsc::Sender<Received>,
+    pub(super) totals: Arc<Counters>,
+    pub(super) timing: Timing,
+    pub(super) clock: Clock,
+    pub(super) enrolment: Option<Arc<Enrolment>>,
+    pub(super) tracker: TaskTracker,
+    pub(super) stop: CancellationToken,
+}
+
+impl Context {
+    /// Dials `address`; the other side has not accepted us yet on return.
+    pub(super) async fn connect(&self, address: SocketAddr) -> Result<Link, Failure> {
+        let target = for_socket(address, &self.endpoint);
+        let connecting = self
+            .endpoint
+            .connect_with(self.client.clone(), target, SERVER_NAME)
+            .map_err(|error| Failure::new(FailureReason::Unreachable, error.to_string()))?;
+        let connection = connecting.await?;
+        Link::new(connection, self.clock.now()).map_err(|refusal| Failure::from(&refusal))
+    }
+}
+
+/// Takes in connections until the carrier stops.
+pub(super) async fn accept(context: Context) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_AT_ONCE));
+    loop {
+        let incoming = tokio::select! {
+            () = context.stop.cancelled() => return,
+            incoming = context.endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            incoming.ignore();
+            continue;
+        };
+        let pressed = handshakes.available_permits() < HANDSHAKES_AT_ONCE - UNPRESSED;
+        if pressed && !incoming.remote_address_validated() {
+            // RFC 9000 §8.1.2: whoever is to cost us more than a packet shows its address first.
+            // The client that cannot be answered dials again.
+            let _ = incoming.retry();
+            continue;
+        }
+        context.tracker.spawn(welcome(context.clone(), incoming, permit));
+    }
+}
+
+async fn welcome(context: Context, incoming: Incoming, permit: OwnedSemaphorePermit) {
+    let address = canonical(incoming.remote_address());
+    if let Err(failure) = admit(&context, incoming, address, permit).await {
+        // The router ends only when the carrier does.
+        let _ = context.events.send(Event::Failed { address, failure }).await;
+    }
+}
+
+async fn admit(
+    context: &Context,
+    incoming: Incoming,
+    address: SocketAddr,
+    permit: OwnedSemaphorePermit,
+) -> Result<(), Failure> {
+    let handshake = async { incoming.accept()?.await };
+    let connection = tokio::time::timeout(HANDSHAKE_LIMIT, handshake)
+        .await
+        .map_err(|_| Failure::timeout(HANDSHAKE_LIMIT))??;
+    drop(permit);
+
+    let certificate = presented(&connection).map_err(|refusal| refuse(&connection, &refusal))?;
+    let joining = protocol(&connection).is_some_and(|alpn| alpn == ALPN_JOIN);
+    match (certificate.subject(), joining) {
+        (Subject::Node { .. }, false) => {
+            let link = Link::new(connection.clone(), context.clock.now())
+                .map_err(|refusal| refuse(&connection, &refusal))?;
+            link.greet().await?;
+            // The router ends only when the carrier does.
+            let _ = context.events.send(Event::Arrived(address, link)).await;
+            Ok(())
+        }
+        (Subject::Joiner { token, .. }, true) => {
+            enrolment::serve(context, &connection, *token, certificate.public_key(), address).await;
+            Ok(())
+        }
+        (Subject::Node { .. } | Subject::Joiner { .. } | Subject::Authority, _) => {
+            Err(refuse(&connection, &Refusal::NotOfThisKind))
+        }
+    }
+}
+
+fn refuse(connection: &Connection, refusal: &Refusal) -> Failure {
+    connection.close(quinn::VarInt::from_u32(1), refusal.to_string().as_bytes());
+    Failure::from(refusal)
+}
+
+fn protocol(connection: &Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol
+}
+
+/// The address as operators write it: an IPv4 peer of a dual-stack socket is an IPv4 peer.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// The address as the socket wants it: one of IPv6 reaches IPv4 by mapped addresses.
+fn for_socket(address: SocketAddr, endpoint: &Endpoint) -> SocketAddr {
+    match (address, endpoint.local_addr()) {
+        (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => {
+            SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
+        }
+        (address, _) => address,
+    }
+}
+
+/// Not sent (there is no SNI), but quinn wants one.
+pub(super) const SERVER_NAME: &str = "weft";
+
+const HANDSHAKES_AT_ONCE: usize = 256;
+/// Below this number of open handshakes an address is believed.
+const UNPRESSED: usize = 32;
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(3);

@@ -1,0 +1,76 @@
+use std::time::Duration;
+
+/// The periods of a carrier. The defaults suit hosts of one site.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How long one attempt to reach a peer may take.
+    pub dial: Duration,
+    /// The longest wait between two attempts, while there is something to send.
+    pub retry: Duration,
+    /// The same where the other side refuses: what it objects to takes a person to change.
+    pub retry_refused: Duration,
+    /// How often an idle connection shows that it lives.
+    pub keep_alive: Duration,
+    /// Without any packet for so long a connection is lost.
+    pub silence: Duration,
+    /// The round trip to assume before one has been measured; retransmissions begin at about
+    /// three times that.
+    pub initial_rtt: Duration,
+    /// Without a message for so long a connection is closed, and without success a peer that
+    /// nothing more is sent to is given up.
+    pub idle: Duration,
+    /// How long a connection that is not needed next to another stays open for what is under way.
+    pub linger: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            dial: Duration::from_secs(1),
+            retry: Duration::from_millis(500),
+            retry_refused: Duration::from_secs(2),
+            keep_alive: Duration::from_secs(1),
+            silence: Duration::from_secs(4),
+            initial_rtt: Duration::from_millis(30),
+            idle: Duration::from_secs(60),
+            linger: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The wait before the next attempt: doubles from [`FIRST`] up to a limit, and is shortened by up
+/// to half so that many peers of one that returns do not come at the same moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BackOff {
+    attempts: u32,
+}
+
+impl BackOff {
+    /// The next wait; `chance` is drawn evenly from 0 to 1.
+    pub(super) fn next(&mut self, limit: Duration, chance: f64) -> Duration {
+        let full = FIRST.saturating_mul(1 << self.attempts.min(16)).min(limit);
+        self.attempts = self.attempts.saturating_add(1);
+        full.mul_f64(0.5 + 0.5 * chance.clamp(0.0, 1.0))
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.attempts = 0;
+    }
+}
+
+const FIRST: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_limit_and_begin_anew_after_success() {
+        let mut back_off = BackOff::default();
+        let limit = Duration::from_millis(500);
+        let waits: Vec<_> = (0..6).map(|_| back_off.next(limit, 1.0).as_millis()).collect();
+        assert_eq!(waits, [50, 100, 200, 400, 500, 500]);
+        back_off.reset();
+        assert_eq!(back_off.next(limit, 0.0), Duration::from_millis(25));
+    }
+}

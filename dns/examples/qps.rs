@@ -99,6 +99,10 @@ fn measure(
     for client in asking {
         rate += client.join().map_err(|_| "a client panicked")??;
     }
+    let counts = server.counters().snapshot().networks[&network];
+    if counts.answered < 2 * counts.nxdomain || counts.failed + counts.dropped > 0 {
+        return Err(format!("the answers were not what was asked for: {counts:?}").into());
+    }
     cancel.cancel();
     tracker.close();
     runtime.block_on(tracker.wait());

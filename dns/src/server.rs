@@ -68,7 +68,7 @@ pub struct Server {
     shared: Arc<Shared>,
     tracker: TaskTracker,
     cancel: CancellationToken,
-    listeners: BTreeMap<NetworkId, BTreeMap<SocketAddr, Listener>>,
+    listeners: BTreeMap<NetworkId, BTreeMap<ListenerKey, Listener>>,
 }
 
 impl Server {
@@ -109,6 +109,33 @@ impl Server {
         udp: std::net::UdpSocket,
         tcp: std::net::TcpListener,
     ) -> Result<SocketAddr, ListenError> {
+        self.serve(network, None, udp, tcp)
+    }
+
+    /// Serves one sandbox on a pair of sockets inside its own namespace, such as behind Docker's
+    /// 127.0.0.11. Whoever asks there is the sandbox with `address` in `network`, whatever the
+    /// source address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::listen`].
+    pub fn listen_in_sandbox(
+        &mut self,
+        network: NetworkId,
+        address: IpAddr,
+        udp: std::net::UdpSocket,
+        tcp: std::net::TcpListener,
+    ) -> Result<SocketAddr, ListenError> {
+        self.serve(network, Some(address), udp, tcp)
+    }
+
+    fn serve(
+        &mut self,
+        network: NetworkId,
+        sandbox: Option<IpAddr>,
+        udp: std::net::UdpSocket,
+        tcp: std::net::TcpListener,
+    ) -> Result<SocketAddr, ListenError> {
         let unusable = |source| ListenError::Socket { network, source };
         let address = udp.local_addr().map_err(unusable)?;
         udp.set_nonblocking(true).map_err(unusable)?;
@@ -117,12 +144,14 @@ impl Server {
         let tcp = TcpListener::from_std(tcp).map_err(unusable)?;
 
         let listeners = self.listeners.entry(network).or_default();
-        if listeners.contains_key(&address) {
+        let key = ListenerKey { sandbox, address };
+        if listeners.contains_key(&key) {
             return Err(ListenError::Served { network, address });
         }
         let listener = Listener { cancel: self.cancel.child_token(), tasks: TaskTracker::new() };
         let service = Service {
             network,
+            sandbox,
             counters: self.shared.counters.network(network),
             shared: self.shared.clone(),
             tasks: listener.tasks.clone(),
@@ -131,25 +160,38 @@ impl Server {
         listener.tasks.spawn(udp::serve(Arc::new(udp), service.clone()));
         listener.tasks.spawn(tcp::serve(tcp, service));
         self.tracker.spawn(listener.clone().ended());
-        listeners.insert(address, listener);
+        listeners.insert(key, listener);
         Ok(address)
     }
 
-    /// Stops serving `network`. When this returns its sockets are closed, those of connections
-    /// included, and its counts are gone.
+    /// Stops serving `network` and its sandboxes. When this returns the sockets are closed, those of
+    /// connections included, and the counts are gone.
     pub async fn unlisten(&mut self, network: NetworkId) {
         for listener in self.listeners.remove(&network).unwrap_or_default().into_values() {
-            listener.cancel.cancel();
-            listener.ended().await;
+            listener.stop().await;
         }
         self.shared.counters.forget(network);
+    }
+
+    /// Stops serving the sandbox with `address` in `network` inside its own namespace.
+    pub async fn unlisten_in_sandbox(&mut self, network: NetworkId, address: IpAddr) {
+        let Some(listeners) = self.listeners.get_mut(&network) else {
+            return;
+        };
+        let gone: Vec<_> =
+            listeners.keys().copied().filter(|key| key.sandbox == Some(address)).collect();
+        for key in gone {
+            if let Some(listener) = listeners.remove(&key) {
+                listener.stop().await;
+            }
+        }
     }
 
     /// The networks that are served, and on which addresses.
     pub fn listening(&self) -> impl Iterator<Item = (NetworkId, SocketAddr)> {
         self.listeners
             .iter()
-            .flat_map(|(network, listeners)| listeners.keys().map(|address| (*network, *address)))
+            .flat_map(|(network, listeners)| listeners.keys().map(|key| (*network, key.address)))
     }
 
     pub fn counters(&self) -> &Counters {
@@ -170,6 +212,13 @@ pub enum ListenError {
     Served { network: NetworkId, address: SocketAddr },
 }
 
+/// A pair of sockets. Sandboxes have the same addresses, each in its own namespace.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct ListenerKey {
+    sandbox: Option<IpAddr>,
+    address: SocketAddr,
+}
+
 /// The tasks of one pair of sockets.
 #[derive(Clone, Debug)]
 struct Listener {
@@ -178,6 +227,11 @@ struct Listener {
 }
 
 impl Listener {
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.ended().await;
+    }
+
     async fn ended(self) {
         self.cancel.cancelled().await;
         self.tasks.close();
@@ -199,6 +253,8 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     network: NetworkId,
+    /// Who asks, where that is known without looking at the source address.
+    sandbox: Option<IpAddr>,
     counters: Arc<QueryCounters>,
     shared: Arc<Shared>,
     pub(crate) tasks: TaskTracker,
@@ -231,7 +287,7 @@ impl Service {
 
     /// Takes a place for a connection; nothing if there is none left for this asker.
     pub(crate) fn admit_connection(&self, address: IpAddr) -> Option<Permit> {
-        let permit = self.shared.connections.admit(self.network, address.to_canonical());
+        let permit = self.shared.connections.admit(self.network, self.asker(address));
         if permit.is_none() {
             self.counters.connections_refused.increment();
         }
@@ -240,7 +296,7 @@ impl Service {
 
     /// Decides about a query and counts it.
     pub(crate) fn take(&self, packet: &[u8], address: IpAddr, transport: Transport) -> Step {
-        let address = address.to_canonical();
+        let address = self.asker(address);
         let directory = self.shared.directory.borrow().clone();
         let asker = Asker { network: self.network, address, transport };
         match answer(packet, &asker, &directory, self.shared.config.ttl, &mut rand::rng()) {
@@ -278,6 +334,10 @@ impl Service {
                 servfail(&forward.query)
             }
         }
+    }
+
+    fn asker(&self, source: IpAddr) -> IpAddr {
+        self.sandbox.unwrap_or(source).to_canonical()
     }
 
     fn count(&self, outcome: Outcome, truncated: bool) {

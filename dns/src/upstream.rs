@@ -6,9 +6,10 @@
 //! where resolvers on its loopback address can be reached.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -60,6 +61,8 @@ pub(crate) struct Upstream {
     limits: UpstreamLimits,
     gate: Gate,
     servers: watch::Receiver<Vec<SocketAddr>>,
+    /// When a server that has not answered since was last asked in vain.
+    silent: Mutex<BTreeMap<SocketAddr, Instant>>,
     counters: Arc<UpstreamCounters>,
 }
 
@@ -70,7 +73,7 @@ impl Upstream {
         counters: Arc<UpstreamCounters>,
     ) -> Self {
         let gate = Gate::new(limits.per_asker, limits.total);
-        Self { limits, gate, servers, counters }
+        Self { limits, gate, servers, silent: Mutex::default(), counters }
     }
 
     /// Takes a place among the queries under way; nothing if there is none left for this asker.
@@ -85,7 +88,8 @@ impl Upstream {
 
     /// Returns what an upstream server answers; nothing if none did in time.
     ///
-    /// The servers are asked in their order. One that fails (SERVFAIL, REFUSED, NOTIMP) is passed
+    /// The servers are asked in their order, except that one that was silent of late comes last: it
+    /// must not delay each query anew. One that fails (SERVFAIL, REFUSED, NOTIMP) is passed
     /// over; if no other answers, its reply is returned.
     pub(crate) async fn resolve(
         &self,
@@ -94,7 +98,7 @@ impl Upstream {
         _permit: Permit,
     ) -> Option<Vec<u8>> {
         let deadline = Instant::now() + self.limits.deadline;
-        let mut servers = self.servers.borrow().clone();
+        let mut servers = self.order(Instant::now());
         if servers.is_empty() {
             self.counters.without_server.increment();
         }
@@ -107,7 +111,9 @@ impl Upstream {
                     break;
                 }
                 let until = deadline.min(now + self.limits.attempt);
-                match self.attempt(server, &forward.query, transport, until).await {
+                let replied = self.attempt(server, &forward.query, transport, until).await;
+                self.remember(server, replied.is_some());
+                match replied {
                     Some(reply) if is_failure(&reply) => failure = failure.or(Some(reply)),
                     Some(reply) => return Some(fit(reply, forward)),
                     None => silent.push(server),
@@ -119,6 +125,24 @@ impl Upstream {
             servers = silent;
         }
         None
+    }
+
+    fn order(&self, now: Instant) -> Vec<SocketAddr> {
+        let mut servers = self.servers.borrow().clone();
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.retain(|server, since| {
+            servers.contains(server) && now.duration_since(*since) < SILENCE
+        });
+        servers.sort_by_key(|server| silent.contains_key(server));
+        servers
+    }
+
+    fn remember(&self, server: SocketAddr, replied: bool) {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        match replied {
+            true => drop(silent.remove(&server)),
+            false => drop(silent.insert(server, Instant::now())),
+        }
     }
 
     /// Asks one server once.
@@ -241,6 +265,8 @@ fn fit(reply: Vec<u8>, forward: &Forward) -> Vec<u8> {
     }
 }
 
+/// How long a silent server is asked after the others.
+const SILENCE: Duration = Duration::from_secs(30);
 const ID_LEN: usize = 2;
 const HEADER_LEN: usize = 12;
 /// More than what is asked for: a larger reply is cut off, and then made a truncated answer.

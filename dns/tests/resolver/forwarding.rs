@@ -8,8 +8,8 @@ use crate::{lab::*, service::*};
 /// Limits under which a test that waits for a timeout is quick.
 fn hasty() -> Config {
     let upstream = UpstreamLimits {
-        attempt: Duration::from_millis(100),
-        deadline: Duration::from_millis(350),
+        attempt: Duration::from_millis(300),
+        deadline: Duration::from_secs(10),
         ..UpstreamLimits::default()
     };
     Config { upstream, ..Config::default() }
@@ -22,7 +22,11 @@ async fn a_foreign_name_is_answered_by_the_upstream_server() {
     let packet = query("wWw.Example.com", Rtype::A);
 
     // A server that does not keep the spelling of the name.
-    let lower = |query: &[u8]| reply(&query.to_ascii_lowercase(), Rcode::NOERROR);
+    let lower = |query: &[u8]| {
+        let mut query = query.to_vec();
+        query[12..].make_ascii_lowercase();
+        reply(&query, Rcode::NOERROR)
+    };
     let (got, sent) = tokio::join!(bench.ask_udp(&packet), stub.serve_udp(lower));
     assert_eq!(line_of(&got), "192.0.2.1");
     assert_eq!(got[..2], packet[..2]);
@@ -106,6 +110,28 @@ async fn a_server_that_fails_or_is_silent_is_passed_over() {
 }
 
 #[tokio::test]
+async fn a_server_that_was_silent_delays_one_query_and_not_the_next() {
+    let (silent, good) = (Stub::start(), Stub::start());
+    let bench = Bench::start(hasty(), vec![silent.address, good.address]);
+    let packet = query("example.com", Rtype::A);
+    for _ in 0..3 {
+        let (got, _) = tokio::join!(
+            bench.ask_udp(&packet),
+            good.serve_udp(|query| reply(query, Rcode::NOERROR)),
+        );
+        assert_eq!(line_of(&got), "192.0.2.1");
+    }
+    assert_eq!(bench.server.counters().snapshot().upstream.timeouts, 1);
+
+    // It is still asked if the others say nothing.
+    let (got, _, _) = tokio::join!(bench.ask_udp(&packet), good.next_udp(), async {
+        silent.next_udp().await;
+        silent.serve_udp(|query| reply(query, Rcode::NOERROR)).await
+    },);
+    assert_eq!(line_of(&got), "192.0.2.1");
+}
+
+#[tokio::test]
 async fn if_all_servers_fail_the_client_gets_the_first_ones_reply() {
     let (first, second) = (Stub::start(), Stub::start());
     let bench = Bench::start(Config::default(), vec![first.address, second.address]);
@@ -119,7 +145,7 @@ async fn if_all_servers_fail_the_client_gets_the_first_ones_reply() {
 }
 
 #[tokio::test]
-async fn a_query_that_nobody_answers_fails_within_the_deadline() {
+async fn a_query_that_nobody_answers_fails_after_two_rounds() {
     let stub = Stub::start();
     let bench = Bench::start(hasty(), vec![stub.address]);
     let got = bench.ask_udp(&query_with_edns("example.com", Rtype::A, 1232, 0)).await;
@@ -130,6 +156,20 @@ async fn a_query_that_nobody_answers_fails_within_the_deadline() {
     assert_eq!(bench.server.counters().snapshot().upstream.timeouts, 2);
     let sent = [stub.next_udp().await.0, stub.next_udp().await.0];
     assert_eq!(sent[0][2..], sent[1][2..]);
+}
+
+#[tokio::test]
+async fn no_query_takes_longer_than_the_deadline() {
+    let stub = Stub::start();
+    let upstream = UpstreamLimits {
+        attempt: PATIENCE,
+        deadline: Duration::from_millis(100),
+        ..UpstreamLimits::default()
+    };
+    let bench = Bench::start(Config { upstream, ..Config::default() }, vec![stub.address; 3]);
+    let got = bench.ask_udp(&query("example.com", Rtype::A)).await;
+    assert_eq!(line_of(&got), "SERVFAIL");
+    assert_eq!(bench.server.counters().snapshot().upstream.timeouts, 1);
 }
 
 #[tokio::test]

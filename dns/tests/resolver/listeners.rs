@@ -189,6 +189,25 @@ async fn a_network_that_is_no_longer_served_has_no_socket_left() {
 }
 
 #[tokio::test]
+async fn in_a_sandbox_the_source_address_does_not_matter() {
+    let mut bench = Bench::start(Config::default(), vec![]);
+    let packet = query("db", Rtype::A);
+    assert_eq!(line_of(&bench.ask_udp(&packet).await), "10.32.0.9");
+
+    let [both, one] = ["10.32.0.2", "10.32.0.3"].map(|address| {
+        let (udp, tcp) = socket_pair();
+        bench.server.listen_in_sandbox(network(APP), ip(address), udp, tcp).unwrap()
+    });
+    assert_eq!(line_of(&within(ask_udp(both, &packet)).await), "10.32.0.9 10.33.0.9");
+    assert_eq!(line_of(&within(ask_udp(one, &packet)).await), "10.32.0.9");
+
+    within(bench.server.unlisten_in_sandbox(network(APP), ip("10.32.0.2"))).await;
+    drop(std::net::UdpSocket::bind(both).unwrap());
+    assert_eq!(line_of(&within(ask_udp(one, &packet)).await), "10.32.0.9");
+    assert_eq!(line_of(&bench.ask_udp(&packet).await), "10.32.0.9");
+}
+
+#[tokio::test]
 async fn an_address_is_served_once() {
     let mut bench = Bench::start(Config::default(), vec![]);
     let (udp, tcp) = socket_pair();

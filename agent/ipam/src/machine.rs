@@ -179,6 +179,11 @@ impl Ipam {
         self.saved = unsaved.state;
     }
 
+    /// The state as last saved: what a restart would go on from.
+    pub fn saved_state(&self) -> &State {
+        &self.saved
+    }
+
     /// This node's registers as last saved: what may be published.
     pub fn records(&self) -> Records<'_> {
         let State { loans, holds, wants, .. } = &self.saved;

@@ -1,0 +1,359 @@
+//! The machine under a model checker: every interleaving, within bounds, of two nodes, one
+//! lender, and gossip that is late, lost and out of order.
+
+use std::{
+    collections::BTreeMap,
+    hash::Hash,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use stateright::{Checker, HasDiscoveries, Model, Property};
+use weft_ipam::{Ask, Ipam, State, Timing, View, accepts};
+use weft_model::{
+    AddressGrant, EndpointId, Family, HoldRecord, LoanRecord, Network, NodeId, WantRecord,
+};
+
+const NODES: usize = 2;
+
+#[test]
+fn no_reachable_state_has_an_address_on_two_nodes() {
+    for asks in [[ANY, FIXED], [FIXED, ANY], [FIXED, FIXED]] {
+        let checker = check(Lending { asks, ..Lending::new() });
+        assert!(checker.state_count() < MOST_STATES, "the bounds leave out reachable states");
+        checker.assert_properties();
+    }
+}
+
+#[test]
+fn no_crash_puts_an_address_on_two_nodes() {
+    for crashes in [[1, 0], [0, 1]] {
+        let checker = check(Lending { crashes, ..Lending::new() });
+        checker.assert_properties();
+    }
+}
+
+#[test]
+fn a_lender_that_forgets_its_loans_is_caught() {
+    let forgets = Some(Forgets::Loans);
+    let checker = check(Lending { crashes: [1, 0], forgets, ..Lending::new() });
+    checker.assert_any_discovery(DUPLICATE);
+}
+
+/// Starts where node 1 has an address and the register that says so is on its way a second time.
+#[test]
+fn a_node_that_forgets_what_it_released_is_caught() {
+    let past = vec![
+        Act::Ask(1),
+        Act::Send { from: 1, to: 0 },
+        Act::Hear { from: 1, to: 0 },
+        Act::Send { from: 0, to: 1 },
+        Act::Hear { from: 0, to: 1 },
+        Act::Ask(1),
+        Act::Ask(0),
+        Act::Send { from: 0, to: 1 },
+    ];
+    let forgets = Some(Forgets::Released);
+    let checker = check(Lending { crashes: [0, 1], versions: 9, forgets, past, ..Lending::new() });
+    checker.assert_any_discovery(DUPLICATE);
+}
+
+fn check(lending: Lending) -> impl Checker<Lending> {
+    lending
+        .checker()
+        .target_state_count(MOST_STATES)
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join()
+}
+
+const MOST_STATES: usize = 60_000;
+const ANY: Ask = Ask::Any(Family::V4);
+const FIXED: Ask = Ask::Fixed(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 6)));
+const DUPLICATE: &str = "an address is in use on one node at most";
+
+/// What a broken node leaves out when it restarts.
+#[derive(Clone, Copy)]
+enum Forgets {
+    Released,
+    Loans,
+}
+
+struct Lending {
+    network: Arc<Network>,
+    /// What each node asks for.
+    asks: [Ask; NODES],
+    /// Crashes each node may have.
+    crashes: [u8; NODES],
+    /// Turns a unit may be lent.
+    turns: u64,
+    /// Times a node may publish.
+    versions: u64,
+    forgets: Option<Forgets>,
+    /// What has happened before the search begins.
+    past: Vec<Act>,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct Cluster {
+    hosts: Vec<Host>,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct Host {
+    ipam: Ipam,
+    running: Option<AddressGrant>,
+    crashes: u8,
+    published: Arc<Published>,
+    /// Of each other node, what was heard last and what is under way.
+    heard: BTreeMap<usize, Arc<Published>>,
+    coming: BTreeMap<usize, Arc<Published>>,
+}
+
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+struct Published {
+    version: u64,
+    loans: LoanRecord,
+    holds: HoldRecord,
+    wants: WantRecord,
+    running: Option<AddressGrant>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Act {
+    Ask(usize),
+    Stop(usize),
+    Step(usize),
+    Crash(usize),
+    /// A register leaves; whatever was under way is lost.
+    Send {
+        from: usize,
+        to: usize,
+    },
+    Hear {
+        from: usize,
+        to: usize,
+    },
+}
+
+impl Model for Lending {
+    type State = Cluster;
+    type Action = Act;
+
+    fn init_states(&self) -> Vec<Cluster> {
+        let host = |place| Host {
+            ipam: Ipam::new(self.network.clone(), node_id(place), TIMING),
+            running: None,
+            crashes: 0,
+            published: Arc::default(),
+            heard: BTreeMap::new(),
+            coming: BTreeMap::new(),
+        };
+        let start = Cluster { hosts: (0..NODES).map(host).collect() };
+        let act = |cluster, act: &Act| self.next_state(&cluster, act.clone()).unwrap();
+        vec![self.past.iter().fold(start, act)]
+    }
+
+    fn actions(&self, cluster: &Cluster, acts: &mut Vec<Act>) {
+        for (at, host) in cluster.hosts.iter().enumerate() {
+            match host.running {
+                None => acts.push(Act::Ask(at)),
+                Some(_) => acts.push(Act::Stop(at)),
+            }
+            acts.push(Act::Step(at));
+            if host.crashes < self.crashes[at] {
+                acts.push(Act::Crash(at));
+            }
+            for (from, other) in cluster.hosts.iter().enumerate().filter(|&(from, _)| from != at) {
+                let heard = host.heard.get(&from).map_or(0, |heard| heard.version);
+                let coming = host.coming.get(&from);
+                if coming.is_none() && other.published.version > heard {
+                    acts.push(Act::Send { from, to: at });
+                }
+                if coming.is_some() {
+                    acts.push(Act::Hear { from, to: at });
+                }
+            }
+        }
+    }
+
+    fn next_state(&self, before: &Cluster, act: Act) -> Option<Cluster> {
+        let mut cluster = before.clone();
+        match act {
+            Act::Ask(at) => {
+                let endpoint = endpoint_id(at);
+                let grant = cluster
+                    .with_view(at, |ipam, view| ipam.allocate(endpoint, self.asks[at], view, 0));
+                cluster.hosts[at].running = grant.ok();
+                cluster.publish(at);
+            }
+            Act::Stop(at) => {
+                cluster.hosts[at].running = None;
+                cluster.hosts[at].ipam.release(endpoint_id(at), 0);
+                cluster.publish(at);
+            }
+            Act::Step(at) => cluster.step(at),
+            Act::Crash(at) => {
+                let state = self.damaged(cluster.hosts[at].ipam.saved_state());
+                let host = &mut cluster.hosts[at];
+                host.crashes += 1;
+                host.heard.clear();
+                host.ipam =
+                    Ipam::restore(self.network.clone(), node_id(at), TIMING, state).unwrap();
+                cluster.publish(at);
+            }
+            Act::Send { from, to } => {
+                let register = cluster.hosts[from].published.clone();
+                cluster.hosts[to].coming.insert(from, register);
+            }
+            Act::Hear { from, to } => {
+                let host = &mut cluster.hosts[to];
+                let register = host.coming.remove(&from)?;
+                let heard = host.heard.get(&from).map_or(0, |heard| heard.version);
+                if register.version > heard {
+                    host.heard.insert(from, register);
+                    cluster.step(to);
+                }
+            }
+        }
+        (cluster != *before).then_some(cluster)
+    }
+
+    fn within_boundary(&self, cluster: &Cluster) -> bool {
+        let lent = cluster.hosts[0].published.loans.loans.values();
+        let few_turns = lent.map(|loan| loan.seq).all(|seq| seq <= self.turns);
+        few_turns && cluster.hosts.iter().all(|host| host.published.version <= self.versions)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::<Self>::always(DUPLICATE, |_, cluster| {
+                let in_use = cluster.hosts.iter().filter_map(|host| Some(host.running?.ip));
+                let mut in_use: Vec<IpAddr> = in_use.collect();
+                in_use.sort();
+                in_use.windows(2).all(|pair| pair[0] != pair[1])
+            }),
+            Property::<Self>::always(
+                "an observer has an address on one node",
+                |lending, cluster| {
+                    (0..NODES)
+                        .all(|at| cluster.accepted(lending, at).windows(2).all(|p| p[0] != p[1]))
+                },
+            ),
+            Property::<Self>::sometimes("an address changes hands", |_, cluster| {
+                let [first, second] = &cluster.hosts[..] else { return false };
+                let had = !first.published.holds.released.is_empty();
+                had && first.running.is_none() && second.running.is_some()
+            }),
+        ]
+    }
+}
+
+impl Lending {
+    /// A subnet of which only the address .6 can be given out.
+    fn new() -> Self {
+        let subnet: weft_model::Subnet = "10.0.0.0/29".parse().unwrap();
+        let taken = (2..6).map(|offset| subnet.nth(offset).unwrap());
+        let aux: BTreeMap<_, _> = taken.map(|ip| (ip.to_string(), ip)).collect();
+        let network = serde_json::json!({
+            "id": "0a".repeat(16), "name": "app", "vni": 5000,
+            "pools": [{"subnet": subnet, "gateway": subnet.first_host(), "aux": aux}],
+            "creator": node_id(0), "lenders": [node_id(0)],
+        });
+        Self {
+            network: Arc::new(serde_json::from_value(network).unwrap()),
+            asks: [ANY, ANY],
+            crashes: [0; NODES],
+            turns: 3,
+            versions: 7,
+            forgets: None,
+            past: Vec::new(),
+        }
+    }
+
+    fn damaged(&self, state: &State) -> State {
+        let mut file = serde_json::to_value(state).unwrap();
+        match self.forgets {
+            Some(Forgets::Released) => file["holds"]["released"] = serde_json::json!([]),
+            Some(Forgets::Loans) => file["loans"]["loans"] = serde_json::json!([]),
+            None => {}
+        }
+        serde_json::from_value(file).unwrap()
+    }
+}
+
+impl Cluster {
+    fn with_view<T>(&mut self, at: usize, act: impl FnOnce(&mut Ipam, &View<'_>) -> T) -> T {
+        let host = &mut self.hosts[at];
+        act(&mut host.ipam, &view(&host.heard))
+    }
+
+    fn step(&mut self, at: usize) {
+        let step = self.with_view(at, |ipam, view| ipam.step(view, 0));
+        if !step.fenced.is_empty() {
+            self.hosts[at].running = None;
+            self.hosts[at].ipam.release(endpoint_id(at), 0);
+        }
+        self.publish(at);
+    }
+
+    fn publish(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        if let Some(unsaved) = host.ipam.unsaved() {
+            host.ipam.saved(unsaved);
+        }
+        let records = host.ipam.records();
+        let old = &host.published;
+        let same = old.loans == *records.loans
+            && old.holds == *records.holds
+            && old.wants == *records.wants
+            && old.running == host.running;
+        if !same {
+            host.published = Arc::new(Published {
+                version: old.version + 1,
+                loans: records.loans.clone(),
+                holds: records.holds.clone(),
+                wants: records.wants.clone(),
+                running: host.running,
+            });
+        }
+    }
+
+    /// The addresses that `at` accepts, of any node, in order.
+    fn accepted(&self, lending: &Lending, at: usize) -> Vec<IpAddr> {
+        let mut known = self.hosts[at].heard.clone();
+        known.insert(at, self.hosts[at].published.clone());
+        let view = view(&known);
+        let mut accepted: Vec<IpAddr> = known
+            .iter()
+            .filter_map(|(&from, register)| Some((from, register.running?)))
+            .filter(|(from, grant)| accepts(&lending.network, node_id(*from), grant, &view))
+            .map(|(_, grant)| grant.ip)
+            .collect();
+        accepted.sort();
+        accepted
+    }
+}
+
+fn view(known: &BTreeMap<usize, Arc<Published>>) -> View<'_> {
+    let by_node = || known.iter().map(|(&from, register)| (node_id(from), register));
+    View {
+        loans: by_node().map(|(node, register)| (node, &register.loans)).collect(),
+        holds: by_node().map(|(node, register)| (node, &register.holds)).collect(),
+        wants: by_node().map(|(node, register)| (node, &register.wants)).collect(),
+        live: (0..NODES).map(node_id).collect(),
+        ..View::default()
+    }
+}
+
+fn node_id(place: usize) -> NodeId {
+    NodeId::from([place as u8 + 1; 16])
+}
+
+fn endpoint_id(place: usize) -> EndpointId {
+    EndpointId::from([place as u8 + 1; 16])
+}
+
+const TIMING: Timing =
+    Timing { rest: Duration::ZERO, idle: Duration::ZERO, patience: Duration::from_secs(1) };

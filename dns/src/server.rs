@@ -52,7 +52,7 @@ pub struct TcpLimits {
     pub total: usize,
     /// Queries of one connection that are under way upstream; the next is read when one is done.
     pub pipelined: usize,
-    /// How long a connection may be without a whole query, and a client without taking an answer.
+    /// How long a connection may be without a whole query, and a client may take for an answer.
     pub idle: Duration,
 }
 

@@ -59,7 +59,7 @@ struct Connection {
     pending: usize,
     replies: mpsc::Receiver<Vec<u8>>,
     reply: mpsc::Sender<Vec<u8>>,
-    /// When the connection is closed if neither a whole query nor a reply comes before.
+    /// When the connection is closed unless an answer was sent before or is awaited.
     deadline: Instant,
 }
 
@@ -109,7 +109,8 @@ impl Connection {
         let reads = !self.ended && self.pending < self.service.tcp_limits().pipelined;
         tokio::select! {
             () = self.service.cancel.cancelled() => Wake::Stop,
-            () = time::sleep_until(self.deadline) => Wake::Stop,
+            // What is under way upstream has a deadline of its own.
+            () = time::sleep_until(self.deadline), if self.pending == 0 => Wake::Stop,
             Some(reply) = self.replies.recv() => Wake::Reply(reply),
             read = self.stream.read_buf(&mut self.input), if reads => Wake::Read(read),
         }
@@ -130,7 +131,6 @@ impl Connection {
             let Some(query) = next_frame(&mut self.input) else {
                 return true;
             };
-            self.deadline = Instant::now() + self.service.tcp_limits().idle;
             let sent = match self.service.take(&query, self.from, Transport::Tcp) {
                 Step::Send(message) => self.send(&message).await,
                 // Whoever sends what is no query gets no second chance.

@@ -2,7 +2,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use domain::base::{Message, Rtype, iana::Rcode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use weft_dns::{Config, ListenError, TcpLimits};
+use weft_dns::{Config, ListenError, TcpLimits, UpstreamLimits};
 
 use crate::{lab::*, service::*};
 
@@ -115,6 +115,25 @@ async fn a_connection_without_a_whole_query_is_closed_however_many_bytes_drip() 
         }
     });
     assert!(matches!(ended.await, Ok(0) | Err(_)));
+}
+
+#[tokio::test]
+async fn a_connection_stays_while_an_answer_is_awaited_from_upstream() {
+    let (silent, good) = (Stub::start(), Stub::start());
+    let config = Config {
+        tcp: TcpLimits { idle: Duration::from_millis(50), ..TcpLimits::default() },
+        upstream: UpstreamLimits {
+            attempt: Duration::from_millis(500),
+            ..UpstreamLimits::default()
+        },
+        ..Config::default()
+    };
+    let bench = Bench::start(config, vec![silent.address, good.address]);
+    let packet = query("example.com", Rtype::A);
+    let (got, _) =
+        tokio::join!(bench.ask_tcp(&packet), good.serve_tcp(|query| reply(query, Rcode::NOERROR)),);
+    assert_eq!(line_of(&got), "192.0.2.1");
+    assert_eq!(bench.server.counters().snapshot().upstream.timeouts, 1);
 }
 
 #[tokio::test]

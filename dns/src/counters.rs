@@ -41,8 +41,8 @@ macro_rules! counts {
 }
 
 counts! {
-    /// What became of the queries of one network. Each query is counted once, `truncated` and
-    /// `connections_refused` apart.
+    /// What became of the queries of one network. Each query is counted once, except where a field
+    /// says otherwise.
     QueryCounts, QueryCounters {
         /// With records of ours.
         answered,
@@ -56,7 +56,8 @@ counts! {
         refused,
         /// SERVFAIL: no upstream server answered, a limit was reached, or the network is unknown.
         failed,
-        /// Not answered at all: no query, or the socket took no more.
+        /// Without an answer: what came was no query, or the socket took no more (those are counted
+        /// above as well).
         dropped,
         /// UDP answers, counted above as well, that told the client to come by TCP.
         truncated,

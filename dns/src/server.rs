@@ -164,8 +164,8 @@ impl Server {
         Ok(address)
     }
 
-    /// Stops serving `network` and its sandboxes. When this returns the sockets are closed, those of
-    /// connections included, and the counts are gone.
+    /// Stops serving `network` and its sandboxes. When this returns all sockets are closed, also
+    /// those of connections, and the counts are gone.
     pub async fn unlisten(&mut self, network: NetworkId) {
         for listener in self.listeners.remove(&network).unwrap_or_default().into_values() {
             listener.stop().await;

@@ -128,13 +128,9 @@ impl NetworkNames {
 
     /// Whether some name lies below `key`.
     fn has_below(&self, key: &str) -> bool {
-        let from = self.spans.partition_point(|span| span.key(&self.text) <= key);
-        // Between a key and what lies below it there can be others: `a-b` sorts before `a.b`.
-        self.spans[from..]
-            .iter()
-            .map(|span| span.key(&self.text))
-            .take_while(|name| name.starts_with(key))
-            .any(|name| name.as_bytes().get(key.len()) == Some(&b'.'))
+        let parent = format!("{key}.");
+        let from = self.spans.partition_point(|span| span.key(&self.text) < parent.as_str());
+        self.spans.get(from).is_some_and(|span| span.key(&self.text).starts_with(&parent))
     }
 
     fn canonical(&self, ip: IpAddr) -> Option<&DnsName> {
@@ -333,7 +329,8 @@ impl View<'_> {
         all
     }
 
-    /// Whether some name lies below `key`, which so exists itself (RFC 8020 §2), as a network's does.
+    /// Whether some name lies below `key`, so that it exists itself (RFC 8020 §2). Of a network's own
+    /// name that is always said.
     fn exists(&self, key: &str) -> bool {
         self.networks.iter().any(|network| {
             network.has_below(key)

@@ -5,10 +5,34 @@
 //! it, and publish a [`Status`]. Everything in the kernel that is ours carries our mark, so that a
 //! restarted agent adopts what its predecessor left and writes only what differs.
 
+mod attach;
+mod board;
 mod desired;
+mod events;
+mod fdb;
+mod host;
+mod link;
+mod links;
+mod namespace;
+mod neighbours;
+mod netlink;
+mod network;
+mod nft;
+mod plane;
 mod port;
+mod ports;
+mod rules;
 mod status;
+mod sysctl;
+mod table;
+mod task;
+mod uplink;
 
+pub use attach::AttachError;
 pub use desired::{AddressPair, Desired, HostRules, OverlayNetwork, Port, Station, Uplink};
+pub use namespace::{Namespace, NamespaceError, namespace_name};
+pub use netlink::NetlinkError;
+pub use plane::{Config, DataPlane, DetachError, Gone, StartError};
 pub use port::{AttachSpec, Attached, Prefix, Sandbox};
 pub use status::{NetworkStatus, Status, Table, TableStatus};
+pub use table::KernelError;

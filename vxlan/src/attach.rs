@@ -1,0 +1,269 @@
+//! Connects a sandbox to a network: one veth, made whole or not at all.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv6Addr, SocketAddrV6},
+    os::fd::AsRawFd,
+};
+
+use netlink_packet_route::link::LinkAttribute;
+use nix::errno::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+use weft_model::{EndpointId, MacAddr, NetworkId};
+
+use crate::{
+    AttachSpec, NamespaceError, NetlinkError, Port, Prefix, Sandbox,
+    link::{self, Link},
+    namespace::Namespace,
+    netlink::Netlink,
+    ports,
+    table::KernelError,
+};
+
+/// Why a sandbox could not be connected. Nothing of the attempt is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error("network {network} is not among those that this host carries")]
+    UnknownNetwork { network: NetworkId },
+    #[error("network {network} is not ready on this host: {reason}")]
+    NotReady { network: NetworkId, reason: String },
+    #[error("{ifname:?} is no interface name: give 1 to 15 characters without slash or space")]
+    InvalidIfname { ifname: String },
+    #[error("the sandbox of endpoint {endpoint} cannot be used")]
+    Sandbox { endpoint: EndpointId, source: NamespaceError },
+    #[error("{sandbox} is the host's own network namespace: run the container with a private one")]
+    HostSandbox { sandbox: Sandbox },
+    #[error("the sandbox {sandbox} already has an interface {ifname}: choose another name")]
+    IfnameTaken { sandbox: Sandbox, ifname: String },
+    #[error(
+        "the sandbox {sandbox} already has a default route via {existing}: attach without {gateway}"
+    )]
+    DefaultRouteTaken { sandbox: Sandbox, gateway: IpAddr, existing: IpAddr },
+    #[error("failed to {step} for endpoint {endpoint}")]
+    Kernel { step: &'static str, endpoint: EndpointId, source: KernelError },
+    #[error("the data plane has stopped")]
+    Stopped,
+}
+
+/// The two ends of a port.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    /// The sandbox, or the host's namespace while the sandbox is the engine's affair.
+    far: Namespace,
+    pub(crate) ifname: String,
+    pub(crate) host_ifname: String,
+    /// Whether it was made just now.
+    pub(crate) new: bool,
+}
+
+impl Wire {
+    /// Finds the port, or makes it: the near end in the network's namespace, labelled and down, the
+    /// far end born in the sandbox.
+    pub(crate) fn ensure(
+        spec: &AttachSpec,
+        mtu: u16,
+        near: &mut Netlink,
+        host: &Namespace,
+    ) -> Result<Self, AttachError> {
+        let far = open_sandbox(spec, host)?;
+        let host_ifname = ports::host_name(spec.endpoint);
+        let failed = |step| kernel(spec.endpoint, step);
+        let mut netlink = Netlink::open(&far).map_err(failed("open the sandbox's netlink"))?;
+
+        let found = near.links().map_err(failed("list the ports"))?.remove(&host_ifname);
+        if let Some(near_end) = found {
+            let links = netlink.links().map_err(failed("list the sandbox's interfaces"))?;
+            match links.into_values().find(|link| is_far_end(link, &near_end, spec.mac)) {
+                Some(Link { name: ifname, .. }) => {
+                    return Ok(Self { far, ifname, host_ifname, new: false });
+                }
+                // The engine has moved it, which is what it waited for.
+                None if spec.sandbox == Sandbox::Engine => {
+                    let ifname = spec.ifname.clone().unwrap_or_else(|| waiting_name(spec.endpoint));
+                    return Ok(Self { far, ifname, host_ifname, new: false });
+                }
+                // The endpoint has another sandbox now.
+                None => near.delete_link(&host_ifname).map_err(failed("replace the port"))?,
+            }
+        }
+
+        loop {
+            let links = netlink.links().map_err(failed("list the sandbox's interfaces"))?;
+            let ifname = choose_name(spec, &links)?;
+            match create(spec, mtu, near, &host_ifname, &far, &ifname) {
+                Ok(()) => return Ok(Self { far, ifname, host_ifname, new: true }),
+                // Somebody else took the name since.
+                Err(error) if error.errno() == Some(Errno::EEXIST) && spec.ifname.is_none() => {}
+                Err(error) => {
+                    // The label may have failed after the pair was made.
+                    let _ = near.delete_link(&host_ifname);
+                    return Err(failed("create the port")(error));
+                }
+            }
+        }
+    }
+
+    /// Gives the far end its addresses and routes, and takes it up. Nothing to do if the sandbox
+    /// is the engine's affair.
+    pub(crate) fn furnish(&self, spec: &AttachSpec) -> Result<(), AttachError> {
+        if spec.sandbox == Sandbox::Engine {
+            return Ok(());
+        }
+        let failed = |step| kernel(spec.endpoint, step);
+        let mut netlink = Netlink::open(&self.far).map_err(failed("open the sandbox's netlink"))?;
+        let index = netlink.index(&self.ifname).map_err(failed("find the interface"))?;
+        netlink.set_up("lo").map_err(failed("take up the loopback interface"))?;
+        self.announce_when_up();
+        for &prefix in &spec.addresses {
+            netlink.add_address(index, prefix).map_err(failed("add the address"))?;
+        }
+        netlink.set_up(&self.ifname).map_err(failed("take up the interface"))?;
+        for &gateway in &spec.gateways {
+            self.route(spec, &mut netlink, index, gateway)?;
+        }
+        self.advertise(spec, index);
+        Ok(())
+    }
+
+    fn route(
+        &self,
+        spec: &AttachSpec,
+        netlink: &mut Netlink,
+        index: u32,
+        gateway: IpAddr,
+    ) -> Result<(), AttachError> {
+        let failed = kernel(spec.endpoint, "add the default route");
+        let routes = netlink.default_routes().map_err(kernel(spec.endpoint, "list the routes"))?;
+        match routes.iter().find(|(ip, _)| ip.is_ipv4() == gateway.is_ipv4()) {
+            Some((existing, by)) if *existing == gateway && *by == index => Ok(()),
+            Some((existing, _)) => Err(AttachError::DefaultRouteTaken {
+                sandbox: spec.sandbox.clone(),
+                gateway,
+                existing: *existing,
+            }),
+            None => netlink.add_default_route(index, gateway, false).map_err(failed),
+        }
+    }
+
+    /// Lets the kernel send a gratuitous ARP when the interface comes up, so that local
+    /// neighbours forget who had the address before.
+    fn announce_when_up(&self) {
+        let path = format!("/proc/sys/net/ipv4/conf/{}/arp_notify", self.ifname);
+        let written: Result<(), NamespaceError> = self.far.run(|| {
+            if let Err(error) = fs::write(&path, "1") {
+                tracing::debug!(%error, path, "the port will not announce itself");
+            }
+            Ok(())
+        });
+        if let Err(error) = written {
+            tracing::debug!(%error, "the port will not announce itself");
+        }
+    }
+
+    /// Sends an unsolicited neighbour advertisement for each IPv6 address (RFC 4861 §7.2.6). The
+    /// kernel has no switch for addresses that skip duplicate detection.
+    fn advertise(&self, spec: &AttachSpec, index: u32) {
+        for prefix in &spec.addresses {
+            let IpAddr::V6(ip) = prefix.ip else { continue };
+            let sent: Result<(), NetlinkError> =
+                self.far.run(|| Ok(send_advertisement(ip, spec.mac, index)?));
+            if let Err(error) = sent {
+                tracing::debug!(%error, %ip, "the address was not advertised");
+            }
+        }
+    }
+}
+
+fn open_sandbox(spec: &AttachSpec, host: &Namespace) -> Result<Namespace, AttachError> {
+    let opened = match &spec.sandbox {
+        Sandbox::Engine => return Ok(host.clone()),
+        Sandbox::Pid(pid) => Namespace::of_process(*pid),
+        Sandbox::Path(path) => Namespace::open(path),
+    };
+    let far = opened.map_err(|source| AttachError::Sandbox { endpoint: spec.endpoint, source })?;
+    match far.is(host) {
+        true => Err(AttachError::HostSandbox { sandbox: spec.sandbox.clone() }),
+        false => Ok(far),
+    }
+}
+
+/// Whether `link` is the other end of `near`. Indexes of another namespace may coincide, so the
+/// MAC has its say.
+fn is_far_end(link: &Link, near: &Link, mac: MacAddr) -> bool {
+    near.peer == Some(link.index) && link.peer == Some(near.index) && link.mac == mac.octets()
+}
+
+fn choose_name(spec: &AttachSpec, taken: &BTreeMap<String, Link>) -> Result<String, AttachError> {
+    let wanted = match (&spec.ifname, &spec.sandbox) {
+        (Some(name), _) => name.clone(),
+        (None, Sandbox::Engine) => waiting_name(spec.endpoint),
+        (None, _) => {
+            let free = (0u32..).map(|n| format!("eth{n}")).find(|name| !taken.contains_key(name));
+            return Ok(free.expect("there are fewer interfaces than numbers"));
+        }
+    };
+    let odd = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    match () {
+        () if wanted.is_empty() || wanted.len() > 15 => {
+            Err(AttachError::InvalidIfname { ifname: wanted })
+        }
+        () if wanted == "." || wanted == ".." || wanted.contains(odd) => {
+            Err(AttachError::InvalidIfname { ifname: wanted })
+        }
+        () if taken.contains_key(&wanted) => {
+            Err(AttachError::IfnameTaken { sandbox: spec.sandbox.clone(), ifname: wanted })
+        }
+        () => Ok(wanted),
+    }
+}
+
+/// The far end's name until an engine renames it.
+fn waiting_name(endpoint: EndpointId) -> String {
+    format!("wfp{}", endpoint.short())
+}
+
+fn create(
+    spec: &AttachSpec,
+    mtu: u16,
+    near: &mut Netlink,
+    host_ifname: &str,
+    far: &Namespace,
+    ifname: &str,
+) -> Result<(), NetlinkError> {
+    let mtu = LinkAttribute::Mtu(spec.mtu.unwrap_or(mtu).into());
+    let mut peer = link::named(ifname);
+    peer.attributes.extend([
+        LinkAttribute::Address(spec.mac.octets().to_vec()),
+        mtu.clone(),
+        LinkAttribute::NetNsFd(far.file().as_raw_fd()),
+    ]);
+    let mut message = link::veth(host_ifname, peer);
+    message.attributes.push(mtu);
+    near.create_link(message)?;
+    let port = Port { mac: spec.mac, ips: spec.addresses.iter().map(|p: &Prefix| p.ip).collect() };
+    let alias = LinkAttribute::IfAlias(ports::alias(spec.endpoint, &port));
+    near.change_link(host_ifname, vec![alias, link::no_address_generation()])
+}
+
+fn send_advertisement(ip: Ipv6Addr, mac: MacAddr, index: u32) -> std::io::Result<()> {
+    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
+    socket.set_multicast_if_v6(index)?;
+    // Anything less is ignored (RFC 4861 §7.1.2).
+    socket.set_multicast_hops_v6(255)?;
+    socket.bind(&SocketAddrV6::new(ip, 0, 0, 0).into())?;
+    const OVERRIDE: u8 = 0x20;
+    const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
+    // Type 136, code 0; the kernel fills in the checksum.
+    let mut packet = vec![136, 0, 0, 0, OVERRIDE, 0, 0, 0];
+    packet.extend(ip.octets());
+    packet.extend([TARGET_LINK_LAYER_ADDRESS, 1]);
+    packet.extend(mac.octets());
+    let all_nodes = SocketAddrV6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0, 0, index);
+    socket.send_to(&packet, &all_nodes.into())?;
+    Ok(())
+}
+
+fn kernel(endpoint: EndpointId, step: &'static str) -> impl FnOnce(NetlinkError) -> AttachError {
+    move |source| AttachError::Kernel { step, endpoint, source: source.into() }
+}

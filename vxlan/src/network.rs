@@ -1,0 +1,250 @@
+//! One network's namespace: everything in it, brought to the desired state.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use weft_model::{EndpointId, NetworkId};
+
+use crate::{
+    AttachSpec, Attached, OverlayNetwork, Port, Table,
+    attach::{AttachError, Wire},
+    fdb::{self, Fdb, KernelFdb},
+    links::{self, BRIDGE, KernelLinks, Links, TUNNEL},
+    namespace::{Directory, Namespace, namespace_name},
+    neighbours::{self, KernelNeighbours, Neighbours},
+    netlink::{Netlink, NetlinkError},
+    ports::{self, KernelPorts, Ports},
+    rules::{self, Loaded, NETWORK_TABLES, Ruleset},
+    sysctl::{self, KernelSettings},
+    table::{Chain, KernelError, KernelTable, Pass, reconcile},
+    uplink::{self, KernelUplink, UplinkState},
+};
+
+/// What a pass needs to know.
+#[derive(Clone, Debug)]
+pub(crate) struct Goal<'a> {
+    pub(crate) network: &'a OverlayNetwork,
+    pub(crate) pools: &'a [IpNet],
+    /// Read the tables that only another process can have changed, too.
+    pub(crate) thorough: bool,
+}
+
+/// The passes over a network's tables.
+pub(crate) type Passes = BTreeMap<Table, Pass>;
+
+/// The namespace of one network and the sockets into it.
+#[derive(Debug)]
+pub(crate) struct NetworkKernel {
+    pub(crate) id: NetworkId,
+    pub(crate) namespace: Namespace,
+    host_namespace: Namespace,
+    inside: Netlink,
+    host: Netlink,
+    loaded: Loaded,
+    settled: bool,
+}
+
+impl NetworkKernel {
+    /// Opens the network's namespace, or makes it if it is `wanted`.
+    pub(crate) fn open(
+        id: NetworkId,
+        directory: &Directory,
+        host_namespace: &Namespace,
+        wanted: bool,
+    ) -> Result<Self, KernelError> {
+        let name = namespace_name(id);
+        let namespace = match wanted {
+            true => directory.ensure(&name)?.0,
+            false => directory.open(&name)?,
+        };
+        Ok(Self {
+            id,
+            inside: Netlink::open(&namespace)?,
+            host: Netlink::open(host_namespace)?,
+            namespace,
+            host_namespace: host_namespace.clone(),
+            loaded: Loaded::default(),
+            settled: false,
+        })
+    }
+
+    /// One pass over all tables, in the order in which they build on each other.
+    pub(crate) fn reconcile(&mut self, goal: &Goal<'_>) -> Passes {
+        let Goal { network, pools, thorough } = *goal;
+        let mut passes = Passes::new();
+
+        let wanted = Links::of(network);
+        let mut kernel = KernelLinks {
+            namespace: &self.namespace,
+            inside: &mut self.inside,
+            host: &mut self.host,
+        };
+        passes.insert(Table::Links, reconcile(&mut kernel, |found| links::plan(&wanted, found)));
+
+        let mut kernel = KernelPorts(&mut self.inside);
+        let pass = reconcile(&mut kernel, |found| ports::plan(&network.ports, found));
+        passes.insert(Table::Ports, pass);
+        let ports = match self.ports() {
+            Ok(ports) => ports,
+            // Without them nothing below is safe to plan: it would take the ports for gone.
+            Err(source) => {
+                let error = crate::table::TableError::Read { table: Table::Ports.as_str(), source };
+                passes.entry(Table::Ports).or_default().errors.push(error);
+                return passes;
+            }
+        };
+
+        let (wanted_fdb, wanted_neighbours) = destinations(network, &ports);
+        let mut kernel = KernelFdb(&mut self.inside);
+        passes.insert(Table::Fdb, reconcile(&mut kernel, |found| fdb::plan(&wanted_fdb, found)));
+        let mut kernel = KernelNeighbours(&mut self.inside);
+        let pass = reconcile(&mut kernel, |found| neighbours::plan(&wanted_neighbours, found));
+        passes.insert(Table::Neighbours, pass);
+
+        if thorough || !self.settled {
+            let mut kernel = KernelSettings::of_network(&self.namespace);
+            let wanted = sysctl::network();
+            let pass = reconcile(&mut kernel, |found| sysctl::plan(&wanted, found));
+            passes.insert(Table::Sysctls, pass);
+        }
+
+        // Before the uplink: a way out that nothing guards must not exist.
+        let identities = ports.values().map(|port| (port.name.clone(), port.identity.clone()));
+        let ruleset = Ruleset::of_network(network, pools, &identities.collect());
+        if thorough || !self.loaded.is(&ruleset) {
+            let pass =
+                rules::reconcile(&self.namespace, NETWORK_TABLES, &mut self.loaded, &ruleset);
+            passes.insert(Table::Rules, pass);
+        }
+
+        let wanted = UplinkState::of(network);
+        let mut kernel = KernelUplink {
+            network: self.id,
+            namespace: &self.namespace,
+            inside: &mut self.inside,
+            host: &mut self.host,
+        };
+        passes.insert(Table::Uplink, reconcile(&mut kernel, |found| uplink::plan(&wanted, found)));
+
+        self.settled = passes.values().all(|pass| pass.errors.is_empty());
+        passes
+    }
+
+    /// The ports that are there.
+    pub(crate) fn ports(&mut self) -> Result<Ports, KernelError> {
+        KernelPorts(&mut self.inside).read()
+    }
+
+    /// The endpoints whose ports are there.
+    pub(crate) fn endpoints(&mut self) -> Result<BTreeSet<EndpointId>, KernelError> {
+        Ok(self.ports()?.into_keys().collect())
+    }
+
+    /// Connects a sandbox. Runs the passes that protect the port before the sandbox can send.
+    pub(crate) fn attach(
+        &mut self,
+        goal: &Goal<'_>,
+        spec: &AttachSpec,
+    ) -> (Result<Attached, AttachError>, Passes) {
+        let ready = self.reconcile(goal);
+        if let Some(error) = ready.get(&Table::Links).and_then(|pass| pass.errors.first()) {
+            let reason = Chain(error).to_string();
+            return (Err(AttachError::NotReady { network: self.id, reason }), ready);
+        }
+        let wire = Wire::ensure(spec, goal.network.mtu, &mut self.inside, &self.host_namespace);
+        let wire = match wire {
+            Ok(wire) => wire,
+            Err(error) => return (Err(error), ready),
+        };
+        let passes = self.reconcile(goal);
+        let unprotected = [Table::Ports, Table::Fdb, Table::Rules]
+            .iter()
+            .find_map(|table| passes.get(table)?.errors.first())
+            .map(|error| AttachError::NotReady {
+                network: self.id,
+                reason: Chain(error).to_string(),
+            });
+        let result = match unprotected {
+            Some(error) => Err(error),
+            None => wire.furnish(spec),
+        };
+        let passes = merge(ready, passes);
+        match result {
+            Ok(()) => {
+                let Wire { ifname, host_ifname, .. } = wire;
+                (Ok(Attached { ifname, host_ifname }), passes)
+            }
+            Err(error) => {
+                if wire.new {
+                    if let Err(error) = self.inside.delete_link(&wire.host_ifname) {
+                        let port = &wire.host_ifname;
+                        tracing::warn!(%port, error = %Chain(&error), "a port was left behind");
+                    }
+                    let passes = merge(passes, self.reconcile(goal));
+                    return (Err(error), passes);
+                }
+                (Err(error), passes)
+            }
+        }
+    }
+
+    /// Removes a port, both ends. Succeeds if it has gone already.
+    pub(crate) fn detach(&mut self, endpoint: EndpointId) -> Result<(), KernelError> {
+        Ok(self.inside.delete_link(&ports::host_name(endpoint))?)
+    }
+
+    /// Removes the namespace and all that is in it.
+    ///
+    /// The links go first, one by one: a socket or a process that still holds the namespace would
+    /// keep them, and the VNI with them.
+    pub(crate) fn destroy(mut self, directory: &Directory) -> Result<(), KernelError> {
+        self.host.delete_link(&uplink::host_name(self.id))?;
+        for port in self.ports()?.into_values() {
+            self.inside.delete_link(&port.name)?;
+        }
+        self.inside.delete_link(TUNNEL)?;
+        self.inside.delete_link(BRIDGE)?;
+        Ok(directory.remove(&namespace_name(self.id))?)
+    }
+}
+
+/// The network that a namespace belongs to, as its bridge says.
+pub(crate) fn marked_network(inside: &mut Netlink) -> Result<Option<NetworkId>, NetlinkError> {
+    let bridge = inside.links()?.remove(BRIDGE);
+    Ok(bridge.and_then(|link| links::marked_network(link.alias.as_deref()?)))
+}
+
+/// Adds up what two rounds of passes did; the later one's errors stand.
+pub(crate) fn merge(mut earlier: Passes, later: Passes) -> Passes {
+    for (table, pass) in later {
+        let entry = earlier.entry(table).or_default();
+        entry.applied += pass.applied;
+        entry.errors = pass.errors;
+    }
+    earlier
+}
+
+/// Where the network's frames go, and what the tunnel answers to ARP and neighbour discovery.
+///
+/// A local port wins over a remote station of the same MAC or address: the record that said
+/// otherwise is about to follow.
+fn destinations(network: &OverlayNetwork, ports: &Ports) -> (Fdb, Neighbours) {
+    let here: BTreeMap<_, &Port> =
+        ports.values().map(|port| (port.identity.mac, &port.identity)).collect();
+    let local_ips: BTreeSet<_> = here.values().flat_map(|port| port.ips.iter()).collect();
+    let mut fdb = Fdb::default();
+    let mut neighbours = Neighbours::new();
+    for (&mac, station) in network.remotes.iter().filter(|(mac, _)| !here.contains_key(mac)) {
+        fdb.unicast.insert(mac, station.vtep);
+        fdb.bridged.insert(mac, TUNNEL.to_owned());
+        let ips = station.ips.iter().filter(|ip| !local_ips.contains(ip));
+        neighbours.extend(ips.map(|&ip| (ip, mac)));
+    }
+    for port in ports.values() {
+        fdb.bridged.insert(port.identity.mac, port.name.clone());
+    }
+    if network.multicast {
+        fdb.flood.clone_from(&network.flood);
+    }
+    (fdb, neighbours)
+}

@@ -1,0 +1,179 @@
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use netlink_packet_route::link::{InfoBridgePort, LinkAttribute};
+use weft_model::{EndpointId, MacAddr};
+
+use crate::{
+    Port, Table,
+    link::{self, Link},
+    links::BRIDGE,
+    netlink::{Netlink, NetlinkError},
+    table::{KernelError, KernelTable},
+};
+
+/// The ports of a network's bridge, as their host ends show them.
+pub(crate) type Ports = BTreeMap<EndpointId, PortLink>;
+
+/// The host end of a port.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct PortLink {
+    pub(crate) name: String,
+    /// What the sandbox may use as source; kept in the link's alias, so that it outlives us.
+    pub(crate) identity: Port,
+    bridged: bool,
+    /// Off: the FDB reconciler says where a port's MAC is, not the frames that come from it.
+    learning: bool,
+    up: bool,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum PortOp {
+    Label { name: String, alias: String },
+    Bridge { name: String },
+    Up { name: String },
+}
+
+/// Lists what the ports need that are there. `desired` corrects what they may send from; it
+/// neither makes nor removes a port.
+pub(crate) fn plan(desired: &BTreeMap<EndpointId, Port>, actual: &Ports) -> Vec<PortOp> {
+    let mut ops = Vec::new();
+    for (endpoint, port) in actual {
+        let name = &port.name;
+        if let Some(wanted) = desired.get(endpoint).filter(|wanted| **wanted != port.identity) {
+            ops.push(PortOp::Label { name: name.clone(), alias: alias(*endpoint, wanted) });
+        }
+        if !port.bridged || port.learning {
+            ops.push(PortOp::Bridge { name: name.clone() });
+        }
+        if !port.up {
+            ops.push(PortOp::Up { name: name.clone() });
+        }
+    }
+    ops
+}
+
+/// The name of the host end of `endpoint`'s port.
+pub(crate) fn host_name(endpoint: EndpointId) -> String {
+    format!("{NAME_PREFIX}{}", endpoint.short())
+}
+
+/// The label of a port: whose it is, and what it may send from.
+pub(crate) fn alias(endpoint: EndpointId, port: &Port) -> String {
+    let ips: Vec<_> = port.ips.iter().map(ToString::to_string).collect();
+    format!("{MARK}{endpoint} {} {}", port.mac, ips.join(","))
+}
+
+fn parse_alias(alias: &str) -> Option<(EndpointId, Port)> {
+    let mut fields = alias.strip_prefix(MARK)?.split(' ');
+    let endpoint = fields.next()?.parse().ok()?;
+    let mac: MacAddr = fields.next()?.parse().ok()?;
+    let ips = fields.next().unwrap_or_default().split(',').filter(|text| !text.is_empty());
+    let ips = ips.map(str::parse::<IpAddr>).collect::<Result<_, _>>().ok()?;
+    Some((endpoint, Port { mac, ips }))
+}
+
+/// The ports of one network's namespace.
+pub(crate) struct KernelPorts<'a>(pub(crate) &'a mut Netlink);
+
+impl KernelTable for KernelPorts<'_> {
+    const TABLE: Table = Table::Ports;
+    type State = Ports;
+    type Op = PortOp;
+
+    fn read(&mut self) -> Result<Ports, KernelError> {
+        let links = self.0.links()?;
+        let bridge = links.get(BRIDGE).map(|link| link.index);
+        Ok(links.values().filter_map(|link| port(link, bridge)).collect())
+    }
+
+    fn apply(&mut self, ops: &[PortOp]) -> Vec<Result<(), KernelError>> {
+        ops.iter().map(|op| self.apply_one(op).map_err(KernelError::from)).collect()
+    }
+}
+
+impl KernelPorts<'_> {
+    fn apply_one(&mut self, op: &PortOp) -> Result<(), NetlinkError> {
+        match op {
+            PortOp::Label { name, alias } => {
+                self.0.change_link(name, vec![LinkAttribute::IfAlias(alias.clone())])
+            }
+            PortOp::Bridge { name } => {
+                let bridge = self.0.index(BRIDGE)?;
+                self.0.change_link(name, vec![LinkAttribute::Controller(bridge)])?;
+                let quiet = link::port_settings(vec![InfoBridgePort::Learning(false)]);
+                self.0.change_link(name, vec![quiet])
+            }
+            PortOp::Up { name } => self.0.set_up(name),
+        }
+    }
+}
+
+fn port(link: &Link, bridge: Option<u32>) -> Option<(EndpointId, PortLink)> {
+    let (endpoint, identity) = parse_alias(link.alias.as_deref()?)?;
+    let learning = link.port.iter().any(|s| matches!(s, InfoBridgePort::Learning(true)));
+    let port = PortLink {
+        name: link.name.clone(),
+        identity,
+        bridged: bridge.is_some() && link.controller == bridge,
+        learning,
+        up: link.up,
+    };
+    Some((endpoint, port))
+}
+
+impl fmt::Display for PortOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Label { name, alias } => write!(f, "set {name} alias `{alias}`"),
+            Self::Bridge { name } => write!(f, "set {name} master {BRIDGE} learning off"),
+            Self::Up { name } => write!(f, "set {name} up"),
+        }
+    }
+}
+
+const NAME_PREFIX: &str = "v";
+const MARK: &str = "weft port ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(ips: &[&str]) -> Port {
+        Port {
+            mac: "02:00:00:00:00:07".parse().unwrap(),
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_label_reads_what_it_prints() {
+        let endpoint = EndpointId::from([0xab; 16]);
+        for port in [identity(&[]), identity(&["10.0.0.7", "fd00::7"])] {
+            let text = alias(endpoint, &port);
+            assert_eq!(parse_alias(&text), Some((endpoint, port)), "{text}");
+        }
+        assert_eq!(parse_alias("weft port nonsense"), None);
+        assert_eq!(parse_alias("someone else's"), None);
+    }
+
+    #[test]
+    fn a_port_that_fell_out_of_its_bridge_is_put_back() {
+        let endpoint = EndpointId::from([1; 16]);
+        let fine = PortLink {
+            name: "v01".into(),
+            identity: identity(&["10.0.0.7"]),
+            bridged: true,
+            learning: false,
+            up: true,
+        };
+        let plan = |port: PortLink| {
+            let desired = [(endpoint, identity(&["10.0.0.7"]))].into();
+            plan(&desired, &[(endpoint, port)].into())
+        };
+        assert_eq!(plan(fine.clone()), []);
+        assert_eq!(
+            plan(PortLink { bridged: false, up: false, ..fine }),
+            [PortOp::Bridge { name: "v01".into() }, PortOp::Up { name: "v01".into() }]
+        );
+    }
+}

@@ -1,0 +1,330 @@
+//! nftables: the text of our tables, by pure functions, and the reconciler that loads it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Write as _},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+use weft_model::VtepAddr;
+
+use crate::{
+    HostRules, OverlayNetwork, Port, Table,
+    links::{BRIDGE, TUNNEL},
+    namespace::Namespace,
+    nft,
+    table::{self, KernelError, KernelTable, Pass},
+    uplink::{HOST_PREFIX, UPLINK},
+};
+
+/// All of our tables in one namespace. Loading it is one transaction.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Ruleset {
+    /// Family and name of each, with its chains and sets.
+    tables: Vec<(&'static str, String)>,
+}
+
+impl Ruleset {
+    /// The rules of the host's namespace.
+    ///
+    /// VXLAN packets are accepted from present peers only, and only by the interface through which
+    /// the route to that peer leads: a container that forges a peer's address comes in by another
+    /// one. And none is forwarded to a peer: a container's packet that the host masquerades would
+    /// arrive there with the host's own address, and pass for the host's.
+    pub(crate) fn of_host(host: &HostRules) -> Self {
+        let HostRules { vxlan_port: port, local, vteps, uplink_pools } = host;
+        let mut body = String::new();
+        if !local.is_empty() {
+            let (vteps4, vteps6) = by_family(vteps);
+            let (local4, local6) = by_family(local);
+            body += &set("vteps4", "ipv4_addr", &vteps4);
+            body += &set("vteps6", "ipv6_addr", &vteps6);
+            body += &set("local4", "ipv4_addr", &local4);
+            body += &set("local6", "ipv6_addr", &local6);
+            body += &chain(
+                "vxlan",
+                None,
+                &[
+                    "ip daddr @local4 ip saddr @vteps4 fib saddr . iif oif exists accept".into(),
+                    "ip6 daddr @local6 ip6 saddr @vteps6 fib saddr . iif oif exists accept".into(),
+                    "counter drop".into(),
+                ],
+            );
+            let hook = "type filter hook input priority mangle; policy accept;";
+            body += &chain("input", Some(hook), &[format!("udp dport {port} goto vxlan")]);
+        }
+        let mut forward = Vec::new();
+        if !local.is_empty() {
+            forward.push(format!("udp dport {port} ip daddr @vteps4 counter drop"));
+            forward.push(format!("udp dport {port} ip6 daddr @vteps6 counter drop"));
+        }
+        // One network's namespace is no way into another's.
+        forward.push(format!("iifname \"{HOST_PREFIX}*\" oifname \"{HOST_PREFIX}*\" drop"));
+        forward.push(format!("oifname \"{HOST_PREFIX}*\" ct state established,related accept"));
+        forward.push(format!("oifname \"{HOST_PREFIX}*\" ct status dnat accept"));
+        forward.push(format!("oifname \"{HOST_PREFIX}*\" drop"));
+        let hook = "type filter hook forward priority mangle; policy accept;";
+        body += &chain("forward", Some(hook), &forward);
+
+        let masquerade: Vec<_> = uplink_pools
+            .iter()
+            .map(|pool| {
+                format!("{} saddr {pool} oifname != \"{HOST_PREFIX}*\" masquerade", ip(pool))
+            })
+            .collect();
+        let hook = "type nat hook postrouting priority srcnat; policy accept;";
+        body += &chain("postrouting", Some(hook), &masquerade);
+        Self { tables: vec![("inet weft", body)] }
+    }
+
+    /// The rules of a network's namespace: what may pass the uplink, and what each port may send
+    /// from. `ports` names the bridge's ports.
+    pub(crate) fn of_network(
+        network: &OverlayNetwork,
+        pools: &[IpNet],
+        ports: &BTreeMap<String, Port>,
+    ) -> Self {
+        let mut input = Vec::new();
+        let mut forward = vec![format!("iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept")];
+        for pool in pools {
+            // Neither the other ends of uplinks nor the host by its end are for containers.
+            input.push(format!("iifname \"{BRIDGE}\" {} daddr {pool} drop", ip(pool)));
+            forward.push(format!("iifname \"{BRIDGE}\" {} daddr {pool} drop", ip(pool)));
+        }
+        for (chain, out) in
+            [(&mut input, String::new()), (&mut forward, format!(" oifname \"{BRIDGE}\""))]
+        {
+            chain.push(format!("iifname \"{UPLINK}\"{out} ct state established,related accept"));
+            chain.push(format!("iifname \"{UPLINK}\"{out} ct status dnat accept"));
+        }
+        input.push(format!(
+            "iifname \"{UPLINK}\" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept"
+        ));
+        for chain in [&mut input, &mut forward] {
+            chain.push(format!("iifname \"{UPLINK}\" drop"));
+        }
+        let clamp =
+            |side| format!("{side} \"{UPLINK}\" tcp flags syn tcp option maxseg size set rt mtu");
+        let mangle = [clamp("oifname"), clamp("iifname")];
+
+        let mut body = String::new();
+        let hook = |kind, hook, priority| {
+            format!("type {kind} hook {hook} priority {priority}; policy accept;")
+        };
+        body += &chain("input", Some(&hook("filter", "input", "filter")), &input);
+        body += &chain("mangle", Some(&hook("filter", "forward", "mangle")), &mangle);
+        body += &chain("forward", Some(&hook("filter", "forward", "filter")), &forward);
+        if network.uplink.is_some() && !network.internal {
+            let masquerade = [format!("oifname \"{UPLINK}\" masquerade")];
+            body += &chain("postrouting", Some(&hook("nat", "postrouting", "srcnat")), &masquerade);
+        }
+        Self { tables: vec![("inet weft", body), ("bridge weft", bridge_rules(ports))] }
+    }
+
+    /// What `nft -f` loads: our tables anew, in place of what they held.
+    fn script(&self) -> String {
+        let digest = self.digest();
+        self.tables.iter().fold(String::new(), |mut script, (table, body)| {
+            // Declared first, because only a table that is there can be deleted.
+            let _ = writeln!(script, "table {table}\ndelete table {table}\ntable {table} {{");
+            script += &chain("digest", None, &[format!("return comment \"{digest}\"")]);
+            script += body;
+            script + "}\n"
+        })
+    }
+
+    fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        for (table, body) in &self.tables {
+            hash.update(table);
+            hash.update(body);
+        }
+        let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = hash.finalize().into();
+        format!("weft {:016x}", u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+    }
+}
+
+/// Drops what a port sends from an address that is not its own, as Ethernet, ARP, IP or neighbour
+/// discovery source, and what only a router may say.
+fn bridge_rules(ports: &BTreeMap<String, Port>) -> String {
+    let mut body = String::new();
+    let mut verdicts = vec![format!("\"{TUNNEL}\" : accept")];
+    for (name, port) in ports {
+        verdicts.push(format!("\"{name}\" : goto port-{name}"));
+        body += &chain(&format!("port-{name}"), None, &port_rules(port));
+    }
+    let prerouting =
+        [format!("iifname vmap {{ {} }}", verdicts.join(", ")), "counter drop".to_owned()];
+    let hook = "type filter hook prerouting priority -300; policy accept;";
+    body + &chain("prerouting", Some(hook), &prerouting)
+}
+
+fn port_rules(Port { mac, ips }: &Port) -> Vec<String> {
+    let v4: Vec<_> = ips.iter().filter(|ip| ip.is_ipv4()).map(ToString::to_string).collect();
+    let v6: Vec<_> = ips
+        .iter()
+        .filter_map(|ip| match ip {
+            IpAddr::V6(ip) => Some(*ip),
+            IpAddr::V4(_) => None,
+        })
+        .collect();
+    let arp = [&["0.0.0.0".to_owned()], v4.as_slice()].concat().join(", ");
+    let nd: Vec<_> = [String::from("::"), "fe80::/10".into()]
+        .into_iter()
+        .chain(v6.iter().map(ToString::to_string))
+        .collect();
+    // The target of an advertisement, which nft 1.0 cannot name (RFC 4861 §4.4).
+    let targets: Vec<_> = v6.iter().map(|ip| format!("{:#034x}", u128::from(*ip))).collect();
+    let target = match targets.is_empty() {
+        true => String::new(),
+        false => format!(" @th,64,128 != {{ {} }}", targets.join(", ")),
+    };
+    let mut rules = vec![
+        format!("ether saddr != {mac} counter drop"),
+        format!("arp saddr ether != {mac} counter drop"),
+        format!("arp saddr ip != {{ {arp} }} counter drop"),
+        "ether type arp accept".into(),
+    ];
+    if !v4.is_empty() {
+        rules.push(format!("ip saddr != {{ {} }} counter drop", v4.join(", ")));
+        rules.push("ether type ip accept".into());
+    }
+    rules.extend([
+        "icmpv6 type { nd-router-advert, nd-redirect } counter drop".into(),
+        "ip6 saddr fe80::1 counter drop".into(),
+        format!("ip6 saddr != {{ {} }} counter drop", nd.join(", ")),
+        "icmpv6 type nd-neighbor-advert @th,64,128 0xfe800000000000000000000000000001 counter drop"
+            .into(),
+        format!("icmpv6 type nd-neighbor-advert @th,64,10 != 0x3fa{target} counter drop"),
+        "ether type ip6 accept".into(),
+        "counter drop".into(),
+    ]);
+    rules
+}
+
+/// A change of rules: the whole of them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Load(Ruleset);
+
+/// What the kernel printed of our tables right after we loaded them; how we know that nobody has
+/// changed them since.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Loaded {
+    /// The digest of what was loaded last, and what it looked like.
+    known: Option<(String, String)>,
+    seen: Option<String>,
+}
+
+impl Loaded {
+    /// Whether `ruleset` is what was loaded last, as far as is known without asking the kernel.
+    pub(crate) fn is(&self, ruleset: &Ruleset) -> bool {
+        self.known.as_ref().is_some_and(|(digest, _)| *digest == ruleset.digest())
+    }
+
+    /// Notes that what was read last is `ruleset`: a predecessor loaded it.
+    fn adopt(&mut self, ruleset: &Ruleset) {
+        if self.known.is_none() {
+            self.known = self.seen.take().map(|listing| (ruleset.digest(), listing));
+        }
+    }
+}
+
+/// Brings our tables in `namespace` to `desired`.
+pub(crate) fn reconcile(
+    namespace: &Namespace,
+    tables: &'static [&'static str],
+    loaded: &mut Loaded,
+    desired: &Ruleset,
+) -> Pass {
+    let known = loaded.clone();
+    let mut kernel = KernelRules { namespace, tables, loaded };
+    let pass = table::reconcile(&mut kernel, |listing| plan(desired, &known, listing.as_deref()));
+    if pass.errors.is_empty() {
+        loaded.adopt(desired);
+    }
+    pass
+}
+
+/// Lists what makes `listing` say `desired`.
+fn plan(desired: &Ruleset, loaded: &Loaded, listing: Option<&str>) -> Vec<Load> {
+    let digest = desired.digest();
+    let intact = listing.is_some_and(|listing| match &loaded.known {
+        Some((known, printed)) => *known == digest && printed == listing,
+        // A predecessor's: its digest is all that can be checked.
+        None => listing.matches(&digest).count() == desired.tables.len(),
+    });
+    if intact { Vec::new() } else { vec![Load(desired.clone())] }
+}
+
+/// Our tables in one namespace.
+struct KernelRules<'a> {
+    namespace: &'a Namespace,
+    tables: &'static [&'static str],
+    loaded: &'a mut Loaded,
+}
+
+impl KernelTable for KernelRules<'_> {
+    const TABLE: Table = Table::Rules;
+    /// What `nft list table` prints; absent if a table is missing.
+    type State = Option<String>;
+    type Op = Load;
+
+    fn read(&mut self) -> Result<Option<String>, KernelError> {
+        let listing = nft::list(self.namespace, self.tables)?;
+        self.loaded.seen.clone_from(&listing);
+        Ok(listing)
+    }
+
+    fn apply(&mut self, ops: &[Load]) -> Vec<Result<(), KernelError>> {
+        ops.iter()
+            .map(|Load(ruleset)| {
+                self.loaded.known = None;
+                nft::load(self.namespace, &ruleset.script())?;
+                self.loaded.known = self.read()?.map(|listing| (ruleset.digest(), listing));
+                Ok(())
+            })
+            .collect()
+    }
+}
+
+/// The tables of the two kinds of namespace.
+pub(crate) const HOST_TABLES: &[&str] = &["inet weft"];
+pub(crate) const NETWORK_TABLES: &[&str] = &["inet weft", "bridge weft"];
+
+fn ip(net: &IpNet) -> &'static str {
+    match net {
+        IpNet::V4(_) => "ip",
+        IpNet::V6(_) => "ip6",
+    }
+}
+
+fn by_family(vteps: &BTreeSet<VtepAddr>) -> (Vec<String>, Vec<String>) {
+    let (v4, v6): (Vec<_>, Vec<_>) = vteps.iter().partition(|vtep| vtep.ip().is_ipv4());
+    let print = |vteps: Vec<&VtepAddr>| vteps.iter().map(ToString::to_string).collect();
+    (print(v4), print(v6))
+}
+
+fn set(name: &str, kind: &str, elements: &[String]) -> String {
+    let elements = match elements.is_empty() {
+        true => String::new(),
+        false => format!("\t\telements = {{ {} }}\n", elements.join(", ")),
+    };
+    format!("\tset {name} {{\n\t\ttype {kind}\n{elements}\t}}\n")
+}
+
+fn chain(name: &str, hook: Option<&str>, rules: &[String]) -> String {
+    let mut text = format!("\tchain {name} {{\n");
+    for line in hook.into_iter().chain(rules.iter().map(String::as_str)) {
+        let _ = writeln!(text, "\t\t{line}");
+    }
+    text + "\t}\n"
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tables: Vec<_> = self.0.tables.iter().map(|(table, _)| *table).collect();
+        write!(f, "load {} ({})", tables.join(", "), self.0.digest())
+    }
+}

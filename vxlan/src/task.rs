@@ -1,0 +1,350 @@
+//! The task of one network: it alone changes what is in the network's namespace.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+use tokio::{
+    sync::{broadcast, mpsc, oneshot, watch},
+    task,
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+use weft_model::{EndpointId, NetworkId};
+
+use crate::{
+    AttachSpec, Attached, OverlayNetwork,
+    attach::AttachError,
+    board::{Board, Occasion, Wake},
+    events::{Change, Events},
+    namespace::{Directory, Namespace, NamespaceError},
+    network::{Goal, NetworkKernel, Passes},
+    plane::{DetachError, Gone},
+    table::{Chain, KernelError},
+};
+
+/// What one network's task is to bring about.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Target {
+    pub(crate) network: Arc<OverlayNetwork>,
+    pub(crate) pools: Arc<Vec<IpNet>>,
+}
+
+/// What callers ask of a network's task.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Attach(AttachSpec, oneshot::Sender<Result<Attached, AttachError>>),
+    Detach(EndpointId, oneshot::Sender<Result<(), DetachError>>),
+    /// Remove the network's namespace with all its ports, though nobody has detached them.
+    Purge(oneshot::Sender<Result<(), DetachError>>),
+}
+
+/// The surroundings of a network's task.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) directory: Directory,
+    pub(crate) host: Namespace,
+    pub(crate) resync: Duration,
+    pub(crate) board: Board,
+    pub(crate) gone: broadcast::Sender<Gone>,
+    /// Tells the supervisor that a network's task has nothing left to look after.
+    pub(crate) idle: mpsc::Sender<NetworkId>,
+}
+
+pub(crate) struct NetworkTask {
+    pub(crate) id: NetworkId,
+    pub(crate) around: Surroundings,
+    pub(crate) target: watch::Receiver<Option<Target>>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+}
+
+/// The open namespace and its notifications.
+struct Opened {
+    kernel: NetworkKernel,
+    events: Events,
+}
+
+/// What the task remembers between passes.
+struct Memory {
+    ports: BTreeSet<EndpointId>,
+    settled: bool,
+    /// When the desired state changed that has not been reached yet.
+    changed: Option<Instant>,
+    resynced: Instant,
+    purge: bool,
+}
+
+impl NetworkTask {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut opened = None;
+        let mut memory = Memory {
+            ports: BTreeSet::new(),
+            settled: false,
+            changed: Some(Instant::now()),
+            resynced: Instant::now(),
+            purge: false,
+        };
+        let mut wake = Wake::Start;
+        let mut command = None;
+        let mut thorough = true;
+        loop {
+            if wake == Wake::KernelChanged {
+                // A change seldom comes alone; what comes with it needs no pass of its own.
+                time::sleep(DEBOUNCE).await;
+                if let Some(Opened { events, .. }) = &mut opened {
+                    Events::settle(events).await;
+                }
+            }
+            let target = self.target.borrow_and_update().clone();
+            opened = self.pass(opened, target, command.take(), wake, thorough, &mut memory).await;
+
+            // Every arm is cancel-safe and none awaits in its body.
+            (wake, thorough) = tokio::select! {
+                () = stop.cancelled() => return,
+                changed = self.target.changed() => match changed {
+                    Ok(()) => {
+                        memory.changed = Some(Instant::now());
+                        (Wake::DesiredChanged, false)
+                    }
+                    Err(_) => return,
+                },
+                received = self.commands.recv() => match received {
+                    Some(received) => {
+                        command = Some(received);
+                        (Wake::Command, false)
+                    }
+                    None => return,
+                },
+                change = changes(&mut opened) => (Wake::KernelChanged, change == Change::Rules),
+                () = time::sleep_until(memory.resynced + self.around.resync) => {
+                    memory.resynced = Instant::now();
+                    (Wake::Resync, true)
+                }
+            };
+        }
+    }
+
+    /// Makes one pass, with the command if there is one, and posts what came of it.
+    async fn pass(
+        &self,
+        opened: Option<Opened>,
+        target: Option<Target>,
+        command: Option<Command>,
+        wake: Wake,
+        thorough: bool,
+        memory: &mut Memory,
+    ) -> Option<Opened> {
+        let opened = match self.opened(opened, target.is_some()) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
+                self.leave(memory).await;
+                command.map(|command| refuse(command, self.id));
+                return None;
+            }
+            Err(error) => {
+                let reason = Chain(&error).to_string();
+                tracing::warn!(network = %self.id, error = %reason, "failed to open the network's namespace");
+                command.map(|command| fail(command, self.id, error));
+                return None;
+            }
+        };
+        let Opened { kernel, events } = opened;
+        let work = Work { kernel, target, command, thorough };
+        // Blocking, but only for as long as the kernel takes; nothing here changes the namespace
+        // of the pool's thread.
+        let Ok(done) = task::spawn_blocking(move || work.carry_out()).await else {
+            tracing::error!(network = %self.id, "a pass over the network's tables panicked");
+            return None;
+        };
+        let Done { kernel, ports, detached, passes, purge, desired } = done;
+        let settled = passes.values().all(|pass| pass.errors.is_empty());
+        let occasion = Occasion {
+            wake,
+            settled: memory.settled,
+            since: memory.changed.map(|changed| changed.elapsed()),
+        };
+        memory.settled = settled;
+        if settled {
+            memory.changed = None;
+        }
+        memory.purge |= purge;
+        if let Some(ports) = ports {
+            self.tell_gone(memory, &ports, detached);
+            memory.ports = ports;
+        }
+        self.around.board.post_network(self.id, desired, memory.ports.clone(), &passes, occasion);
+
+        if (!desired && memory.ports.is_empty()) || memory.purge {
+            memory.purge = false;
+            let directory = self.around.directory.clone();
+            drop(events);
+            let destroyed = task::spawn_blocking(move || kernel.destroy(&directory)).await;
+            match destroyed {
+                Ok(Ok(())) => {
+                    tracing::info!(network = %self.id, "removed the network from this host")
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(network = %self.id, error = %Chain(&error), "failed to remove the network's namespace");
+                }
+                Err(_) => tracing::error!(network = %self.id, "the removal of a network panicked"),
+            }
+            let lost: BTreeSet<_> = std::mem::take(&mut memory.ports);
+            for endpoint in lost {
+                self.announce(endpoint);
+            }
+            self.leave(memory).await;
+            return None;
+        }
+        Some(Opened { kernel, events })
+    }
+
+    /// The namespace, opened or made; none if it is not wanted and not there.
+    fn opened(&self, opened: Option<Opened>, wanted: bool) -> Result<Option<Opened>, KernelError> {
+        if let Some(opened) = opened {
+            // Somebody may have removed it under our feet (`ip netns del`): then it is no longer
+            // the one that is mounted.
+            let name = crate::namespace_name(self.id);
+            if self.around.directory.open(&name).is_ok_and(|now| now.is(&opened.kernel.namespace)) {
+                return Ok(Some(opened));
+            }
+        }
+        let kernel =
+            match NetworkKernel::open(self.id, &self.around.directory, &self.around.host, wanted) {
+                Ok(kernel) => kernel,
+                Err(KernelError::Namespace(
+                    NamespaceError::Missing { .. } | NamespaceError::NotANamespace { .. },
+                )) if !wanted => return Ok(None),
+                Err(error) => return Err(error),
+            };
+        let events = Events::open(&kernel.namespace)?;
+        Ok(Some(Opened { kernel, events }))
+    }
+
+    async fn leave(&self, memory: &mut Memory) {
+        memory.settled = false;
+        self.around.board.remove(self.id);
+        // The supervisor is gone only when all is.
+        let _ = self.around.idle.send(self.id).await;
+    }
+
+    fn tell_gone(
+        &self,
+        memory: &Memory,
+        ports: &BTreeSet<EndpointId>,
+        detached: Option<EndpointId>,
+    ) {
+        for &endpoint in memory.ports.difference(ports) {
+            if Some(endpoint) != detached {
+                self.announce(endpoint);
+            }
+        }
+    }
+
+    fn announce(&self, endpoint: EndpointId) {
+        tracing::info!(network = %self.id, %endpoint, "a port has gone with its sandbox");
+        // Nobody may be listening; `present_ports` tells the same later.
+        let _ = self.around.gone.send(Gone { network: self.id, endpoint });
+    }
+}
+
+/// One pass as it goes to a blocking thread.
+struct Work {
+    kernel: NetworkKernel,
+    target: Option<Target>,
+    command: Option<Command>,
+    thorough: bool,
+}
+
+/// And as it comes back.
+struct Done {
+    kernel: NetworkKernel,
+    ports: Option<BTreeSet<EndpointId>>,
+    detached: Option<EndpointId>,
+    passes: Passes,
+    purge: bool,
+    desired: bool,
+}
+
+impl Work {
+    fn carry_out(self) -> Done {
+        let Self { mut kernel, target, command, thorough } = self;
+        let goal =
+            target.as_ref().map(|Target { network, pools }| Goal { network, pools, thorough });
+        let (mut detached, mut purge, mut passes) = (None, false, Passes::new());
+        match command {
+            Some(Command::Attach(spec, reply)) => {
+                let result = match &goal {
+                    Some(goal) => {
+                        let (result, made) = kernel.attach(goal, &spec);
+                        passes = made;
+                        result
+                    }
+                    None => Err(AttachError::UnknownNetwork { network: kernel.id }),
+                };
+                // A caller that has gone away finds the port by its endpoint's id later.
+                let _ = reply.send(result);
+            }
+            Some(Command::Detach(endpoint, reply)) => {
+                let result = kernel.detach(endpoint);
+                detached = result.is_ok().then_some(endpoint);
+                let network = kernel.id;
+                let _ = reply.send(result.map_err(|source| DetachError::Kernel {
+                    network,
+                    endpoint,
+                    source,
+                }));
+                passes = goal.map(|goal| kernel.reconcile(&goal)).unwrap_or_default();
+            }
+            Some(Command::Purge(reply)) => {
+                purge = goal.is_none();
+                let network = kernel.id;
+                let _ = reply.send(match purge {
+                    true => Ok(()),
+                    false => Err(DetachError::StillDesired { network }),
+                });
+            }
+            None => passes = goal.map(|goal| kernel.reconcile(&goal)).unwrap_or_default(),
+        }
+        let ports = match kernel.endpoints() {
+            Ok(ports) => Some(ports),
+            Err(error) => {
+                tracing::warn!(network = %kernel.id, error = %Chain(&error), "failed to list the ports");
+                None
+            }
+        };
+        Done { kernel, ports, detached, passes, purge, desired: target.is_some() }
+    }
+}
+
+async fn changes(opened: &mut Option<Opened>) -> Change {
+    match opened {
+        Some(Opened { events, .. }) => events.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Answers a command for a network that is not here.
+fn refuse(command: Command, network: NetworkId) {
+    match command {
+        Command::Attach(_, reply) => {
+            let _ = reply.send(Err(AttachError::UnknownNetwork { network }));
+        }
+        // Gone already.
+        Command::Detach(_, reply) | Command::Purge(reply) => {
+            let _ = reply.send(Ok(()));
+        }
+    }
+}
+
+fn fail(command: Command, network: NetworkId, source: KernelError) {
+    match command {
+        Command::Attach(_, reply) => {
+            let reason = Chain(&source).to_string();
+            let _ = reply.send(Err(AttachError::NotReady { network, reason }));
+        }
+        Command::Detach(_, reply) | Command::Purge(reply) => {
+            let _ = reply.send(Err(DetachError::Open { network, source }));
+        }
+    }
+}
+
+const DEBOUNCE: Duration = Duration::from_millis(20);

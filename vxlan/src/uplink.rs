@@ -1,0 +1,243 @@
+use std::{collections::BTreeSet, fmt, net::IpAddr, os::fd::AsRawFd};
+
+use netlink_packet_route::link::LinkAttribute;
+use weft_model::NetworkId;
+
+use crate::{
+    OverlayNetwork, Prefix, Table,
+    link::{self, Link},
+    namespace::Namespace,
+    netlink::{Netlink, NetlinkError},
+    table::{KernelError, KernelTable},
+};
+
+/// The uplink's name in the network's namespace.
+pub(crate) const UPLINK: &str = "up0";
+/// What the names of uplinks in the host's namespace begin with.
+pub(crate) const HOST_PREFIX: &str = "wfu";
+
+/// A network's way out.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct UplinkState {
+    pub(crate) veth: Option<Veth>,
+    pub(crate) host_addresses: BTreeSet<Prefix>,
+    pub(crate) network_addresses: BTreeSet<Prefix>,
+    pub(crate) gateways: BTreeSet<IpAddr>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Veth {
+    host: End,
+    network: End,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct End {
+    mtu: u32,
+    up: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Side {
+    Host,
+    Network,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum UplinkOp {
+    Create { mtu: u32 },
+    Configure { side: Side, mtu: u32 },
+    Delete,
+    AddAddress(Side, Prefix),
+    RemoveAddress(Side, Prefix),
+    AddGateway(IpAddr),
+    RemoveGateway(IpAddr),
+}
+
+impl UplinkState {
+    /// The uplink of `network`; none if it is internal.
+    pub(crate) fn of(network: &OverlayNetwork) -> Self {
+        let Some(uplink) = network.uplink.as_ref().filter(|_| !network.internal) else {
+            return Self::default();
+        };
+        let v4 = uplink.v4.map(|pair| (IpAddr::V4(pair.host), IpAddr::V4(pair.network), 31));
+        let v6 = uplink.v6.map(|pair| (IpAddr::V6(pair.host), IpAddr::V6(pair.network), 127));
+        let pairs: Vec<_> = v4.into_iter().chain(v6).collect();
+        let end = End { mtu: network.mtu.into(), up: true };
+        Self {
+            veth: Some(Veth { host: end, network: end }),
+            host_addresses: pairs.iter().map(|&(ip, _, len)| Prefix { ip, len }).collect(),
+            network_addresses: pairs.iter().map(|&(_, ip, len)| Prefix { ip, len }).collect(),
+            gateways: pairs.iter().map(|&(host, ..)| host).collect(),
+        }
+    }
+}
+
+/// Lists the operations that turn `actual` into `desired`.
+pub(crate) fn plan(desired: &UplinkState, actual: &UplinkState) -> Vec<UplinkOp> {
+    let Some(wanted) = desired.veth else {
+        return actual.veth.map(|_| UplinkOp::Delete).into_iter().collect();
+    };
+    let mut ops = Vec::new();
+    if actual.veth.is_none() {
+        ops.push(UplinkOp::Create { mtu: wanted.host.mtu });
+    }
+    let ends = [
+        (Side::Host, wanted.host, actual.veth.map(|veth| veth.host)),
+        (Side::Network, wanted.network, actual.veth.map(|veth| veth.network)),
+    ];
+    for (side, wanted, found) in ends {
+        if found != Some(wanted) {
+            ops.push(UplinkOp::Configure { side, mtu: wanted.mtu });
+        }
+    }
+    let sides = [
+        (Side::Host, &desired.host_addresses, &actual.host_addresses),
+        (Side::Network, &desired.network_addresses, &actual.network_addresses),
+    ];
+    for (side, wanted, found) in sides {
+        ops.extend(wanted.difference(found).map(|&prefix| UplinkOp::AddAddress(side, prefix)));
+    }
+    // The old default route of a family goes when the new one replaces it.
+    let add = desired.gateways.difference(&actual.gateways).copied();
+    ops.extend(add.map(UplinkOp::AddGateway));
+    let replaced = |ip: &IpAddr| desired.gateways.iter().any(|new| new.is_ipv4() == ip.is_ipv4());
+    let stale = actual.gateways.difference(&desired.gateways).filter(|ip| !replaced(ip));
+    ops.extend(stale.copied().map(UplinkOp::RemoveGateway));
+    for (side, wanted, found) in sides {
+        ops.extend(found.difference(wanted).map(|&prefix| UplinkOp::RemoveAddress(side, prefix)));
+    }
+    ops
+}
+
+/// The uplink's name in the host's namespace.
+pub(crate) fn host_name(network: NetworkId) -> String {
+    format!("{HOST_PREFIX}{}", network.short())
+}
+
+/// The uplink of one network, seen from both ends.
+pub(crate) struct KernelUplink<'a> {
+    pub(crate) network: NetworkId,
+    pub(crate) namespace: &'a Namespace,
+    pub(crate) inside: &'a mut Netlink,
+    pub(crate) host: &'a mut Netlink,
+}
+
+impl KernelTable for KernelUplink<'_> {
+    const TABLE: Table = Table::Uplink;
+    type State = UplinkState;
+    type Op = UplinkOp;
+
+    fn read(&mut self) -> Result<UplinkState, KernelError> {
+        let host = self.host.links()?.remove(&host_name(self.network));
+        let inside = self.inside.links()?.remove(UPLINK);
+        let (Some(host), Some(inside)) = (host, inside) else {
+            return Ok(UplinkState::default());
+        };
+        let gateways = self.inside.default_routes()?.into_iter();
+        Ok(UplinkState {
+            veth: Some(Veth { host: end(&host), network: end(&inside) }),
+            host_addresses: global(self.host.addresses(host.index)?),
+            network_addresses: global(self.inside.addresses(inside.index)?),
+            gateways: gateways.filter(|(_, by)| *by == inside.index).map(|(ip, _)| ip).collect(),
+        })
+    }
+
+    fn apply(&mut self, ops: &[UplinkOp]) -> Vec<Result<(), KernelError>> {
+        ops.iter().map(|op| self.apply_one(op).map_err(KernelError::from)).collect()
+    }
+}
+
+impl KernelUplink<'_> {
+    fn apply_one(&mut self, op: &UplinkOp) -> Result<(), NetlinkError> {
+        match *op {
+            UplinkOp::Create { mtu } => self.create(mtu),
+            UplinkOp::Configure { side, mtu } => {
+                let attributes = vec![LinkAttribute::Mtu(mtu), link::no_address_generation()];
+                let (netlink, name) = self.end(side);
+                netlink.change_link(&name, attributes)?;
+                netlink.set_up(&name)
+            }
+            UplinkOp::Delete => {
+                let (netlink, name) = self.end(Side::Host);
+                netlink.delete_link(&name)
+            }
+            UplinkOp::AddAddress(side, prefix) => {
+                let (netlink, name) = self.end(side);
+                let index = netlink.index(&name)?;
+                netlink.add_address(index, prefix)
+            }
+            UplinkOp::RemoveAddress(side, prefix) => {
+                let (netlink, name) = self.end(side);
+                let index = netlink.index(&name)?;
+                netlink.delete_address(index, prefix)
+            }
+            UplinkOp::AddGateway(ip) => {
+                let index = self.inside.index(UPLINK)?;
+                self.inside.add_default_route(index, ip, true)
+            }
+            UplinkOp::RemoveGateway(ip) => {
+                let index = self.inside.index(UPLINK)?;
+                self.inside.delete_default_route(index, ip)
+            }
+        }
+    }
+
+    fn create(&mut self, mtu: u32) -> Result<(), NetlinkError> {
+        let name = host_name(self.network);
+        // Half a pair is a predecessor's with another inner name: nothing else bears our prefix.
+        self.host.delete_link(&name)?;
+        self.inside.delete_link(UPLINK)?;
+        let mut peer = link::named(UPLINK);
+        peer.attributes.push(LinkAttribute::Mtu(mtu));
+        peer.attributes.push(LinkAttribute::NetNsFd(self.namespace.file().as_raw_fd()));
+        let mut message = link::veth(&name, peer);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.host.create_link(message)
+    }
+
+    fn end(&mut self, side: Side) -> (&mut Netlink, String) {
+        match side {
+            Side::Host => (self.host, host_name(self.network)),
+            Side::Network => (self.inside, UPLINK.to_owned()),
+        }
+    }
+}
+
+fn end(link: &Link) -> End {
+    End { mtu: link.mtu, up: link.up }
+}
+
+/// Without the kernel's own fe80:: addresses.
+fn global(prefixes: Vec<Prefix>) -> BTreeSet<Prefix> {
+    let own = |prefix: &Prefix| match prefix.ip {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+    };
+    prefixes.into_iter().filter(own).collect()
+}
+
+impl fmt::Display for UplinkOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create { mtu } => {
+                write!(f, "add {HOST_PREFIX}… mtu {mtu} type veth peer {UPLINK}")
+            }
+            Self::Configure { side, mtu } => write!(f, "set {side} mtu {mtu} up"),
+            Self::Delete => write!(f, "del {UPLINK}"),
+            Self::AddAddress(side, prefix) => write!(f, "addr add {prefix} dev {side}"),
+            Self::RemoveAddress(side, prefix) => write!(f, "addr del {prefix} dev {side}"),
+            Self::AddGateway(ip) => write!(f, "route replace default via {ip} dev {UPLINK}"),
+            Self::RemoveGateway(ip) => write!(f, "route del default via {ip} dev {UPLINK}"),
+        }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "wfu…",
+            Self::Network => UPLINK,
+        })
+    }
+}

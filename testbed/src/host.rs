@@ -1,6 +1,7 @@
 use std::{
     fs,
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -168,7 +169,26 @@ impl Host {
         let holder = Holder::start(command, &self.dir.join("holder.log"))?;
         let pid = holder.pid();
         *locked(&self.holder) = Some(holder);
+        self.write_enter_script(pid)?;
         Ok(pid)
+    }
+
+    fn write_enter_script(&self, pid: u32) -> anyhow::Result<()> {
+        let (path, bin) = (self.enter_script(), self.dir.join("bin"));
+        let script = format!(
+            "#!/bin/sh\n[ $# -gt 0 ] || set -- bash --norc\n\
+             PATH={}:$PATH PS1='{}# ' exec nsenter --target {pid} --net --mount --uts --pid -- \"$@\"\n",
+            bin.display(),
+            self.name
+        );
+        fs::write(&path, script)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(())
+    }
+
+    /// A script by which a person enters the host: a shell, or the command that is given to it.
+    pub fn enter_script(&self) -> PathBuf {
+        self.dir.join("enter")
     }
 
     pub(crate) fn keep(&self) -> anyhow::Result<()> {

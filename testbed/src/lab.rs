@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::{Family, Host, eventually, holder::pid_of, underlay::Underlay};
+use crate::{Family, Host, NetworkView, eventually, holder::pid_of, underlay::Underlay};
 
 /// Hosts on one underlay. Dropping it takes everything down; logs are printed unless
 /// [`finish`](Self::finish) was called first.
@@ -75,6 +75,17 @@ impl Lab {
         Builder::default()
     }
 
+    /// A cluster of `hosts` hosts on an IPv4 underlay of 1500 bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::build`] and [`form_cluster`](Self::form_cluster).
+    pub fn cluster(hosts: u8) -> anyhow::Result<Self> {
+        let lab = Self::builder().hosts(hosts).build()?;
+        lab.form_cluster()?;
+        Ok(lab)
+    }
+
     /// Host `index`, counted from 1.
     ///
     /// # Panics
@@ -108,6 +119,22 @@ impl Lab {
             host.start_agent()?;
         }
         self.wait_all_alive(Duration::from_secs(15))
+    }
+
+    /// Runs `weft network create ARGS` on the first host, and waits until all know the network.
+    ///
+    /// # Errors
+    ///
+    /// The command fails, or a host does not hear of it within 5 s.
+    pub fn create_network(&self, args: &str) -> anyhow::Result<NetworkView> {
+        self.host(1).weft(&format!("network create {args}"))?.ok()?;
+        let name = args.split_whitespace().next().context("a network has a name")?;
+        for host in &self.hosts {
+            eventually(Duration::from_secs(5), &format!("{} knows {name}", host.name()), || {
+                host.weft(&format!("network inspect {name}"))?.ok()
+            })?;
+        }
+        NetworkView::read(self.host(1), name)
     }
 
     /// Waits until every host's agent sees every node alive.

@@ -25,6 +25,7 @@
 //! Everything here needs root and says so when it is missing.
 
 mod agent;
+mod api;
 pub mod baseline;
 mod capture;
 mod command;
@@ -34,12 +35,14 @@ mod flow;
 mod holder;
 mod host;
 mod lab;
+mod network;
 mod ping;
 pub mod report;
 mod underlay;
 mod wait;
 
 pub use agent::Stop;
+pub use api::{ApiAnswer, api_call};
 pub use capture::Capture;
 pub use command::Ran;
 pub use container::{Attachment, Container};
@@ -48,6 +51,7 @@ pub use flow::{Flow, FlowSummary, Throughput, throughput, transfer};
 pub use holder::in_network_namespace;
 pub use host::Host;
 pub use lab::{Builder, Lab, sweep};
+pub use network::NetworkView;
 pub use ping::{PingStream, PingSummary, Pinger};
 pub use underlay::Family;
 pub use wait::{eventually, holds_for, pace};

@@ -1,0 +1,5 @@
+//! What the program plays on a lab.
+
+pub(crate) mod converge;
+pub(crate) mod demo;
+pub(crate) mod plain;

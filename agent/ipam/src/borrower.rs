@@ -4,7 +4,7 @@ use weft_model::{BlockIndex, Family, Unit};
 
 use crate::{
     demand::{Clock, Demand, Requests},
-    sight::{Need, Sight},
+    sight::Sight,
     state::{Move, State},
 };
 
@@ -92,7 +92,7 @@ fn block_returns(
     family: Family,
 ) -> Vec<Move> {
     let mut demand = Demand::of(sight, own, requests, clock, family);
-    let mut hungry = starving(sight, family);
+    let mut hungry = sight.starving(family);
     let mut returns = Vec::new();
 
     // A block given back to a lender that is away would be nobody's until it returns.
@@ -121,17 +121,6 @@ fn block_returns(
         }
     }
     returns
-}
-
-/// How many blocks are wanted by nodes in need and cannot come from their lenders' free ones.
-fn starving(sight: &Sight<'_>, family: Family) -> usize {
-    let lenders = &sight.layout.network().lenders;
-    let distinct: std::collections::BTreeSet<_> = lenders.iter().copied().collect();
-    let short = distinct.into_iter().map(|lender| {
-        let free = sight.free_blocks(lender, family);
-        sight.unmet(lender, family, Need::Urgent).saturating_sub(free)
-    });
-    short.sum()
 }
 
 /// Addresses that other live nodes ask for by number and do not have yet.

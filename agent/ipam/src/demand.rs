@@ -174,6 +174,9 @@ fn choose(
             Stock { lender, free, spare }
         })
         .collect();
+    // Who starves at one lender will turn to the others, so a reserve must leave that many.
+    let spare: usize = stock.iter().map(|stock| stock.spare).sum();
+    let wished = wished.min(needed.max(spare.saturating_sub(sight.starving(family))));
     let answering = stock.first().map(|stock| stock.lender).or(order.first().copied());
 
     let mut chosen = Vec::new();

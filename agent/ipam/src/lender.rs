@@ -40,14 +40,19 @@ fn is_out_of_block(sight: &Sight<'_>, ip: IpAddr) -> bool {
 }
 
 fn block_loan(sight: &Sight<'_>, own: &State, family: Family) -> Option<Move> {
-    let to = next_borrower(sight, own.node, family)?;
+    let Borrower { to, urgent } = next_borrower(sight, own.node, family)?;
+    // Free blocks are kept for nodes in need that have asked a lender without any: they turn to
+    // this one as soon as they see them.
+    if !urgent && sight.free_blocks(own.node, family) <= sight.starving(family) {
+        return None;
+    }
     let free = |index| Some((index, sight.exceptions(family, index)?));
     let (index, except) = sight.layout.share(own.node, family).find_map(free)?;
     Some(Move::Lend { unit: Unit::Block(family, index), to, except })
 }
 
 /// Of the nodes that want more blocks than they have: those in need first, then who has fewest.
-fn next_borrower(sight: &Sight<'_>, lender: NodeId, family: Family) -> Option<NodeId> {
+fn next_borrower(sight: &Sight<'_>, lender: NodeId, family: Family) -> Option<Borrower> {
     let borrowed = sight.borrowed(lender, family);
     let waiting = sight.wants().filter_map(|(node, want)| {
         let has = borrowed.get(&node).copied().unwrap_or(0);
@@ -55,5 +60,10 @@ fn next_borrower(sight: &Sight<'_>, lender: NodeId, family: Family) -> Option<No
         let relaxed = !want.urgent.contains(&family);
         (wanted as usize > has).then_some((relaxed, has, node))
     });
-    waiting.min().map(|(_, _, node)| node)
+    waiting.min().map(|(relaxed, _, to)| Borrower { to, urgent: !relaxed })
+}
+
+struct Borrower {
+    to: NodeId,
+    urgent: bool,
 }

@@ -90,6 +90,16 @@ impl<'a> Sight<'a> {
             .sum()
     }
 
+    /// How many blocks are wanted by other nodes in need, of lenders that have none free.
+    pub(crate) fn starving(&self, family: Family) -> usize {
+        let lenders: BTreeSet<NodeId> = self.layout.network().lenders.iter().copied().collect();
+        let short = |lender| {
+            let free = self.free_blocks(lender, family);
+            self.unmet(lender, family, Need::Urgent).saturating_sub(free)
+        };
+        lenders.into_iter().map(short).sum()
+    }
+
     /// The wants of the live nodes, this one included.
     pub(crate) fn wants(&self) -> impl Iterator<Item = (NodeId, &'a WantRecord)> {
         let me = self.me();

@@ -110,21 +110,25 @@ impl Detector {
             return Verdict::default();
         }
 
-        let silent: Vec<_> = self
-            .alive()
-            .filter(|node| self.silence(*node, now).is_some_and(|s| s >= suspect_after))
-            .collect();
-        if silent.is_empty() {
-            self.mass_silence = false;
-            return Verdict::default();
-        }
+        // Looked for one interval early, so that the pause costs only one interval.
+        let quiet = self.silent_for(suspect_after.saturating_sub(interval), now).len();
         let alive = self.alive().count();
-        if alive >= MASS_FROM_PEERS && 3 * silent.len() > alive && !self.mass_silence {
+        if quiet == 0 {
+            self.mass_silence = false;
+        } else if alive >= MASS_FROM_PEERS && 3 * quiet > alive && !self.mass_silence {
             self.mass_silence = true;
             return self.freeze(now);
         }
-        self.suspects.extend(&silent);
-        Verdict { suspects: silent, froze: false }
+        let suspects = self.silent_for(suspect_after, now);
+        self.suspects.extend(&suspects);
+        Verdict { suspects, froze: false }
+    }
+
+    /// The peers, alive so far, that were not heard for `span`.
+    fn silent_for(&self, span: Duration, now: Instant) -> Vec<NodeId> {
+        let silent =
+            |node: &NodeId| self.silence(*node, now).is_some_and(|silence| silence >= span);
+        self.alive().filter(silent).collect()
     }
 
     fn freeze(&mut self, now: Instant) -> Verdict {
@@ -173,7 +177,7 @@ mod tests {
         let mut clock = Clock::new();
         clock.hear([1, 2, 3, 4]);
         let verdicts = clock.run(Duration::from_millis(4500), &[3, 4]);
-        assert_eq!(verdicts, [(Duration::from_secs(4), vec![node(1), node(2)])]);
+        assert_eq!(verdicts, [(Duration::from_millis(3500), vec![node(1), node(2)])]);
         assert_eq!(clock.frozen, 1);
     }
 

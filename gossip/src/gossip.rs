@@ -54,8 +54,8 @@ impl GossipConfig {
 pub struct Timing {
     /// Between two rounds of anti-entropy.
     pub gossip_interval: Duration,
-    /// The silence after which a member is suspect. At least six intervals, or message loss makes
-    /// suspects.
+    /// The silence after which a member is suspect. At least five intervals, or message loss makes
+    /// suspects: at a loss of 20 %, two nodes miss each other five times in a row once in days.
     pub suspect_after: Duration,
     /// How long chitchat keeps dead nodes and withdrawn keys in every exchange. Minutes: each
     /// restart of an agent adds one dead node, and the exchange has an upper size.
@@ -71,7 +71,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             gossip_interval: Duration::from_millis(500),
-            suspect_after: Duration::from_secs(3),
+            suspect_after: Duration::from_millis(2500),
             grace: Duration::from_secs(15 * 60),
             forget_after: Duration::from_secs(24 * 60 * 60),
             leave_timeout: Duration::from_secs(1),

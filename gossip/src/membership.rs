@@ -202,18 +202,27 @@ fn scan(
     // Incarnations of one node are neighbours in this order, the newest last.
     let mut states = states.iter().peekable();
     while let Some((id, state)) = states.next() {
-        if states.peek().is_some_and(|(next, _)| next.node_id == id.node_id) {
-            continue;
-        }
         if id.node_id == own.node_id {
-            if id.generation_id > own.generation_id {
-                result.conflict = result.conflict.max(Some(id.generation_id));
+            if id != own {
+                let newest = earlier_life(id, state, seen);
+                result.conflict = result.conflict.max(newest.filter(|&n| n > own.generation_id));
             }
-            continue;
+        } else if states.peek().is_none_or(|(next, _)| next.node_id != id.node_id) {
+            result.nodes.extend(observe(id, state, seen));
         }
-        result.nodes.extend(observe(id, state, seen));
     }
     result
+}
+
+/// The highest number that another life of this node has used, if something is new of it.
+fn earlier_life(
+    id: &ChitchatId,
+    state: &NodeState,
+    seen: &mut BTreeMap<ChitchatId, Seen>,
+) -> Option<u64> {
+    let observation = observe(id, state, seen)?;
+    let values = observation.changes.into_iter().flat_map(|changes| changes.values);
+    values.map(|(_, value)| peek_ver(&value)).chain([id.generation_id]).max()
 }
 
 fn observe(

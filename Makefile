@@ -1,0 +1,53 @@
+# weft: build, show, test. Everything but `help`, `build` and `check` needs root.
+
+CARGO ?= cargo
+TESTBED = target/debug/weft-testbed
+BENCH = target/release/weft-testbed
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Build the weft binary and the testbed (dev profile)
+	$(CARGO) build -p weft-agent -p weft-testbed
+
+release: ## Build the weft binary for use
+	$(CARGO) build --release -p weft-agent
+
+demo: deps build ## Three hosts, two networks, names and pings; KEEP=1 leaves them up
+	$(TESTBED) demo $(if $(KEEP),--keep)
+
+# One test at a time: each has up to three agents, and measures how quick they are.
+test: deps build ## All tests: pure, simulated, kernel and end to end
+	RUST_BACKTRACE=0 $(CARGO) test --workspace --exclude weft-testbed
+	RUST_BACKTRACE=0 $(CARGO) test -p weft-testbed -- --test-threads=1
+
+check: ## Format, lints, crate walls, licences
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	.ci/walls
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; \
+	else echo "cargo-deny is not installed: licences, bans and advisories were not checked"; fi
+
+bench-converge: deps bench-build ## From attach on one host to reached on another, 200 times
+	$(BENCH) bench-converge
+
+bench-plain: deps bench-build ## Throughput against the same topology made by hand
+	$(BENCH) bench-plain
+
+bench-build:
+	$(CARGO) build --release -p weft-agent -p weft-testbed
+
+install: release ## Install weft on this host: binary, systemd unit, configuration
+	deploy/install.sh --binary target/release/weft
+
+deps:
+	@deploy/deps.sh
+
+clean: ## Take down labs that were left up, and remove what was built
+	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; fi
+	$(CARGO) clean
+
+sweep: ## Take down labs that were left up
+	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; else echo "no testbed was built"; fi
+
+.PHONY: help build release demo test check bench-converge bench-plain bench-build install deps clean sweep

@@ -1,0 +1,37 @@
+#!/bin/sh
+# Installs the Debian packages that building, running and testing weft need, if they are missing.
+set -eu
+
+missing=
+# need COMMAND PACKAGE: PACKAGE is missing where COMMAND is.
+need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
+
+# To build: the cryptographic library is C and assembler.
+need cc gcc
+need make make
+[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
+need python3 python3-minimal
+# To run: the agent writes its rules with nft.
+need nft nftables
+need ip iproute2
+# To test and to show.
+need ping iputils-ping
+need tcpdump tcpdump
+need iperf3 iperf3
+need unshare util-linux
+need ps procps
+
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" -ne 0 ]; then
+  echo "deps.sh: missing:$missing; run this as root, or install them" >&2
+  exit 1
+fi
+if ! command -v apt-get >/dev/null 2>&1; then
+  echo "deps.sh: missing:$missing; there is no apt-get here, so install them" >&2
+  exit 1
+fi
+echo "deps.sh: installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get -q -o DPkg::Lock::Timeout=300 update
+# shellcheck disable=SC2086 # one word a package
+apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing

@@ -177,7 +177,7 @@ fn choose(
     // Who starves at one lender will turn to the others, so a reserve must leave that many.
     let spare: usize = stock.iter().map(|stock| stock.spare).sum();
     let wished = wished.min(needed.max(spare.saturating_sub(sight.starving(family))));
-    let answering = stock.first().map(|stock| stock.lender).or(order.first().copied());
+    let answering = stock.first().map(|stock| stock.lender).or_else(|| order.first().copied());
 
     let mut chosen = Vec::new();
     for turn in 0..wished {

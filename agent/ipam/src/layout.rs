@@ -214,3 +214,98 @@ fn leading_u64(bytes: &[u8]) -> u64 {
     let head = bytes.first_chunk().expect("identifiers and digests have at least 8 bytes");
     u64::from_be_bytes(*head)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_is_cut_into_many_equal_blocks() {
+        for (subnet, range, size, count) in [
+            ("10.0.0.0/29", None, 1, 8),
+            ("10.0.0.0/27", None, 1, 32),
+            ("10.0.0.0/26", None, 2, 32),
+            ("10.0.0.0/25", None, 4, 32),
+            ("10.0.0.0/24", None, 8, 32),
+            ("10.0.0.0/20", None, 32, 128),
+            ("10.0.0.0/18", None, 64, 256),
+            ("10.0.0.0/16", None, 64, 1024),
+            ("10.0.0.0/8", None, 64, 1 << 18),
+            ("10.0.0.0/16", Some("10.0.7.0/24"), 8, 32),
+            ("10.0.0.0/24", Some("10.0.0.9/32"), 1, 1),
+            ("fd00::/120", None, 8, 32),
+            ("fd00::/64", None, 256, 1 << 16),
+            ("fd00::/32", None, 256, 1 << 16),
+        ] {
+            let network = network(subnet, range, 1);
+            let blocks = Blocks::of(&network.pools[0]);
+            assert_eq!((blocks.size(), blocks.count()), (size, count), "{subnet} {range:?}");
+        }
+    }
+
+    #[test]
+    fn every_address_has_one_lender_and_every_block_is_in_one_share() {
+        for (subnet, range) in [
+            ("10.0.0.0/29", None),
+            ("10.0.0.0/24", None),
+            ("10.0.0.0/24", Some("10.0.0.128/26")),
+            ("fd00::/120", None),
+        ] {
+            let network = network(subnet, range, 3);
+            let layout = Layout::of(&network);
+            let pool = &network.pools[0];
+            let family = pool.subnet.family();
+            for ip in (0..).map_while(|offset| pool.subnet.nth(offset)) {
+                let single = layout.lender(Unit::Address(ip)).unwrap();
+                assert!(network.lenders.contains(&single));
+                if let Some(block) = layout.block_of(ip) {
+                    assert_eq!(layout.lender(block), Some(single), "{ip}");
+                    assert!(layout.covers(block, ip));
+                }
+            }
+            for &lender in &network.lenders {
+                let fruitful = |index: &u32| layout.usable_in(family, *index).next().is_some();
+                let share = layout.share(lender, family).filter(fruitful);
+                assert_eq!(share.count(), layout.share_size(lender, family), "{subnet}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_the_network_has_no_lender() {
+        let network = network("10.0.0.0/24", None, 2);
+        let layout = Layout::of(&network);
+        for unit in [
+            Unit::Block(Family::V4, 32),
+            Unit::Block(Family::V6, 0),
+            Unit::Address("10.0.1.0".parse().unwrap()),
+            Unit::Address("fd00::1".parse().unwrap()),
+        ] {
+            assert_eq!(layout.lender(unit), None, "{unit}");
+        }
+    }
+
+    #[test]
+    fn a_node_asks_itself_first_and_each_lender_once() {
+        let network = network("10.0.0.0/24", None, 3);
+        let layout = Layout::of(&network);
+        for &lender in &network.lenders {
+            let order = layout.lenders_for(lender);
+            assert_eq!(order[0], lender);
+            assert_eq!(BTreeSet::from_iter(order), BTreeSet::from_iter(network.lenders.clone()));
+        }
+    }
+
+    fn network(subnet: &str, range: Option<&str>, lenders: u8) -> Network {
+        let net: weft_model::Subnet = subnet.parse().unwrap();
+        let lenders: Vec<_> = (1..=lenders).map(|n| NodeId::from([n; 16])).collect();
+        let pool = serde_json::json!({
+            "subnet": subnet, "range": range, "gateway": net.first_host(),
+        });
+        serde_json::from_value(serde_json::json!({
+            "id": "0a".repeat(16), "name": "app", "vni": 5000, "pools": [pool],
+            "creator": lenders[0], "lenders": lenders,
+        }))
+        .unwrap()
+    }
+}

@@ -1,21 +1,23 @@
 //! Any interleaving of endpoints, gossip, crashes and removals, on the machine itself.
 
-mod cluster;
-
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use cluster::{Cluster, network, node_id};
+use crate::cluster::{Cluster, network, node_id};
 use proptest::{
     collection::vec,
     prelude::*,
     sample::Index,
-    test_runner::{RngAlgorithm, TestError, TestRng, TestRunner},
+    test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRng, TestRunner},
 };
 use weft_ipam::{Ask, Layout};
 use weft_model::{EndpointId, Family, Network};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn no_address_is_on_two_nodes_and_wants_are_met_once_all_hear_all(

@@ -5,10 +5,10 @@ use std::io;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{
-    Socket,
+    AsyncSocket as _, AsyncSocketExt as _, TokioSocket,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
 };
-use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 
 use crate::{
     namespace::Namespace,
@@ -16,10 +16,9 @@ use crate::{
 };
 
 /// The notifications of one namespace.
-#[derive(Debug)]
 pub(crate) struct Events {
-    route: AsyncFd<Socket>,
-    rules: AsyncFd<Socket>,
+    route: TokioSocket,
+    rules: TokioSocket,
 }
 
 /// What has changed.
@@ -30,23 +29,11 @@ pub(crate) enum Change {
 }
 
 impl Events {
+    /// Must be called inside a tokio runtime.
     pub(crate) fn open(namespace: &Namespace) -> Result<Self, NetlinkError> {
-        let socket = |protocol, groups: &'static [u32]| {
-            let socket = namespace.run(|| {
-                let mut socket = Socket::new(protocol)?;
-                socket.bind_auto()?;
-                for &group in groups {
-                    socket.add_membership(group)?;
-                }
-                socket.set_non_blocking(true)?;
-                Ok::<_, NetlinkError>(socket)
-            })?;
-            enlarge(&socket);
-            Ok::<_, NetlinkError>(AsyncFd::new(socket)?)
-        };
         Ok(Self {
-            route: socket(NETLINK_ROUTE, &[RTNLGRP_LINK, RTNLGRP_NEIGH])?,
-            rules: socket(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?,
+            route: open(namespace, NETLINK_ROUTE, &[RTNLGRP_LINK, RTNLGRP_NEIGH])?,
+            rules: open(namespace, NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?,
         })
     }
 
@@ -54,47 +41,55 @@ impl Events {
     /// next pass, which a cancelled wait leads to, sees anyway.
     pub(crate) async fn changed(&mut self) -> Change {
         loop {
-            let (change, relevant) = tokio::select! {
-                relevant = drain(&self.route, is_loss) => (Change::Links, relevant),
-                relevant = drain(&self.rules, |_| true) => (Change::Rules, relevant),
-            };
-            if relevant {
-                return change;
+            let (mut route, mut rules) =
+                (Vec::with_capacity(DATAGRAM), Vec::with_capacity(DATAGRAM));
+            // An error is ENOBUFS: some were dropped, and they may have been of interest.
+            tokio::select! {
+                read = self.route.recv_from(&mut route) => {
+                    if read.is_err() || is_loss(&route) || drain(&mut self.route) {
+                        return Change::Links;
+                    }
+                }
+                _ = self.rules.recv_from(&mut rules) => return Change::Rules,
             }
         }
     }
 
     /// Forgets what has been told so far.
-    pub(crate) async fn settle(&mut self) {
-        loop {
-            tokio::select! {
-                biased;
-                _ = drain(&self.route, |_| true) => {}
-                _ = drain(&self.rules, |_| true) => {}
-                () = std::future::ready(()) => return,
-            }
-        }
+    pub(crate) fn settle(&mut self) {
+        drain(&mut self.route);
+        drain(&mut self.rules);
     }
 }
 
-/// Reads all that is there; tells whether any of it is relevant. What was lost counts as relevant.
-async fn drain(socket: &AsyncFd<Socket>, relevant: impl Fn(&[u8]) -> bool) -> bool {
+fn open(
+    namespace: &Namespace,
+    protocol: isize,
+    groups: &[u32],
+) -> Result<TokioSocket, NetlinkError> {
+    let runtime = Handle::current();
+    namespace.run(|| {
+        let _context = runtime.enter();
+        let mut socket = TokioSocket::new(protocol)?;
+        socket.socket_mut().bind_auto()?;
+        for &group in groups {
+            socket.socket_mut().add_membership(group)?;
+        }
+        enlarge(socket.socket_ref());
+        Ok(socket)
+    })
+}
+
+/// Reads all that is there; tells whether any of it is of interest.
+fn drain(socket: &mut TokioSocket) -> bool {
     let mut found = false;
-    let mut buffer = vec![0u8; DATAGRAM];
+    let mut buffer = Vec::with_capacity(DATAGRAM);
     loop {
-        let Ok(mut ready) = socket.readable().await else { return true };
-        let received = ready.try_io(|socket| {
-            let mut buffer = &mut buffer[..];
-            match socket.get_ref().recv_from(&mut buffer, 0) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
-                other => Ok(other),
-            }
-        });
-        match received {
-            Err(_would_block) => return found,
-            Ok(Ok(Ok((length, _)))) => found |= relevant(&buffer[..length.min(DATAGRAM)]),
-            // ENOBUFS: some were dropped.
-            Ok(_) => found = true,
+        buffer.clear();
+        match socket.socket_ref().recv_from(&mut buffer, libc::MSG_DONTWAIT) {
+            Ok(_) => found |= is_loss(&buffer),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return found,
+            Err(_) => return true,
         }
     }
 }

@@ -31,7 +31,7 @@ impl HostTask {
         loop {
             if wake == Wake::KernelChanged {
                 time::sleep(DEBOUNCE).await;
-                events.settle().await;
+                events.settle();
             }
             let desired = self.desired.borrow_and_update().clone();
             if let Some(desired) = desired {

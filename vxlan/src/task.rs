@@ -91,7 +91,7 @@ impl NetworkTask {
                 // A change seldom comes alone; what comes with it needs no pass of its own.
                 time::sleep(DEBOUNCE).await;
                 if let Some(Opened { events, .. }) = &mut opened {
-                    Events::settle(events).await;
+                    events.settle();
                 }
             }
             let target = self.target.borrow_and_update().clone();

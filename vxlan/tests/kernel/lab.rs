@@ -1,0 +1,403 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    process::Command,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_model::{EndpointId, MacAddr, NetworkId, Vni, VtepAddr};
+use weft_vxlan::{
+    AddressPair, AttachSpec, Attached, Config, DataPlane, Desired, HostRules, Namespace,
+    NamespaceError, OverlayNetwork, Port, Prefix, Sandbox, Station, Table, Uplink, namespace_name,
+};
+
+/// Runs `test` on a thread with network and mount namespaces of its own. What it mounts and makes
+/// goes with them.
+pub(crate) fn in_lab(test: impl AsyncFnOnce(&Lab) + Send + 'static) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let outcome = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("run the tests as root");
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let lab = Lab { dir: path };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test(&lab));
+    })
+    .join();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// ```text
+///   sandboxes ── br0 ─ vx0 ┄┄┄ host 1 ─ eth0 ──┐        ┌── eth0 ─ host 2 ┄┄┄ vx0 ─ br0 ── sandboxes
+///               weft-…                         └─ wire ─┘                        weft-…
+/// ```
+pub(crate) struct Lab {
+    dir: PathBuf,
+}
+
+/// Which family the hosts talk to each other in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Underlay {
+    V4,
+    V6,
+}
+
+impl Underlay {
+    pub(crate) fn vtep(self, host: u8) -> VtepAddr {
+        match self {
+            Self::V4 => IpAddr::from([192, 0, 2, host]).into(),
+            Self::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host.into())).into(),
+        }
+    }
+
+    pub(crate) fn overhead(self) -> u16 {
+        match self {
+            Self::V4 => 50,
+            Self::V6 => 70,
+        }
+    }
+}
+
+impl Lab {
+    /// A bare namespace, mounted under the lab's directory.
+    pub(crate) fn namespace(&self, name: &str) -> Namespace {
+        let path = self.dir.join(name);
+        File::create(&path).unwrap();
+        thread::scope(|scope| {
+            let made = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                let none = None::<&str>;
+                mount(Some("/proc/thread-self/ns/net"), &path, none, MsFlags::MS_BIND, none)
+                    .unwrap();
+            });
+            made.join().unwrap();
+        });
+        let namespace = Namespace::open(path).unwrap();
+        run(&namespace, "ip link set lo up");
+        namespace
+    }
+
+    /// Removes a namespace, as the end of a container does.
+    pub(crate) fn kill(&self, namespace: Namespace) {
+        let path = namespace.path().to_owned();
+        drop(namespace);
+        umount2(&path, MntFlags::MNT_DETACH).unwrap();
+        fs::remove_file(&path).unwrap();
+    }
+
+    /// The switch that joins the hosts.
+    pub(crate) fn wire(&self) -> Namespace {
+        let wire = self.namespace("wire");
+        run(&wire, "ip link add wire0 type bridge");
+        run(&wire, "ip link set wire0 up");
+        wire
+    }
+
+    /// Host number `n` on `wire`, with its data plane running.
+    pub(crate) fn host(&self, n: u8, wire: &Namespace) -> Host {
+        let namespace = self.namespace(&format!("host{n}"));
+        run(wire, &format!("ip link add h{n} type veth peer name eth0 netns {}", at(&namespace)));
+        run(wire, &format!("ip link set h{n} master wire0 up"));
+        for command in [
+            format!("ip addr add 192.0.2.{n}/24 dev eth0"),
+            format!("ip addr add 2001:db8::{n}/64 dev eth0 nodad"),
+            "ip link set eth0 up".into(),
+        ] {
+            run(&namespace, &command);
+        }
+        let runtime_dir = self.dir.join(format!("run{n}"));
+        Host::start(n, namespace, runtime_dir, Desired::default())
+    }
+
+    pub(crate) fn two_hosts(&self) -> (Namespace, Host, Host) {
+        let wire = self.wire();
+        let (one, two) = (self.host(1, &wire), self.host(2, &wire));
+        (wire, one, two)
+    }
+}
+
+/// A host whose data plane runs.
+pub(crate) struct Host {
+    pub(crate) n: u8,
+    pub(crate) namespace: Namespace,
+    pub(crate) runtime_dir: PathBuf,
+    pub(crate) desired: watch::Sender<Option<Arc<Desired>>>,
+    pub(crate) plane: DataPlane,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Host {
+    fn start(n: u8, namespace: Namespace, runtime_dir: PathBuf, desired: Desired) -> Self {
+        let (desired, followed) = watch::channel(Some(Arc::new(desired)));
+        let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+        let config = Config {
+            runtime_dir: runtime_dir.clone(),
+            host: Some(namespace.clone()),
+            // Repairs in these tests come from notifications, not from waiting.
+            resync: Duration::from_secs(600),
+        };
+        let plane = DataPlane::start(config, followed, &tracker, &stop).unwrap();
+        Self { n, namespace, runtime_dir, desired, plane, tracker, stop }
+    }
+
+    /// Ends the agent as a crash does: nothing is cleaned up.
+    pub(crate) async fn crash(self) -> (u8, Namespace, PathBuf, Desired) {
+        let Self { n, namespace, runtime_dir, desired, plane, tracker, stop } = self;
+        drop(plane);
+        stop.cancel();
+        tracker.close();
+        tracker.wait().await;
+        let last = desired.borrow().clone().map(Arc::unwrap_or_clone).unwrap_or_default();
+        (n, namespace, runtime_dir, last)
+    }
+
+    pub(crate) async fn restart(self) -> Self {
+        let (n, namespace, runtime_dir, desired) = self.crash().await;
+        Self::start(n, namespace, runtime_dir, desired)
+    }
+
+    /// Changes the desired state.
+    pub(crate) fn desire(&self, change: impl FnOnce(&mut Desired)) {
+        self.desired.send_modify(|desired| {
+            let mut next = desired.take().map(Arc::unwrap_or_clone).unwrap_or_default();
+            change(&mut next);
+            *desired = Some(Arc::new(next));
+        });
+    }
+
+    /// Changes one network of the desired state.
+    pub(crate) fn desire_network(&self, id: NetworkId, change: impl FnOnce(&mut OverlayNetwork)) {
+        self.desire(|desired| change(Arc::make_mut(desired.networks.get_mut(&id).unwrap())));
+    }
+
+    /// Carries `network` here, with the rules that let its peers in.
+    pub(crate) fn carry(&self, network: &Net, underlay: Underlay) {
+        let overlay = network.on(self.n, underlay);
+        self.desire(|desired| {
+            desired.networks.insert(overlay.id, Arc::new(overlay));
+            desired.host = HostRules {
+                local: [underlay.vtep(self.n)].into(),
+                vteps: (1..=2).filter(|n| *n != self.n).map(|n| underlay.vtep(n)).collect(),
+                uplink_pools: uplink_pools(),
+                ..HostRules::default()
+            };
+        });
+    }
+
+    pub(crate) fn network_namespace(&self, network: NetworkId) -> Namespace {
+        Namespace::open(self.runtime_dir.join(namespace_name(network))).unwrap()
+    }
+
+    pub(crate) async fn attach(&self, spec: AttachSpec) -> Attached {
+        self.plane.attach(spec).await.unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    /// Waits until every table of `network` is as desired and the tables agree with `reached`.
+    pub(crate) async fn settled(&self, network: NetworkId) {
+        let status = self.plane.status();
+        eventually(&format!("{network} settles on host {}", self.n), async || {
+            let status = status.borrow().clone();
+            let tables = status.networks.get(&network).map(|network| network.tables.clone());
+            match tables {
+                Some(tables)
+                    if tables.contains_key(&Table::Uplink)
+                        && tables
+                            .values()
+                            .chain(status.host.values())
+                            .all(|t| t.error.is_none())
+                        && status.host.contains_key(&Table::Rules) =>
+                {
+                    Ok(())
+                }
+                _ => Err(format!("{status:#?}")),
+            }
+        })
+        .await;
+    }
+
+    /// Operations applied since the start, all tables together.
+    pub(crate) fn operations(&self) -> u64 {
+        let status = self.plane.status().borrow().clone();
+        let tables = status.networks.values().flat_map(|network| network.tables.values());
+        tables.chain(status.host.values()).map(|table| table.applied).sum()
+    }
+}
+
+/// A network of the tests: number `n` has VNI 4096+n; all have the same subnets.
+#[derive(Clone, Debug)]
+pub(crate) struct Net {
+    n: u8,
+    /// Stations by their number; where each one is, by its host's.
+    pub(crate) stations: BTreeMap<u8, u8>,
+    pub(crate) internal: bool,
+    pub(crate) multicast: bool,
+}
+
+impl Net {
+    pub(crate) fn new(n: u8, stations: &[(u8, u8)]) -> Self {
+        Self { n, stations: stations.iter().copied().collect(), internal: true, multicast: false }
+    }
+
+    pub(crate) fn id(&self) -> NetworkId {
+        NetworkId::from([self.n; 16])
+    }
+
+    pub(crate) fn ips(&self, station: u8) -> [IpAddr; 2] {
+        [
+            IpAddr::from([10, 1, 0, station]),
+            IpAddr::V6(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, station.into())),
+        ]
+    }
+
+    pub(crate) fn mac(&self, station: u8) -> MacAddr {
+        MacAddr::for_address(self.id(), self.ips(station)[0])
+    }
+
+    pub(crate) fn endpoint(&self, station: u8) -> EndpointId {
+        let mut bytes = [self.n; 16];
+        bytes[0] = station;
+        EndpointId::from(bytes)
+    }
+
+    /// The network as host `host` shall carry it.
+    pub(crate) fn on(&self, host: u8, underlay: Underlay) -> OverlayNetwork {
+        let remotes = self.stations.iter().filter(|(_, at)| **at != host).map(|(&station, &at)| {
+            let ips = self.ips(station).into();
+            (self.mac(station), Station { vtep: underlay.vtep(at), ips })
+        });
+        let ports = self.stations.iter().filter(|(_, at)| **at == host).map(|(&station, _)| {
+            let ips = self.ips(station).into();
+            (self.endpoint(station), Port { mac: self.mac(station), ips })
+        });
+        let others: BTreeSet<_> = self.stations.values().filter(|at| **at != host).collect();
+        OverlayNetwork {
+            id: self.id(),
+            name: format!("net{}", self.n).parse().unwrap(),
+            vni: Vni::try_from(4096 + u32::from(self.n)).unwrap(),
+            mtu: 1500 - underlay.overhead(),
+            local: underlay.vtep(host),
+            port: 4789,
+            gateway_mac: MacAddr::for_gateway(self.id()),
+            gateways: vec![
+                Prefix { ip: IpAddr::from([10, 1, 0, 254]), len: 24 },
+                Prefix { ip: "fd00:1::fe".parse().unwrap(), len: 64 },
+            ],
+            internal: self.internal,
+            multicast: self.multicast,
+            remotes: remotes.collect(),
+            flood: others.into_iter().map(|&at| underlay.vtep(at)).collect(),
+            ports: ports.collect(),
+            uplink: Some(self.uplink()),
+        }
+    }
+
+    pub(crate) fn uplink(&self) -> Uplink {
+        let v4 = |end: u8| Ipv4Addr::new(169, 254, 192, self.n * 2 + end);
+        let v6 = |end: u8| {
+            Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(self.n) * 2 + u16::from(end))
+        };
+        Uplink {
+            v4: Some(AddressPair { host: v4(0), network: v4(1) }),
+            v6: Some(AddressPair { host: v6(0), network: v6(1) }),
+        }
+    }
+
+    pub(crate) fn spec(&self, station: u8, sandbox: &Namespace) -> AttachSpec {
+        let [v4, v6] = self.ips(station);
+        AttachSpec {
+            network: self.id(),
+            endpoint: self.endpoint(station),
+            sandbox: Sandbox::Path(sandbox.path().to_owned()),
+            ifname: None,
+            mac: self.mac(station),
+            addresses: vec![Prefix { ip: v4, len: 24 }, Prefix { ip: v6, len: 64 }],
+            gateways: vec![IpAddr::from([10, 1, 0, 254]), "fe80::1".parse().unwrap()],
+            mtu: None,
+        }
+    }
+}
+
+fn uplink_pools() -> Vec<ipnet::IpNet> {
+    vec!["169.254.192.0/18".parse().unwrap(), "fd77::/64".parse().unwrap()]
+}
+
+/// Runs a command line in `namespace`; its output, if it succeeds.
+pub(crate) fn attempt(namespace: &Namespace, command: &str) -> Result<String, String> {
+    let output = namespace
+        .run(|| {
+            let output = Command::new("sh").args(["-c", command]).output();
+            Ok::<_, NamespaceError>(output.unwrap())
+        })
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    if output.status.success() { Ok(text) } else { Err(text) }
+}
+
+/// As [`attempt`], for a command that must succeed.
+pub(crate) fn run(namespace: &Namespace, command: &str) -> String {
+    attempt(namespace, command).unwrap_or_else(|output| panic!("`{command}` failed: {output}"))
+}
+
+/// How a command of iproute2 names `namespace`.
+pub(crate) fn at(namespace: &Namespace) -> String {
+    // Given as a path: none of the tests' namespaces is under /run/netns.
+    namespace.path().display().to_string()
+}
+
+/// Sends one ping; nothing is retried, so that a lost packet shows.
+pub(crate) fn ping(from: &Namespace, to: IpAddr) -> Result<String, String> {
+    attempt(from, &format!("ping -n -c 1 -W 1 {to}"))
+}
+
+/// Waits until `condition` holds; prints the last state it told of if that takes too long.
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> Result<(), String>) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let state = match condition().await {
+            Ok(()) => return,
+            Err(state) => state,
+        };
+        assert!(Instant::now() < deadline, "not in time: {what}\n{state}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Packets that `filter` matches on `device` while it exists, counted by nftables at ingress or
+/// egress of the device's namespace.
+pub(crate) struct Tally<'a> {
+    namespace: &'a Namespace,
+}
+
+impl<'a> Tally<'a> {
+    /// Counts what the wire's bridge forwards and matches `filter`.
+    pub(crate) fn on(namespace: &'a Namespace, filter: &str) -> Self {
+        let script = format!(
+            "table bridge tally {{\n chain all {{\n type filter hook prerouting priority 0;\n {filter} counter\n }}\n}}"
+        );
+        run(namespace, &format!("printf '%s\\n' '{script}' | nft -f -"));
+        Self { namespace }
+    }
+
+    pub(crate) fn packets(&self) -> u64 {
+        let listing = run(self.namespace, "nft list table bridge tally");
+        let words: Vec<_> = listing.split_whitespace().collect();
+        let position = words.iter().position(|word| *word == "packets").unwrap();
+        words[position + 1].parse().unwrap()
+    }
+}

@@ -1,0 +1,11 @@
+//! The data plane on the real kernel. Each test has namespaces of its own and leaves nothing
+//! behind, even if it fails; all of them can run at once.
+
+mod lab;
+
+mod hygiene;
+mod lifecycle;
+mod overlay;
+mod ports;
+mod repair;
+mod scale;

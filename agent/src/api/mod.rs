@@ -1,0 +1,9 @@
+//! The agent's API: JSON over HTTP on a unix socket.
+
+mod extract;
+mod server;
+mod socket;
+pub mod types;
+
+pub use server::{Api, router};
+pub use socket::{SocketError, bind};

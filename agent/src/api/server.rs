@@ -1,0 +1,155 @@
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::{StatusCode, Uri},
+    response::{IntoResponse, Response},
+    routing::{delete, get},
+};
+use serde::Deserialize;
+
+use super::{
+    extract::{Body, Params},
+    types::{
+        Attach, Attached, CreateNetwork, CreateToken, CreatedToken, EndpointStatus, NetworkStatus,
+        NodeStatus, Resolved, Status, TokenStatus,
+    },
+};
+use crate::{
+    ledger::Ledger,
+    refusal::{Refusal, RefusalKind},
+    status::Report,
+    tokens::Tokens,
+};
+
+/// What the API's handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    pub ledger: Ledger,
+    pub tokens: Arc<Tokens>,
+    pub report: Report,
+}
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/networks", get(networks).post(create_network))
+        .route("/v1/networks/{network}", get(network).delete(remove_network))
+        .route("/v1/endpoints", get(endpoints).post(attach))
+        .route("/v1/endpoints/{endpoint}", delete(detach))
+        .route("/v1/resolve", get(resolve))
+        .route("/v1/tokens", get(tokens).post(create_token))
+        .route("/v1/tokens/{token}", delete(remove_token))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(api)
+}
+
+async fn status(State(api): State<Api>) -> Json<Status> {
+    Json(api.report.status())
+}
+
+async fn nodes(State(api): State<Api>) -> Json<Vec<NodeStatus>> {
+    Json(api.report.nodes())
+}
+
+async fn networks(State(api): State<Api>) -> Answer<Vec<NetworkStatus>> {
+    api.report.networks().await.map(Json)
+}
+
+async fn network(State(api): State<Api>, Path(network): Path<String>) -> Answer<NetworkStatus> {
+    api.report.network(&network).await.map(Json)
+}
+
+async fn create_network(
+    State(api): State<Api>,
+    Body(request): Body<CreateNetwork>,
+) -> Result<Response, Refusal> {
+    let id = api.ledger.create_network(request).await?;
+    let created = api.report.network(&id.to_string()).await?;
+    Ok((StatusCode::CREATED, Json(created)).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Removal {
+    #[serde(default)]
+    force: bool,
+}
+
+async fn remove_network(
+    State(api): State<Api>,
+    Path(network): Path<String>,
+    Params(removal): Params<Removal>,
+) -> Answer<()> {
+    api.ledger.remove_network(network, removal.force).await.map(Json)
+}
+
+async fn endpoints(State(api): State<Api>) -> Json<Vec<EndpointStatus>> {
+    Json(api.report.endpoints())
+}
+
+async fn attach(
+    State(api): State<Api>,
+    Body(request): Body<Attach>,
+) -> Result<(StatusCode, Json<Attached>), Refusal> {
+    let id = api.ledger.attach(request).await?;
+    Ok((StatusCode::CREATED, Json(api.report.attached(id)?)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Detachment {
+    network: Option<String>,
+}
+
+async fn detach(
+    State(api): State<Api>,
+    Path(endpoint): Path<String>,
+    Params(Detachment { network }): Params<Detachment>,
+) -> Answer<()> {
+    api.ledger.detach(endpoint, network).await.map(Json)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    name: String,
+    network: Option<String>,
+}
+
+async fn resolve(
+    State(api): State<Api>,
+    Params(Question { name, network }): Params<Question>,
+) -> Answer<Resolved> {
+    api.report.resolve(&name, network.as_deref()).map(Json)
+}
+
+async fn tokens(State(api): State<Api>) -> Answer<Vec<TokenStatus>> {
+    api.tokens.list().map(Json)
+}
+
+async fn create_token(
+    State(api): State<Api>,
+    Body(request): Body<CreateToken>,
+) -> Result<(StatusCode, Json<CreatedToken>), Refusal> {
+    Ok((StatusCode::CREATED, Json(api.tokens.create(&request)?)))
+}
+
+async fn remove_token(State(api): State<Api>, Path(token): Path<String>) -> Answer<()> {
+    api.tokens.remove(&token).map(Json)
+}
+
+async fn no_such_path(uri: Uri) -> Refusal {
+    Refusal::missing(format!("there is nothing at {}: see docs/api.md", uri.path()))
+}
+
+async fn no_such_method(uri: Uri) -> Refusal {
+    let message = format!("{} does not take this method: see docs/api.md", uri.path());
+    Refusal::new(RefusalKind::Invalid, message)
+}

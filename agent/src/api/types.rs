@@ -1,0 +1,233 @@
+//! What goes over the API's socket: JSON bodies of requests and answers. The CLI reads the same.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use weft_model::{
+    DnsName, EndpointId, Family, Label, Labels, MacAddr, Network, NetworkId, NodeId, Subnet,
+    VtepAddr,
+};
+
+/// `POST /v1/networks`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateNetwork {
+    pub name: Label,
+    /// At most one a family; an IPv4 one is picked when there is none.
+    #[serde(default)]
+    pub subnets: Vec<Subnet>,
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    #[serde(default)]
+    pub ip_ranges: Vec<IpNet>,
+    #[serde(default)]
+    pub aux_addresses: BTreeMap<String, IpAddr>,
+    #[serde(default)]
+    pub internal: bool,
+    /// Adds an IPv6 subnet where none is given.
+    #[serde(default)]
+    pub ipv6: bool,
+    #[serde(default)]
+    pub labels: Labels,
+    /// `mtu` (bytes), `multicast` (true or false).
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+}
+
+/// A network as `network ls` and `network inspect` show it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct NetworkStatus {
+    #[serde(flatten)]
+    pub network: Network,
+    pub state: NetworkState,
+    /// Bytes, as containers that are attached now get it.
+    pub mtu: u16,
+    pub endpoints: Vec<EndpointStatus>,
+    /// This node's address space, a row a family.
+    pub addresses: Vec<SpaceStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkState {
+    Ready,
+    /// Another network has its name or VNI and goes before it; nothing new can be attached.
+    Conflict,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct SpaceStatus {
+    pub family: Family,
+    /// Addresses that this node may give out without asking.
+    pub owned: u64,
+    pub free: u64,
+    pub leased: u64,
+    pub resting: u64,
+}
+
+/// `POST /v1/endpoints`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    /// A network's name or id.
+    pub network: String,
+    pub name: Label,
+    pub sandbox: Sandbox,
+    #[serde(default)]
+    pub aliases: Vec<DnsName>,
+    /// Fixed addresses, one a family at most.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    #[serde(default)]
+    pub mac: Option<MacAddr>,
+    /// The interface's name in the sandbox; the first free `ethN` when absent.
+    #[serde(default)]
+    pub ifname: Option<String>,
+    #[serde(default)]
+    pub service: Option<Label>,
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+/// A network namespace on this host.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    Pid(u32),
+    Path(PathBuf),
+}
+
+/// An endpoint as `attach`, `ps` and `inspect` show it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct EndpointStatus {
+    pub id: EndpointId,
+    pub name: Label,
+    pub aliases: Vec<DnsName>,
+    pub network: Label,
+    pub network_id: NetworkId,
+    pub node: Label,
+    pub node_id: NodeId,
+    pub mac: MacAddr,
+    /// With the subnet's prefix length.
+    pub addresses: Vec<IpNet>,
+    /// In the sandbox; known on its own node only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ifname: Option<String>,
+    /// Whether names are answered with it: its node is alive and its lender agrees.
+    pub reachable: bool,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+/// What `attach` returns: the endpoint, and what a sandbox needs to resolve names.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Attached {
+    #[serde(flatten)]
+    pub endpoint: EndpointStatus,
+    pub gateways: Vec<IpAddr>,
+    pub mtu: u16,
+    pub domain: DnsName,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct NodeStatus {
+    pub id: NodeId,
+    pub name: Label,
+    pub state: NodeLiveness,
+    /// Whether this is the node that answers.
+    pub this: bool,
+    pub address: std::net::SocketAddr,
+    pub vtep: VtepAddr,
+    pub version: String,
+    pub underlay_mtu: u16,
+    pub endpoints: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeLiveness {
+    Alive,
+    Suspect,
+    Left,
+}
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Status {
+    pub version: String,
+    pub cluster: weft_model::ClusterId,
+    pub node: NodeStatus,
+    pub nodes: BTreeMap<NodeLiveness, usize>,
+    pub networks: usize,
+    pub endpoints: usize,
+    pub local_endpoints: usize,
+    /// When this node's certificate ends, RFC 3339.
+    pub certificate_expires: String,
+    pub tables: Vec<TableStatus>,
+    /// What an operator should look at; empty when all is well.
+    pub findings: Vec<String>,
+}
+
+/// How one kernel table stands against its desired state.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct TableStatus {
+    pub table: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Label>,
+    pub operations: u64,
+    pub drift_repaired: u64,
+    pub lag_ms: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// `POST /v1/tokens`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    pub ttl_seconds: u64,
+    pub uses: u32,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct CreatedToken {
+    pub id: String,
+    pub token: String,
+    pub expires: String,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct TokenStatus {
+    pub id: String,
+    pub expires: String,
+    pub uses_left: u32,
+}
+
+/// `GET /v1/resolve?name=…&network=…`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Resolved {
+    pub name: String,
+    pub answers: Vec<ResolvedAddress>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ResolvedAddress {
+    pub address: IpAddr,
+    pub network: Label,
+    pub endpoint: Label,
+    pub node: Label,
+}
+
+/// The body of every answer that is not a success.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Problem {
+    /// What went wrong, with object and value, and what to do.
+    pub error: String,
+    /// The field of the request that is to blame, where one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+}
+

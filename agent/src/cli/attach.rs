@@ -1,0 +1,122 @@
+use std::{io::Write, net::IpAddr, path::PathBuf};
+
+use clap::Args;
+use weft_model::{DnsName, Label, MacAddr};
+
+use super::{
+    Client, Format,
+    network::{parse_pair, unique},
+    output,
+};
+use crate::api::types::{self, Attached, Sandbox};
+
+/// Attach a network namespace to a network
+///
+/// The namespace gets an interface with an address, and its name is answered on every host.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  ip netns add box
+  weft attach /run/netns/box --network app --name box --alias db
+  weft attach 4711 --network app --name worker --ip 10.32.0.77")]
+pub struct Attach {
+    /// A process id, or the path of a network namespace
+    #[arg(value_name = "PID|NETNS", value_parser = parse_sandbox)]
+    sandbox: Sandbox,
+    /// The network, by name or id
+    #[arg(long, value_name = "NETWORK")]
+    network: String,
+    #[command(flatten)]
+    endpoint: EndpointOptions,
+    /// The interface's name in the namespace; the first free ethN when absent
+    #[arg(long, value_name = "NAME")]
+    ifname: Option<String>,
+}
+
+/// What `attach` and `run` say about an endpoint.
+#[derive(Args, Debug)]
+pub(super) struct EndpointOptions {
+    /// The container's name
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Label,
+    /// Another name for it
+    #[arg(long, value_name = "NAME")]
+    pub(super) alias: Vec<DnsName>,
+    /// A fixed IPv4 address of the subnet
+    #[arg(long, value_name = "IP")]
+    pub(super) ip: Option<std::net::Ipv4Addr>,
+    /// A fixed IPv6 address of the subnet
+    #[arg(long, value_name = "IP")]
+    pub(super) ip6: Option<std::net::Ipv6Addr>,
+    /// A fixed MAC address
+    #[arg(long, value_name = "MAC")]
+    pub(super) mac: Option<MacAddr>,
+    /// The service that it is one task of
+    #[arg(long, value_name = "NAME")]
+    pub(super) service: Option<Label>,
+    /// A label of yours
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub(super) label: Vec<(String, String)>,
+}
+
+impl EndpointOptions {
+    pub(super) fn into_request(
+        self,
+        network: String,
+        sandbox: Sandbox,
+        ifname: Option<String>,
+    ) -> anyhow::Result<types::Attach> {
+        let v4 = self.ip.map(IpAddr::V4);
+        let v6 = self.ip6.map(IpAddr::V6);
+        Ok(types::Attach {
+            network,
+            name: self.name,
+            sandbox,
+            aliases: self.alias,
+            addresses: v4.into_iter().chain(v6).collect(),
+            mac: self.mac,
+            ifname,
+            service: self.service,
+            labels: unique("--label", self.label)?,
+        })
+    }
+}
+
+impl Attach {
+    pub async fn run(
+        self,
+        agent: &Client,
+        format: Format,
+        out: &mut impl Write,
+    ) -> anyhow::Result<()> {
+        let body = self.endpoint.into_request(self.network, self.sandbox, self.ifname)?;
+        let attached: Attached = agent.post("/v1/endpoints", &body).await?;
+        show(&attached, format, out)
+    }
+}
+
+pub(super) fn show(attached: &Attached, format: Format, out: &mut impl Write) -> anyhow::Result<()> {
+    let endpoint = &attached.endpoint;
+    match format {
+        Format::Json => output::json(out, attached)?,
+        Format::Table => writeln!(
+            out,
+            "{} {} on {}: {} {}",
+            endpoint.id.short(),
+            endpoint.name,
+            endpoint.network,
+            endpoint.ifname.as_deref().unwrap_or("-"),
+            output::list(&endpoint.addresses),
+        )?,
+    }
+    Ok(())
+}
+
+fn parse_sandbox(text: &str) -> Result<Sandbox, String> {
+    if text.starts_with('/') {
+        return Ok(Sandbox::Path(PathBuf::from(text)));
+    }
+    match text.parse() {
+        Ok(pid) if pid > 0 => Ok(Sandbox::Pid(pid)),
+        _ => Err("give a process id, or an absolute path such as /run/netns/box".into()),
+    }
+}

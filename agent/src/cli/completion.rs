@@ -1,0 +1,19 @@
+use std::io::Write;
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+/// Print a shell's completion script
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  weft completion bash > /etc/bash_completion.d/weft")]
+pub struct Completion {
+    shell: Shell,
+}
+
+impl Completion {
+    pub fn run(self, out: &mut impl Write) -> anyhow::Result<()> {
+        clap_complete::generate(self.shell, &mut super::Cli::command(), "weft", out);
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+use std::{collections::BTreeMap, io::Write, net::IpAddr};
+
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+use weft_model::{Label, Subnet};
+
+use super::{Client, Format, client::encode, output};
+use crate::api::types::{CreateNetwork, NetworkState, NetworkStatus};
+
+/// Create, list, inspect and remove networks
+#[derive(Args, Debug)]
+pub struct Network {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Create(Create),
+    /// List the networks of the cluster
+    #[command(after_help = "Example:
+  weft network ls")]
+    Ls,
+    /// Show networks with their endpoints on all hosts
+    #[command(after_help = "Example:
+  weft network inspect app")]
+    Inspect {
+        #[arg(required = true, value_name = "NETWORK")]
+        networks: Vec<String>,
+    },
+    /// Remove networks from the cluster
+    #[command(after_help = "Example:
+  weft network rm --force app")]
+    Rm {
+        #[arg(required = true, value_name = "NETWORK")]
+        networks: Vec<String>,
+        /// Detach every endpoint on every host first
+        #[arg(long, short)]
+        force: bool,
+    },
+}
+
+/// Create a network on all hosts of the cluster, and print its id
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  weft network create app
+  weft network create db --subnet 10.40.0.0/24 --gateway 10.40.0.254 --internal
+  weft network create dual --subnet 10.41.0.0/24 --subnet fd00:41::/64")]
+struct Create {
+    /// Letters, digits and inner hyphens
+    name: Label,
+    /// Address range, one a family; an IPv4 one is picked when there is none
+    #[arg(long, value_name = "CIDR")]
+    subnet: Vec<Subnet>,
+    /// Gateway address in a subnet; the first address when absent
+    #[arg(long, value_name = "IP")]
+    gateway: Vec<IpAddr>,
+    /// Where addresses that nobody asked for by number come from; a part of a subnet
+    #[arg(long, value_name = "CIDR")]
+    ip_range: Vec<IpNet>,
+    /// An address in use by a machine outside weft
+    #[arg(long, value_name = "NAME=IP", value_parser = parse_aux)]
+    aux_address: Vec<(String, IpAddr)>,
+    /// No way out: no egress, no names from outside
+    #[arg(long)]
+    internal: bool,
+    /// Add an IPv6 subnet where none is given
+    #[arg(long)]
+    ipv6: bool,
+    /// A label of yours
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    label: Vec<(String, String)>,
+    /// mtu=BYTES, multicast=true
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    opt: Vec<(String, String)>,
+}
+
+impl Network {
+    pub async fn run(
+        self,
+        agent: &Client,
+        format: Format,
+        out: &mut impl Write,
+    ) -> anyhow::Result<()> {
+        match self.command {
+            Command::Create(create) => {
+                let body = create.into_request()?;
+                let created: NetworkStatus = agent.post("/v1/networks", &body).await?;
+                match format {
+                    Format::Json => output::json(out, &created)?,
+                    Format::Table => writeln!(out, "{}", created.network.id)?,
+                }
+            }
+            Command::Ls => {
+                let networks: Vec<NetworkStatus> = agent.get("/v1/networks").await?;
+                match format {
+                    Format::Json => output::json(out, &networks)?,
+                    Format::Table => output::table(
+                        out,
+                        ["NETWORK", "NAME", "DRIVER", "VNI", "SUBNET", "ENDPOINTS", "STATE"],
+                        networks.iter().map(row),
+                    )?,
+                }
+            }
+            // As in Docker, inspect prints JSON whatever the format.
+            Command::Inspect { networks } => {
+                let mut found: Vec<NetworkStatus> = Vec::new();
+                for network in &networks {
+                    found.push(agent.get(&format!("/v1/networks/{}", encode(network))).await?);
+                }
+                output::json(out, &found)?;
+            }
+            Command::Rm { networks, force } => {
+                for network in &networks {
+                    let path = format!("/v1/networks/{}?force={force}", encode(network));
+                    let () = agent.delete(&path).await?;
+                    writeln!(out, "{network}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Create {
+    fn into_request(self) -> anyhow::Result<CreateNetwork> {
+        Ok(CreateNetwork {
+            name: self.name,
+            subnets: self.subnet,
+            gateways: self.gateway,
+            ip_ranges: self.ip_range,
+            aux_addresses: unique("--aux-address", self.aux_address)?,
+            internal: self.internal,
+            ipv6: self.ipv6,
+            labels: unique("--label", self.label)?,
+            options: unique("--opt", self.opt)?,
+        })
+    }
+}
+
+fn row(status: &NetworkStatus) -> [String; 7] {
+    let network = &status.network;
+    [
+        network.id.short(),
+        network.name.to_string(),
+        "overlay".into(),
+        network.vni.to_string(),
+        output::list(network.pools.iter().map(|pool| pool.subnet)),
+        status.endpoints.len().to_string(),
+        match status.state {
+            NetworkState::Ready => "ready",
+            NetworkState::Conflict => "conflict",
+        }
+        .into(),
+    ]
+}
+
+/// Collects pairs; a key that stands twice is a mistake that would lose one value.
+pub(super) fn unique<V>(flag: &str, pairs: Vec<(String, V)>) -> anyhow::Result<BTreeMap<String, V>> {
+    let mut map = BTreeMap::new();
+    for (key, value) in pairs {
+        anyhow::ensure!(!map.contains_key(&key), "{flag} {key} is given twice; give it once");
+        map.insert(key, value);
+    }
+    Ok(map)
+}
+
+pub(super) fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("give KEY=VALUE".into()),
+    }
+}
+
+fn parse_aux(text: &str) -> Result<(String, IpAddr), String> {
+    let (name, ip) = parse_pair(text).map_err(|_| "give NAME=IP, such as router=10.0.0.5")?;
+    let ip = ip.parse().map_err(|_| format!("{ip:?} is not an IP address"))?;
+    Ok((name, ip))
+}

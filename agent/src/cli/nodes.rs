@@ -1,0 +1,53 @@
+use std::io::Write;
+
+use clap::Args;
+
+use super::{Client, Format, output};
+use crate::api::types::{NodeLiveness, NodeStatus};
+
+/// List the nodes of the cluster
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  weft nodes --format json")]
+pub struct Nodes {}
+
+impl Nodes {
+    pub async fn run(
+        self,
+        agent: &Client,
+        format: Format,
+        out: &mut impl Write,
+    ) -> anyhow::Result<()> {
+        let nodes: Vec<NodeStatus> = agent.get("/v1/nodes").await?;
+        match format {
+            Format::Json => output::json(out, &nodes)?,
+            Format::Table => output::table(
+                out,
+                ["NODE", "NAME", "STATE", "ADDRESS", "VTEP", "RTT", "ENDPOINTS", "VERSION"],
+                nodes.iter().map(row),
+            )?,
+        }
+        Ok(())
+    }
+}
+
+fn row(node: &NodeStatus) -> [String; 8] {
+    [
+        node.id.short(),
+        format!("{}{}", node.name, if node.this { " *" } else { "" }),
+        state(node.state).into(),
+        node.address.to_string(),
+        node.vtep.to_string(),
+        node.rtt_ms.map_or("-".into(), |ms| format!("{ms:.2} ms")),
+        node.endpoints.to_string(),
+        node.version.clone(),
+    ]
+}
+
+pub(super) fn state(state: NodeLiveness) -> &'static str {
+    match state {
+        NodeLiveness::Alive => "alive",
+        NodeLiveness::Suspect => "suspect",
+        NodeLiveness::Left => "left",
+    }
+}

@@ -1,0 +1,136 @@
+use std::{
+    ffi::OsString,
+    io::{Read, Write},
+    net::IpAddr,
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+};
+
+use anyhow::Context;
+use clap::Args;
+
+use super::{Client, attach::EndpointOptions, client::encode};
+use crate::{
+    api::types::{Attached, Sandbox},
+    sandbox,
+};
+
+/// Run a command in a namespace of its own, attached to networks
+///
+/// The command sees only its networks; names are resolved by weft. It ends as any process does,
+/// and its endpoints with it.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  weft run --network app --name web -d -- python3 -m http.server 80
+  weft run --network app --network db --name worker -- ./worker")]
+pub struct Run {
+    /// A network to attach to; the first one gives the default route and the fixed addresses
+    #[arg(long, value_name = "NETWORK", required = true)]
+    network: Vec<String>,
+    #[command(flatten)]
+    endpoint: EndpointOptions,
+    /// Leave it in the background and print its process id
+    #[arg(long, short)]
+    detach: bool,
+    /// Is the background half of `--detach`
+    #[arg(long, hide = true)]
+    background: bool,
+    #[arg(required = true, last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl Run {
+    pub fn run(self, agent: &Client, out: &mut impl Write) -> anyhow::Result<()> {
+        match self.detach {
+            true => start_in_background(out),
+            false => self.become_command(agent),
+        }
+    }
+
+    /// Turns this process into the command. Returns only upon failure.
+    fn become_command(self, agent: &Client) -> anyhow::Result<()> {
+        let hostname = self.endpoint.name.to_string();
+        if self.background {
+            nix::unistd::setsid().context("cannot leave the terminal's session")?;
+        }
+        sandbox::enter_new(&hostname)?;
+
+        let attached = super::wait(attach_all(agent, self.network, self.endpoint))?;
+        sandbox::replace_resolv_conf(&resolv_conf(&attached))?;
+        if self.background {
+            sandbox::silence_output()?;
+        }
+        let (program, arguments) = self.command.split_first().expect("clap requires a command");
+        let error = Command::new(program).args(arguments).exec();
+        super::wait(detach_all(agent, &attached))?;
+        Err(error).with_context(|| format!("cannot run {}", program.display()))
+    }
+}
+
+/// Starts this program again without `--detach`, waits until its endpoints are attached (it then
+/// closes its output) and prints its process id.
+fn start_in_background(out: &mut impl Write) -> anyhow::Result<()> {
+    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let end = arguments.iter().position(|a| a == "--").unwrap_or(arguments.len());
+    arguments.insert(end, "--background".into());
+    let options = arguments[..=end].iter();
+    let at = options.clone().position(|a| a == "-d" || a == "--detach");
+    let at = at.context("write -d as an argument of its own")?;
+    arguments.remove(at);
+
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the background process")?;
+    let mut said = String::new();
+    child.stdout.take().expect("it is piped").read_to_string(&mut said)?;
+    match child.try_wait()? {
+        Some(status) if !status.success() => std::process::exit(status.code().unwrap_or(1)),
+        _ => writeln!(out, "{}", child.id())?,
+    }
+    Ok(())
+}
+
+async fn attach_all(
+    agent: &Client,
+    networks: Vec<String>,
+    endpoint: EndpointOptions,
+) -> anyhow::Result<Vec<Attached>> {
+    let sandbox = Sandbox::Pid(std::process::id());
+    let mut networks = networks.into_iter();
+    let first = networks.next().expect("clap requires a network");
+    let mut request = endpoint.into_request(first, sandbox, None)?;
+    let mut attached = Vec::new();
+    loop {
+        match agent.post::<Attached>("/v1/endpoints", &request).await {
+            Ok(endpoint) => attached.push(endpoint),
+            Err(error) => {
+                detach_all(agent, &attached).await?;
+                return Err(error.into());
+            }
+        }
+        let Some(next) = networks.next() else { return Ok(attached) };
+        request.network = next;
+        request.addresses.clear();
+        request.mac = None;
+    }
+}
+
+/// Takes back what was attached. The agent would notice the end of the namespace too; this is
+/// quicker.
+async fn detach_all(agent: &Client, attached: &[Attached]) -> anyhow::Result<()> {
+    for endpoint in attached {
+        let id = endpoint.endpoint.id.to_string();
+        let () = agent.delete(&format!("/v1/endpoints/{}", encode(&id))).await?;
+    }
+    Ok(())
+}
+
+/// A resolver file that asks the gateways; resolvers read three servers at most (resolv.conf(5)).
+fn resolv_conf(attached: &[Attached]) -> String {
+    let gateways: Vec<IpAddr> = attached.iter().flat_map(|a| a.gateways.iter().copied()).collect();
+    let lines = gateways.iter().take(3).map(|gateway| format!("nameserver {gateway}\n"));
+    lines.chain(["options timeout:2\n".to_owned()]).collect()
+}

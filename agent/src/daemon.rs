@@ -1,0 +1,413 @@
+//! Puts the agent together and takes it down again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use anyhow::Context;
+use ipnet::Ipv4Net;
+use sd_notify::NotifyState;
+use time::OffsetDateTime;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_dns::{Directory, Server};
+use weft_gossip::{
+    ClusterView, Gossip, GossipConfig, Liveness,
+    identity::{Identity, NODE_VALIDITY},
+    quic::{self, Admission, QuicCarrier, QuicConfig},
+};
+use weft_model::{Label, NetworkId, NodeId, VtepAddr};
+use weft_vxlan::DataPlane; use crate::probe_tmp as underlay;
+
+use crate::{
+    advertise::Advertise,
+    api::{self, Api},
+    chain::Chain,
+    config::{AGENT_PORT, Config},
+    ledger::{self, BookFile, Keeper, Ledger, Links, Start},
+    listeners::Listeners,
+    metrics,
+    projection::{NamesProjection, PlaneContext, own_records},
+    remembered::{self, Remembered},
+    renewal, roster,
+    status::Report,
+    tokens::Tokens,
+    underlay::Watcher,
+};
+
+/// How long the parts of the agent have to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+///
+/// It cannot start, or it cannot go on: then with the reason.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    log_to_stderr();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let identity = Identity::load(&config.state_dir)?;
+    let advertise = advertised(&config).await?;
+    let tracker = TaskTracker::new();
+    let stop = CancellationToken::new();
+    let agent = Agent::start(&config, identity, advertise, &tracker, &stop).await?;
+
+    let socket = api::bind(&config.socket, config.socket_group.as_deref()).await?;
+    agent.serve_api(socket, &tracker, &stop);
+    if let Some(address) = config.metrics {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot serve metrics on {address}: change `metrics`"))?;
+        agent.serve_metrics(listener, &tracker, &stop);
+    }
+    notify(&[NotifyState::Ready]);
+    tracing::info!(node = %agent.identity.name(), %advertise, socket = %config.socket.display(), "ready");
+
+    let outcome = agent.wait().await;
+    notify(&[NotifyState::Stopping]);
+    agent.stop(&tracker, &stop).await;
+    let _ = std::fs::remove_file(&config.socket);
+    outcome
+}
+
+/// The underlay address of this host: configured, given to `init` or `join`, or found.
+async fn advertised(config: &Config) -> anyhow::Result<SocketAddr> {
+    let told = Advertise::load(&config.state_dir)?;
+    let port = config.listen.map(|listen| listen.port()).or(told.and_then(|told| told.port));
+    let ip = match config.advertise.or(told.map(|told| told.ip)) {
+        Some(ip) => ip,
+        None => underlay::default_address().await?,
+    };
+    Ok(SocketAddr::new(ip, port.unwrap_or(AGENT_PORT)))
+}
+
+/// The running parts.
+struct Agent {
+    identity: Arc<Identity>,
+    gossip: Gossip,
+    carrier: Arc<QuicCarrier>,
+    ledger: Ledger,
+    report: Report,
+    tokens: Arc<Tokens>,
+    listeners: Listeners,
+    plane: DataPlane,
+    /// Why the keeper could not go on, once that is so.
+    failure: watch::Receiver<Option<Arc<ledger::BookError>>>,
+}
+
+impl Agent {
+    async fn start(
+        config: &Config,
+        identity: Identity,
+        advertise: SocketAddr,
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let me = identity.node();
+        let watcher =
+            Watcher::new(identity.name().clone(), advertise, config.dns_upstream.clone());
+        let host = watcher.look().await?;
+        let (node, node_updates) = watch::channel(host.node);
+        let (resolvers, resolver_updates) = watch::channel(host.resolvers);
+
+        // What is desired stays unknown until the keeper has understood what there is.
+        let (desired, desired_updates) = watch::channel(None);
+        let plane_config = weft_vxlan::Config {
+            runtime_dir: config.runtime_dir.clone(),
+            ..weft_vxlan::Config::default()
+        };
+        let plane = DataPlane::start(plane_config, desired_updates, tracker, stop)?;
+        let present: BTreeSet<_> = flatten(plane.present_ports().await?);
+
+        let timing = ledger::timing(config.rest());
+        let (file, mut book) = BookFile::open(&config.state_dir)?;
+        let lost = book.mark_lost(&present);
+        tracing::info!(endpoints = book.endpoints.len(), lost, "took up the book");
+        let spaces = ledger::restore_spaces(&book, me, timing)?;
+        let published = own_records(me, &node_updates.borrow(), &book, &spaces);
+
+        let view: ViewCell = Arc::default();
+        let carrier = Arc::new(bind_carrier(config, &identity, advertise, &view)?);
+        let mut gossip_config =
+            GossipConfig::new(me, identity.cluster(), generation(&identity)?);
+        gossip_config.seeds = seeds(&identity, config, advertise);
+        gossip_config.records = published.iter().map(|(k, r)| (*k, r.clone())).collect();
+        let gossip =
+            Gossip::start(gossip_config, Arc::clone(&carrier), tracker, stop.child_token())?;
+        let _ = view.set(gossip.view());
+
+        let (addresses, known_addresses) = watch::channel(vec![advertise]);
+        let state_dir = config.state_dir.clone();
+        let followed =
+            roster::follow(me, state_dir.clone(), gossip.view(), addresses, stop.child_token());
+        tracker.spawn(followed);
+        let remembered = Remembered::load(&config.state_dir);
+        tracker.spawn(remembered::keep(
+            remembered.clone(),
+            me,
+            state_dir,
+            gossip.view(),
+            stop.child_token(),
+        ));
+        tracker.spawn(watcher.run(node, resolvers, stop.child_token()));
+        tracker.spawn(renewal::keep_valid(
+            Arc::clone(&carrier),
+            gossip.view(),
+            stop.child_token(),
+        ));
+
+        let (directory, names) =
+            watch::channel(Arc::new(Directory::new(config.domain.clone())));
+        let dns_config = weft_dns::Config {
+            ttl: Duration::from_secs(config.dns_ttl.into()),
+            ..weft_dns::Config::default()
+        };
+        let dns = Server::start(
+            dns_config,
+            names,
+            resolver_updates,
+            tracker.clone(),
+            stop.child_token(),
+        );
+        let listeners = Listeners::new(plane.clone(), dns, tracker.clone());
+
+        let links = Links {
+            gossip: gossip.clone(),
+            plane: plane.clone(),
+            listeners: listeners.clone(),
+            desired,
+            directory,
+            node: node_updates,
+            tracker: tracker.clone(),
+        };
+        let start = Start {
+            context: PlaneContext {
+                me,
+                local: VtepAddr::from(advertise.ip()),
+                vxlan_port: config.vxlan_port,
+                uplink_pool: Ipv4Net::trunc(&config.uplink_pool),
+            },
+            timing,
+            file,
+            book,
+            spaces,
+            published,
+            remembered,
+            names: NamesProjection::new(config.domain.clone()),
+        };
+        let (ledger, inbox) = Ledger::channel();
+        let (keeper, snapshots) = Keeper::new(links, start, inbox);
+        let (failed, failure) = watch::channel(None);
+        let (gone, stopped) = (plane.gone(), stop.child_token());
+        tracker.spawn(async move {
+            if let Err(error) = keeper.run(gone, stopped).await {
+                failed.send_replace(Some(Arc::new(error)));
+            }
+        });
+
+        let identity = Arc::new(identity);
+        let tokens = Arc::new(Tokens::new(identity.issuer().cloned(), known_addresses));
+        let peers = Arc::clone(&carrier);
+        let rtt = move || -> BTreeMap<NodeId, f64> {
+            peers.peers().iter().map(|p| (p.node, p.rtt.as_secs_f64() * 1e3)).collect()
+        };
+        let report = Report::new(
+            ledger.clone(),
+            snapshots,
+            plane.status(),
+            Arc::clone(&carrier),
+            config.domain.clone(),
+            Arc::new(rtt),
+        );
+        Ok(Self {
+            identity,
+            gossip,
+            carrier,
+            ledger,
+            report,
+            tokens,
+            listeners,
+            plane,
+            failure,
+        })
+    }
+
+    fn serve_api(&self, socket: UnixListener, tracker: &TaskTracker, stop: &CancellationToken) {
+        let api = Api {
+            ledger: self.ledger.clone(),
+            tokens: Arc::clone(&self.tokens),
+            report: self.report.clone(),
+        };
+        let stop = stop.clone();
+        tracker.spawn(async move {
+            let served = axum::serve(socket, api::router(api));
+            let served = served.with_graceful_shutdown(stop.cancelled_owned());
+            if let Err(error) = served.await {
+                tracing::error!(error = %Chain(&error), "the API has ended");
+            }
+        });
+    }
+
+    fn serve_metrics(
+        &self,
+        listener: TcpListener,
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+    ) {
+        let sources = metrics::Sources {
+            report: self.report.clone(),
+            ledger: self.ledger.clone(),
+            gossip: self.gossip.clone(),
+            listeners: self.listeners.clone(),
+            plane: self.plane.status(),
+        };
+        let stop = stop.clone();
+        tracker.spawn(async move {
+            let served = axum::serve(listener, metrics::router(sources));
+            let served = served.with_graceful_shutdown(stop.cancelled_owned());
+            if let Err(error) = served.await {
+                tracing::error!(error = %Chain(&error), "the metrics have ended");
+            }
+        });
+    }
+
+    /// Waits for a signal, or for the keeper to fail. Tells the watchdog meanwhile that the keeper
+    /// answers.
+    async fn wait(&self) -> anyhow::Result<()> {
+        let mut failure = self.failure.clone();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let beat = sd_notify::watchdog_enabled().map(|limit| limit / 3);
+        let mut beats = tokio::time::interval(beat.unwrap_or(Duration::from_secs(3600)));
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                Ok(failed) = failure.wait_for(Option::is_some) => {
+                    let error = failed.clone().expect("just seen");
+                    return Err(anyhow::Error::new(error));
+                }
+                _ = beats.tick() => {}
+            }
+            if beat.is_some() && self.ledger.usage().await.is_ok() {
+                notify(&[NotifyState::Watchdog]);
+            }
+        }
+    }
+
+    /// Tells the others that this node stops, if no endpoint goes on without the agent.
+    async fn stop(self, tracker: &TaskTracker, stop: &CancellationToken) {
+        let attached = self.report.snapshot().book.endpoints.len();
+        if attached == 0 {
+            if let Err(error) = self.gossip.leave().await {
+                tracing::warn!(error = %Chain(&error), "could not say that this node stops");
+            }
+        } else {
+            tracing::info!(attached, "endpoints go on without the agent");
+        }
+        stop.cancel();
+        self.carrier.shutdown(GRACE).await;
+        tracker.close();
+        if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
+            tracing::warn!(tasks = tracker.len(), "some tasks did not end in time");
+        }
+    }
+}
+
+/// The view, once there is one.
+type ViewCell = Arc<OnceLock<watch::Receiver<Arc<ClusterView>>>>;
+
+fn bind_carrier(
+    config: &Config,
+    identity: &Identity,
+    advertise: SocketAddr,
+    view: &ViewCell,
+) -> Result<QuicCarrier, quic::BindError> {
+    let (for_names, for_seeds) = (Arc::clone(view), Arc::clone(view));
+    let own = identity.name().clone();
+    let admission = Admission {
+        admit: Arc::new(move |name, node| {
+            let view = for_names.get().map(|view| Arc::clone(&view.borrow()));
+            free_name(&own, view.as_deref(), name, node)
+        }),
+        seeds: Arc::new(move || {
+            let view = for_seeds.get().map(|view| Arc::clone(&view.borrow()));
+            view.map_or_else(|| vec![advertise], |view| live_addresses(&view))
+        }),
+        validity: NODE_VALIDITY,
+    };
+    QuicCarrier::bind(QuicConfig {
+        identity: identity.clone(),
+        bind: config.listen.unwrap_or(advertise),
+        advertise: Some(advertise),
+        clock: quic::Clock::system(),
+        // Nobody is revoked in this version: removal of nodes is not there yet.
+        revoked: watch::channel(BTreeSet::new()).1,
+        admission: identity.issuer().map(|_| admission),
+        timing: quic::Timing::default(),
+    })
+}
+
+/// Refuses a name that another member has.
+fn free_name(
+    own: &Label,
+    view: Option<&ClusterView>,
+    name: &Label,
+    node: NodeId,
+) -> Result<(), String> {
+    let members = view.into_iter().flat_map(|view| view.members.values());
+    let taken = members
+        .filter(|member| member.id != node && member.liveness != Liveness::Left)
+        .any(|member| member.node.as_ref().is_some_and(|record| record.name == *name));
+    match taken || (name == own && view.is_none()) {
+        true => Err(format!("another node is called {name}: give this one another --name")),
+        false => Ok(()),
+    }
+}
+
+fn live_addresses(view: &ClusterView) -> Vec<SocketAddr> {
+    let alive = view.members.values().filter(|member| member.liveness == Liveness::Alive);
+    alive.filter_map(|member| member.node.as_ref()).map(|node| node.address).collect()
+}
+
+/// The number of this start, as gossip counts it.
+fn generation(identity: &Identity) -> anyhow::Result<u32> {
+    let generation = identity.next_generation(OffsetDateTime::now_utc())?;
+    u32::try_from(generation).context("the generation in the state directory is too large")
+}
+
+fn seeds(identity: &Identity, config: &Config, own: SocketAddr) -> Vec<SocketAddr> {
+    let mut seeds: BTreeSet<SocketAddr> = roster::load(&config.state_dir).into_iter().collect();
+    seeds.extend(identity.seeds());
+    seeds.remove(&own);
+    seeds.into_iter().collect()
+}
+
+fn flatten<E: Ord + Copy>(
+    ports: BTreeMap<NetworkId, BTreeSet<E>>,
+) -> BTreeSet<(NetworkId, E)> {
+    ports.into_iter().flat_map(|(id, all)| all.into_iter().map(move |e| (id, e))).collect()
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "cannot tell the service manager");
+    }
+}

@@ -1,0 +1,313 @@
+//! From what a user asks for to the definition of a network. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use weft_model::{
+    Family, Network, NetworkId, NetworkOptions, NodeId, Pool, Subnet, Vni,
+};
+
+use crate::{
+    api::types::CreateNetwork,
+    cluster::Cluster,
+    refusal::{Refusal, refuse},
+};
+
+/// Where IPv4 subnets that nobody asked for by number come from, a /24 each.
+const DEFAULT_POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 32, 0, 0), 12);
+const DEFAULT_PREFIX: u8 = 24;
+/// How many nodes share the lending of a network's addresses.
+const LENDERS: usize = 5;
+/// Bytes: the least that IPv6 needs (RFC 8200 §5), and the most that a VXLAN packet can carry.
+const MTU_RANGE: std::ops::RangeInclusive<u16> = 1280..=65_450;
+
+/// Defines the network that `request` asks for.
+///
+/// `now` is in seconds since the Unix epoch and is only shown.
+///
+/// # Errors
+///
+/// A name that is taken, or values that do not fit each other or some node's host routes. Each
+/// refusal names the field.
+pub fn define(
+    request: &CreateNetwork,
+    id: NetworkId,
+    me: NodeId,
+    cluster: &Cluster,
+    now: u64,
+) -> Result<Network, Refusal> {
+    if let Some(network) = cluster.find_network(request.name.as_str()) {
+        if network.name == request.name {
+            return Err(Refusal::conflict(
+                "name",
+                format!(
+                    "network {} exists already, with id {}: use it, or remove it first",
+                    request.name,
+                    network.id.short()
+                ),
+            ));
+        }
+    }
+    let pools = pools(request, id, cluster)?;
+    let network = Network {
+        id,
+        name: request.name.clone(),
+        vni: free_vni(id, cluster),
+        pools,
+        internal: request.internal,
+        labels: request.labels.clone(),
+        options: options(&request.options, request)?,
+        creator: me,
+        lenders: lenders(me, cluster),
+        created: now,
+    };
+    network.checked().map_err(|error| Refusal::field("subnets", error.to_string()))
+}
+
+fn pools(request: &CreateNetwork, id: NetworkId, cluster: &Cluster) -> Result<Vec<Pool>, Refusal> {
+    let mut subnets: BTreeMap<Family, Subnet> = BTreeMap::new();
+    for subnet in &request.subnets {
+        if let Some(other) = subnets.insert(subnet.family(), *subnet) {
+            return refuse(
+                "subnets",
+                format!("{other} and {subnet} are both {}: give one a family", subnet.family()),
+            );
+        }
+        refuse_overlap(*subnet, cluster)?;
+    }
+    if subnets.is_empty() {
+        subnets.insert(Family::V4, free_subnet(cluster)?);
+    }
+    if request.ipv6 {
+        subnets.entry(Family::V6).or_insert_with(|| unique_local(id));
+    }
+
+    let mut pools = Vec::new();
+    for (&family, &subnet) in &subnets {
+        let inside = |ip: &IpAddr| subnet.contains(*ip);
+        let gateway = one("gateways", family, request.gateways.iter().copied().filter(inside))?;
+        let ranges = request.ip_ranges.iter().copied();
+        let ranges = ranges.filter(|range| subnet.net().contains(range));
+        let range = one("ip_ranges", family, ranges)?;
+        let pool = Pool {
+            subnet,
+            gateway: gateway.unwrap_or_else(|| subnet.first_host()),
+            range,
+            aux: request
+                .aux_addresses
+                .iter()
+                .filter(|(_, ip)| inside(ip))
+                .map(|(name, ip)| (name.clone(), *ip))
+                .collect(),
+        };
+        pools.push(pool.checked().map_err(|error| Refusal::field("subnets", error.to_string()))?);
+    }
+    refuse_strays(request, &pools)?;
+    Ok(pools)
+}
+
+/// Refuses addresses that lie in none of the subnets: they would be lost in silence.
+fn refuse_strays(request: &CreateNetwork, pools: &[Pool]) -> Result<(), Refusal> {
+    let subnets = pools.iter().map(|pool| pool.subnet.to_string()).collect::<Vec<_>>().join(", ");
+    let stray = |net: IpNet| !pools.iter().any(|pool| pool.subnet.net().contains(&net));
+    let outside = |value: String| format!("{value} lies outside {subnets}: give one inside it");
+    if let Some(ip) = request.gateways.iter().find(|ip| stray(IpNet::from(**ip))) {
+        return refuse("gateways", outside(ip.to_string()));
+    }
+    if let Some(range) = request.ip_ranges.iter().find(|range| stray(**range)) {
+        return refuse("ip_ranges", outside(range.to_string()));
+    }
+    if let Some((name, ip)) = request.aux_addresses.iter().find(|(_, ip)| stray(IpNet::from(**ip))) {
+        return refuse("aux_addresses", outside(format!("{name}={ip}")));
+    }
+    let gateways: BTreeSet<_> = pools.iter().map(|pool| pool.gateway).collect();
+    if let Some((name, ip)) = request.aux_addresses.iter().find(|(_, ip)| gateways.contains(ip)) {
+        return refuse("aux_addresses", format!("{name}={ip} is the gateway: give another address"));
+    }
+    Ok(())
+}
+
+fn one<T: ToString>(
+    field: &'static str,
+    family: Family,
+    values: impl Iterator<Item = T>,
+) -> Result<Option<T>, Refusal> {
+    let mut values = values.collect::<Vec<_>>();
+    match values.len() {
+        0 | 1 => Ok(values.pop()),
+        _ => refuse(
+            field,
+            format!("{} and {} are both {family}: give one a family", values[0].to_string(), values[1].to_string()),
+        ),
+    }
+}
+
+/// Refuses a subnet that some node's host routes or asks for names: containers of that host could
+/// no longer reach what is there.
+fn refuse_overlap(subnet: Subnet, cluster: &Cluster) -> Result<(), Refusal> {
+    for member in cluster.members() {
+        let Some(node) = &member.node else { continue };
+        if let Some(route) = node.routes.iter().find(|route| subnet.overlaps(**route)) {
+            return refuse(
+                "subnets",
+                format!("{subnet} overlaps the route {route} of host {}: give another subnet", node.name),
+            );
+        }
+        if let Some(resolver) = node.resolvers.iter().find(|ip| subnet.contains(**ip)) {
+            return refuse(
+                "subnets",
+                format!("{subnet} contains the DNS resolver {resolver} of host {}: give another subnet", node.name),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The first /24 of the default pool that no network has and no host routes.
+fn free_subnet(cluster: &Cluster) -> Result<Subnet, Refusal> {
+    let taken: Vec<IpNet> = cluster
+        .networks()
+        .flat_map(|network| network.pools.iter().map(|pool| pool.subnet.net()))
+        .collect();
+    let mut candidates = DEFAULT_POOL.subnets(DEFAULT_PREFIX).expect("24 lies between 12 and 32");
+    candidates
+        .find_map(|net| {
+            let subnet = Subnet::try_from(IpNet::V4(net)).expect("a /24 of a private range");
+            let free = !taken.iter().any(|other| subnet.overlaps(*other));
+            (free && refuse_overlap(subnet, cluster).is_ok()).then_some(subnet)
+        })
+        .ok_or_else(|| {
+            Refusal::conflict(
+                "subnets",
+                format!("every /{DEFAULT_PREFIX} of {DEFAULT_POOL} is in use by a network or a host route: give a subnet of your own"),
+            )
+        })
+}
+
+/// A unique local /64 (RFC 4193 §3.2.2), its global id a function of the network's id.
+fn unique_local(id: NetworkId) -> Subnet {
+    let [a, b, c, d, e, f, g, ..] = id.digest(b"ula");
+    let prefix = [0xfd, a, b, c, d, e, f, g, 0, 0, 0, 0, 0, 0, 0, 0];
+    let net = ipnet::Ipv6Net::new(prefix.into(), 64).expect("64 is a prefix length");
+    Subnet::try_from(IpNet::V6(net)).expect("a /64 of fd00::/8")
+}
+
+fn free_vni(id: NetworkId, cluster: &Cluster) -> Vni {
+    let taken: BTreeSet<Vni> = cluster.networks().map(|network| network.vni).collect();
+    (0..).map(|attempt| Vni::derive(id, attempt)).find(|vni| !taken.contains(vni)).expect("endless")
+}
+
+/// The creator and the first of the other nodes that are alive.
+fn lenders(me: NodeId, cluster: &Cluster) -> Vec<NodeId> {
+    let others = cluster.alive().into_iter().filter(|node| *node != me);
+    [me].into_iter().chain(others).take(LENDERS).collect()
+}
+
+fn options(
+    options: &BTreeMap<String, String>,
+    request: &CreateNetwork,
+) -> Result<NetworkOptions, Refusal> {
+    let mut parsed = NetworkOptions::default();
+    for (key, value) in options {
+        match key.as_str() {
+            "mtu" => {
+                let mtu = value.parse().ok().filter(|mtu| MTU_RANGE.contains(mtu));
+                let (least, most) = (MTU_RANGE.start(), MTU_RANGE.end());
+                let Some(mtu) = mtu else {
+                    return refuse(
+                        "options",
+                        format!("mtu={value} is no usable MTU: give {least} to {most} bytes"),
+                    );
+                };
+                parsed.mtu = Some(mtu);
+            }
+            "multicast" => {
+                let Ok(multicast) = value.parse() else {
+                    return refuse("options", format!("multicast={value}: give true or false"));
+                };
+                parsed.multicast = multicast;
+            }
+            _ => {
+                return refuse(
+                    "options",
+                    format!("{key} is no option of network {}: there are mtu and multicast", request.name),
+                );
+            }
+        }
+    }
+    Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Builder, network, network_id, node_id};
+
+    fn request(json: serde_json::Value) -> CreateNetwork {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn define_in(cluster: &Cluster, json: serde_json::Value) -> Result<Network, Refusal> {
+        define(&request(json), network_id(9), node_id(1), cluster, 0)
+    }
+
+    fn three_nodes() -> Builder {
+        Builder::default()
+            .node(1)
+            .node(2)
+            .node(3)
+            .change_node(2, |node| node.routes = vec!["10.32.0.0/16".parse().unwrap()])
+            .change_node(3, |node| node.resolvers = vec!["10.40.0.53".parse().unwrap()])
+    }
+
+    #[test]
+    fn a_picked_subnet_avoids_routes_of_all_hosts_and_other_networks() {
+        let mut taken = network(1, "taken");
+        taken.pools[0].subnet = "10.33.0.0/24".parse().unwrap();
+        taken.pools[0].gateway = taken.pools[0].subnet.first_host();
+        let cluster = three_nodes().network(1, &taken).build();
+        let network = define_in(&cluster, serde_json::json!({"name": "app"})).unwrap();
+        assert_eq!(network.pools[0].subnet.to_string(), "10.33.1.0/24");
+        assert_eq!(network.pools[0].gateway.to_string(), "10.33.1.1");
+        assert_eq!(network.lenders, [node_id(1), node_id(2), node_id(3)]);
+    }
+
+    #[test]
+    fn ipv6_adds_a_unique_local_subnet_of_the_networks_own() {
+        let cluster = three_nodes().build();
+        let network =
+            define_in(&cluster, serde_json::json!({"name": "app", "ipv6": true})).unwrap();
+        assert_eq!(network.pools.len(), 2);
+        assert!(network.pools[1].subnet.to_string().starts_with("fd"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_field_value_and_remedy() {
+        let cluster = three_nodes().network(1, &network(1, "old")).build();
+        for (fields, field, words) in [
+            (serde_json::json!({"subnets": ["10.32.5.0/24"]}), "subnets", &["10.32.5.0/24", "10.32.0.0/16", "h2"][..]),
+            (serde_json::json!({"subnets": ["10.40.0.0/24"]}), "subnets", &["10.40.0.53", "h3"]),
+            (serde_json::json!({"subnets": ["10.50.0.0/24", "10.51.0.0/24"]}), "subnets", &["10.50.0.0/24", "IPv4"]),
+            (serde_json::json!({"subnets": ["10.50.0.0/24"], "gateways": ["10.51.0.1"]}), "gateways", &["10.51.0.1", "outside"]),
+            (serde_json::json!({"subnets": ["10.50.0.0/24"], "gateways": ["10.50.0.0"]}), "subnets", &["gateway 10.50.0.0"]),
+            (serde_json::json!({"subnets": ["10.50.0.0/24"], "ip_ranges": ["10.50.0.0/16"]}), "ip_ranges", &["10.50.0.0/16"]),
+            (serde_json::json!({"subnets": ["10.50.0.0/24"], "aux_addresses": {"r": "10.50.0.1"}}), "aux_addresses", &["r=10.50.0.1", "gateway"]),
+            (serde_json::json!({"options": {"mtu": "100"}}), "options", &["mtu=100", "1280"]),
+            (serde_json::json!({"options": {"mtuu": "1400"}}), "options", &["mtuu"]),
+            (serde_json::json!({"options": {"multicast": "maybe"}}), "options", &["multicast=maybe", "true or false"]),
+        ] {
+            let mut json = serde_json::json!({"name": "app"});
+            json.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            let refusal = define_in(&cluster, json.clone()).unwrap_err();
+            assert_eq!(refusal.field, Some(field), "{json}: {refusal}");
+            for word in words {
+                assert!(refusal.message.contains(word), "{json}: {refusal}");
+            }
+        }
+        let taken = define_in(&cluster, serde_json::json!({"name": "old"})).unwrap_err();
+        assert!(taken.message.contains("exists already"), "{taken}");
+    }
+}

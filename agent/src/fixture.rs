@@ -1,0 +1,142 @@
+//! Clusters made by hand, for tests of pure functions.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use weft_gossip::{ClusterView, Liveness, Member};
+use weft_model::{
+    AddressGrant, Endpoint, EndpointId, Hold, Loan, MacAddr, Network, NetworkId, NetworkOptions,
+    NetworkRecord, Node, NodeId, NodeState, Pool, Unit, Vni,
+};
+
+use crate::cluster::Cluster;
+
+pub(crate) fn node_id(n: u8) -> NodeId {
+    NodeId::from([n; 16])
+}
+
+pub(crate) fn network_id(n: u8) -> NetworkId {
+    NetworkId::from([n; 16])
+}
+
+/// A cluster under construction.
+#[derive(Default)]
+pub(crate) struct Builder {
+    members: BTreeMap<NodeId, Member>,
+}
+
+impl Builder {
+    /// Adds node `n`, called `hN`, with VTEP 192.0.2.N.
+    pub(crate) fn node(mut self, n: u8) -> Self {
+        let ip = IpAddr::from([192, 0, 2, n]);
+        let node = Node {
+            name: format!("h{n}").parse().unwrap(),
+            vtep: ip.into(),
+            address: (ip, 6790).into(),
+            version: "0".into(),
+            state: NodeState::Up,
+            underlay_mtu: 1500,
+            routes: Vec::new(),
+            resolvers: Vec::new(),
+        };
+        let member = Member {
+            id: node_id(n),
+            liveness: Liveness::Alive,
+            node: Some(node),
+            networks: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            loans: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            wants: BTreeMap::new(),
+            unknown_keys: 0,
+            undecodable: 0,
+        };
+        self.members.insert(node_id(n), member);
+        self
+    }
+
+    pub(crate) fn change(mut self, n: u8, change: impl FnOnce(&mut Member)) -> Self {
+        change(self.members.get_mut(&node_id(n)).unwrap());
+        self
+    }
+
+    pub(crate) fn change_node(self, n: u8, change: impl FnOnce(&mut Node)) -> Self {
+        self.change(n, |member| change(member.node.as_mut().unwrap()))
+    }
+
+    /// Lets node `n` carry `network`.
+    pub(crate) fn network(self, n: u8, network: &Network) -> Self {
+        let record = NetworkRecord::Defined(network.clone());
+        self.change(n, |member| {
+            member.networks.insert(network.id, record);
+        })
+    }
+
+    /// Gives node `n` an endpoint with a properly lent address.
+    pub(crate) fn endpoint(mut self, n: u8, network: &Network, name: &str, ip: &str) -> Self {
+        let endpoint = endpoint(network, name, ip);
+        let [AddressGrant { unit, seq, .. }] = endpoint.addresses[..] else { unreachable!() };
+        let lender = self.members.get_mut(&network.lenders[0]).unwrap();
+        let loan = Loan { to: node_id(n), seq, except: BTreeSet::new() };
+        lender.loans.entry(network.id).or_default().loans.insert(unit, loan);
+        self.change(n, |member| {
+            let hold = Hold { seq, ceded: BTreeSet::new() };
+            member.holds.entry(network.id).or_default().held.insert(unit, hold);
+            member.endpoints.entry(network.id).or_default().insert(endpoint.id, endpoint);
+        })
+    }
+
+    pub(crate) fn view(self) -> Arc<ClusterView> {
+        let members = self.members.into_iter().map(|(id, member)| (id, Arc::new(member)));
+        Arc::new(ClusterView { members: members.collect() })
+    }
+
+    pub(crate) fn build(self) -> Cluster {
+        Cluster::resolve(self.view(), &BTreeMap::new())
+    }
+}
+
+/// A network lent by node 1, 10.N.0.0/24.
+pub(crate) fn network(n: u8, name: &str) -> Network {
+    let subnet = format!("10.{n}.0.0/24").parse().unwrap();
+    Network {
+        id: network_id(n),
+        name: name.parse().unwrap(),
+        vni: Vni::try_from(5000 + u32::from(n)).unwrap(),
+        pools: vec![Pool {
+            subnet,
+            gateway: subnet.first_host(),
+            range: None,
+            aux: BTreeMap::new(),
+        }],
+        internal: false,
+        labels: BTreeMap::new(),
+        options: NetworkOptions::default(),
+        creator: node_id(1),
+        lenders: vec![node_id(1)],
+        created: 0,
+    }
+}
+
+/// An endpoint whose address is lent singly.
+pub(crate) fn endpoint(network: &Network, name: &str, ip: &str) -> Endpoint {
+    let ip: IpAddr = ip.parse().unwrap();
+    let digest = network.id.digest(format!("{name}/{ip}").as_bytes());
+    let mut id = [0; 16];
+    id.copy_from_slice(&digest[..16]);
+    Endpoint {
+        id: EndpointId::from(id),
+        network: network.id,
+        name: name.parse().unwrap(),
+        aliases: Vec::new(),
+        mac: MacAddr::for_address(network.id, ip),
+        addresses: vec![AddressGrant { ip, unit: Unit::Address(ip), seq: 1 }],
+        sandbox: format!("sandbox-{name}"),
+        seq: 0,
+        service: None,
+        labels: BTreeMap::new(),
+    }
+}

@@ -1,0 +1,306 @@
+//! From a request to an endpoint: checks, addresses, and the wait for a lender.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tokio::time::Instant;
+use weft_ipam::Ask;
+use weft_model::{
+    AddressGrant, Endpoint, EndpointId, Family, MacAddr, Network, NetworkId, SandboxId,
+};
+
+use super::{
+    GRANT_DEADLINE, NETWORK_DEADLINE, Reply,
+    book::{EndpointState, LocalEndpoint},
+    keeper::Keeper,
+    ports::{KernelWork, Release},
+};
+use crate::{
+    api::types::Attach,
+    chain::Chain,
+    projection::{free_slot, uplink_capacity},
+    refusal::{Refusal, RefusalKind, refuse},
+};
+
+/// A request that is not met yet.
+pub(super) struct Waiting {
+    id: EndpointId,
+    request: Attach,
+    sandbox: SandboxId,
+    reply: Reply<EndpointId>,
+    since: Instant,
+    /// What stood in the way at the last try.
+    reason: Refusal,
+    deadline: Instant,
+}
+
+impl Keeper {
+    /// Takes a request in; it is met at once or waits for its network or a lender.
+    pub(super) fn admit(&mut self, request: Attach, reply: Reply<EndpointId>) {
+        let sandbox = match check_request(&request) {
+            Ok(sandbox) => sandbox,
+            Err(refusal) => {
+                let _ = reply.send(Err(refusal));
+                return;
+            }
+        };
+        let since = Instant::now();
+        self.waiting.push(Waiting {
+            id: EndpointId::from(rand::random::<[u8; 16]>()),
+            request,
+            sandbox,
+            reply,
+            since,
+            reason: Refusal::new(RefusalKind::Unavailable, "not tried yet"),
+            deadline: since + GRANT_DEADLINE,
+        });
+    }
+
+    /// Tries again all that waits.
+    pub(super) fn grant_waiting(&mut self) {
+        let now = Instant::now();
+        for mut waiting in std::mem::take(&mut self.waiting) {
+            if waiting.reply.is_closed() {
+                self.give_up(&waiting);
+                continue;
+            }
+            match self.grant(&waiting) {
+                Ok(()) => {
+                    let release = Release::Attach(waiting.reply);
+                    self.replies.entry(waiting.id).or_default().push(release);
+                    self.starts.push(KernelWork::Attach(waiting.id));
+                }
+                Err(Obstacle::Refused(refusal)) => {
+                    self.give_up(&waiting);
+                    let _ = waiting.reply.send(Err(refusal));
+                }
+                Err(Obstacle::Waits { reason, patience }) => {
+                    waiting.reason = reason;
+                    waiting.deadline = waiting.since + patience;
+                    if waiting.deadline <= now {
+                        self.give_up(&waiting);
+                        let _ = waiting.reply.send(Err(waiting.reason));
+                    } else {
+                        self.waiting.push(waiting);
+                    }
+                }
+            }
+        }
+    }
+
+    fn give_up(&mut self, waiting: &Waiting) {
+        if let Some(network) = self.cluster.find_network(&waiting.request.network) {
+            self.release(network.id, waiting.id);
+        }
+    }
+
+    /// Writes the endpoint into the book, if everything that it needs is there.
+    fn grant(&mut self, waiting: &Waiting) -> Result<(), Obstacle> {
+        let request = &waiting.request;
+        let Some(network) = self.cluster.find_network(&request.network).cloned() else {
+            return Err(Obstacle::Waits {
+                reason: Refusal {
+                    field: Some("network"),
+                    ..Refusal::missing(format!(
+                        "there is no network {}: create it, or see weft network ls",
+                        request.network
+                    ))
+                },
+                patience: NETWORK_DEADLINE,
+            });
+        };
+        self.check_network(&network)?;
+        self.check_fit(&network, request, &waiting.sandbox)?;
+        let addresses = self.addresses(&network, waiting)?;
+        let mac = request.mac.unwrap_or_else(|| MacAddr::for_address(network.id, addresses[0].ip));
+        self.check_mac(&network, mac)?;
+        self.take_uplink(&network)?;
+
+        let default_route = !network.internal
+            && !self
+                .book
+                .endpoints
+                .values()
+                .any(|local| local.default_route && local.endpoint.sandbox == waiting.sandbox);
+        let endpoint = Endpoint {
+            id: waiting.id,
+            network: network.id,
+            name: request.name.clone(),
+            aliases: request.aliases.clone(),
+            mac,
+            addresses,
+            sandbox: waiting.sandbox.clone(),
+            seq: 0,
+            service: request.service.clone(),
+            labels: request.labels.clone(),
+        };
+        let local = LocalEndpoint {
+            endpoint,
+            sandbox: request.sandbox.clone(),
+            ifname: request.ifname.clone(),
+            state: EndpointState::Attaching,
+            default_route,
+        };
+        Arc::make_mut(&mut self.book).endpoints.insert(waiting.id, local);
+        Ok(())
+    }
+
+    fn check_network(&self, network: &Network) -> Result<(), Refusal> {
+        match self.cluster.conflict(network.id) {
+            None => Ok(()),
+            Some(other) => Err(Refusal::conflict(
+                "network",
+                format!(
+                    "network {} ({}) stands back before {} ({}), which has the same name or VNI: remove one of them",
+                    network.name,
+                    network.id.short(),
+                    other.name,
+                    other.id.short()
+                ),
+            )),
+        }
+    }
+
+    /// Checks the request against what this sandbox and this host have already.
+    fn check_fit(
+        &self,
+        network: &Network,
+        request: &Attach,
+        sandbox: &SandboxId,
+    ) -> Result<(), Refusal> {
+        for ip in &request.addresses {
+            if network.pool_of(*ip).is_none() {
+                let subnets: Vec<_> = network.pools.iter().map(|p| p.subnet.to_string()).collect();
+                return refuse(
+                    "addresses",
+                    format!("{ip} lies outside {} of network {}: give one inside it", subnets.join(", "), network.name),
+                );
+            }
+        }
+        for local in self.book.endpoints.values() {
+            let other = &local.endpoint;
+            let name = self.network_name(other.network);
+            if other.network == network.id && other.name == request.name {
+                return Err(Refusal::conflict(
+                    "name",
+                    format!("{} is attached to {name} on this host already: detach it, or take another name", other.name),
+                ));
+            }
+            if other.sandbox != *sandbox {
+                continue;
+            }
+            if other.network == network.id {
+                return Err(Refusal::conflict(
+                    "sandbox",
+                    format!("the sandbox is attached to {name} already, as {}", other.name),
+                ));
+            }
+            self.check_overlap(network, other.network)?;
+            if request.ifname.is_some() && local.ifname == request.ifname {
+                return Err(Refusal::conflict(
+                    "ifname",
+                    format!("the sandbox has an interface of that name already, on {name}: take another"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// One sandbox cannot tell apart two networks with overlapping subnets.
+    fn check_overlap(&self, network: &Network, other: NetworkId) -> Result<(), Refusal> {
+        let Some(other) = self.cluster.network(other) else { return Ok(()) };
+        for pool in &network.pools {
+            if let Some(same) = other.pools.iter().find(|o| pool.subnet.overlaps(o.subnet.net())) {
+                return Err(Refusal::conflict(
+                    "network",
+                    format!(
+                        "{} of {} overlaps {} of {}, to which the sandbox is attached: use networks with different subnets",
+                        pool.subnet, network.name, same.subnet, other.name
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_mac(&self, network: &Network, mac: MacAddr) -> Result<(), Refusal> {
+        let here = self.book.endpoints_of(network.id).map(|l| (&l.endpoint, self.context.me));
+        let there = self.cluster.endpoints(network.id).map(|p| (p.endpoint, p.node));
+        let gateway = MacAddr::for_gateway(network.id);
+        if mac == gateway {
+            return Err(Refusal::conflict("mac", format!("{mac} is the gateway's: take another")));
+        }
+        match here.chain(there).find(|(endpoint, _)| endpoint.mac == mac) {
+            None => Ok(()),
+            Some((endpoint, node)) => Err(Refusal::conflict(
+                "mac",
+                format!("{mac} is in use by {} on {}: take another", endpoint.name, self.cluster.node_name(node)),
+            )),
+        }
+    }
+
+    /// One address a family; all or none.
+    fn addresses(
+        &mut self,
+        network: &Network,
+        waiting: &Waiting,
+    ) -> Result<Vec<AddressGrant>, Obstacle> {
+        let fixed = |family| {
+            waiting.request.addresses.iter().copied().find(|ip| Family::of(*ip) == family)
+        };
+        let mut grants = Vec::new();
+        for pool in &network.pools {
+            let family = pool.subnet.family();
+            let ask = fixed(family).map_or(Ask::Any(family), Ask::Fixed);
+            grants.push(self.allocate(network, waiting.id, ask)?);
+        }
+        Ok(grants)
+    }
+
+    fn take_uplink(&mut self, network: &Network) -> Result<(), Refusal> {
+        if network.internal || self.book.uplinks.contains_key(&network.id) {
+            return Ok(());
+        }
+        let pool = self.context.uplink_pool;
+        let slot = free_slot(&self.book.uplinks, uplink_capacity(pool)).ok_or_else(|| {
+            Refusal::new(
+                RefusalKind::Unavailable,
+                format!("every pair of uplink_pool {pool} is in use: remove networks, or give a larger pool"),
+            )
+        })?;
+        Arc::make_mut(&mut self.book).uplinks.insert(network.id, slot);
+        Ok(())
+    }
+}
+
+/// Why a request is not met now.
+pub(super) enum Obstacle {
+    Refused(Refusal),
+    /// It may be met within `patience` of its arrival.
+    Waits { reason: Refusal, patience: std::time::Duration },
+}
+
+impl From<Refusal> for Obstacle {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Checks what the request says by itself, and finds its sandbox.
+fn check_request(request: &Attach) -> Result<SandboxId, Refusal> {
+    let mut families = BTreeSet::new();
+    if let Some(ip) = request.addresses.iter().find(|ip| !families.insert(Family::of(**ip))) {
+        return refuse("addresses", format!("{ip} is the second {} address: give one a family", Family::of(*ip)));
+    }
+    if let Some(name) = &request.ifname {
+        // The kernel's own rule (net/core/dev.c, dev_valid_name).
+        let length = 1..=15;
+        let odd = |c: char| c == '/' || c == ':' || c.is_whitespace();
+        if !length.contains(&name.len()) || name == "." || name == ".." || name.contains(odd) || name == "lo" {
+            return refuse(
+                "ifname",
+                format!("{name:?} is no interface name: give 1 to 15 characters without blanks, slashes and colons"),
+            );
+        }
+    }
+    request.sandbox.identify().map_err(|error| Refusal::field("sandbox", Chain(&error).to_string()))
+}

@@ -1,0 +1,298 @@
+use std::{collections::{BTreeMap, BTreeSet}, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::{self, Instant},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_dns::Directory;
+use weft_gossip::{ClusterView, Gossip, Key, Record};
+use weft_ipam::{Ipam, Timing};
+use weft_model::{EndpointId, NetworkId, Node};
+use weft_vxlan::{DataPlane, Desired, Gone};
+
+use super::{
+    Command, Reply, Snapshot, Snapshots,
+    admission::Waiting,
+    book::{Book, BookError, BookFile},
+    ports::{Finished, KernelWork, Release},
+};
+use crate::{
+    chain::Chain,
+    cluster::Cluster,
+    listeners::Listeners,
+    refusal::Refusal,
+    remembered::Remembered,
+    projection::{NamesProjection, PlaneContext, own_records, plane},
+};
+
+/// How often the keeper looks again at what no event tells: rests that ended, work to retry.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What the keeper is connected to.
+pub struct Links {
+    pub gossip: Gossip,
+    pub plane: DataPlane,
+    pub listeners: Listeners,
+    /// What the kernel shall be; nothing until the keeper has understood what there is.
+    pub desired: watch::Sender<Option<Arc<Desired>>>,
+    pub directory: watch::Sender<Arc<Directory>>,
+    /// This host's own record, as the underlay's watcher sees it.
+    pub node: watch::Receiver<Node>,
+    pub tracker: TaskTracker,
+}
+
+/// What the keeper starts from.
+pub struct Start {
+    pub context: PlaneContext,
+    pub timing: Timing,
+    pub file: BookFile,
+    pub book: Book,
+    pub spaces: BTreeMap<NetworkId, Ipam>,
+    /// The records that gossip was started with.
+    pub published: BTreeMap<Key, Record>,
+    /// What other nodes said before this start.
+    pub remembered: Remembered,
+    pub names: NamesProjection,
+}
+
+/// The task that owns this node's records.
+pub struct Keeper {
+    pub(super) context: PlaneContext,
+    pub(super) timing: Timing,
+    pub(super) links: Links,
+    pub(super) book: Arc<Book>,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) waiting: Vec<Waiting>,
+    /// Who waits for an endpoint's kernel work to end.
+    pub(super) replies: BTreeMap<EndpointId, Vec<Release>>,
+    pub(super) finished: mpsc::Sender<Finished>,
+    pub(super) file: BookFile,
+    view: watch::Receiver<Arc<ClusterView>>,
+    remembered: Remembered,
+    published: BTreeMap<Key, Record>,
+    names: NamesProjection,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    inbox: mpsc::Receiver<Command>,
+    outcomes: mpsc::Receiver<Finished>,
+    /// Kernel work to start once the book that speaks of it is on disk.
+    pub(super) starts: Vec<KernelWork>,
+    /// Endpoints with kernel work under way.
+    pub(super) in_flight: BTreeSet<EndpointId>,
+    /// Endpoints to detach as soon as they are attached.
+    pub(super) doomed: BTreeSet<EndpointId>,
+    /// Answers to give once the others have been told.
+    pub(super) answers: Vec<(Reply<EndpointId>, Result<EndpointId, Refusal>)>,
+    /// Address spaces at work; the book has what of them must outlive the process.
+    pub(super) spaces: BTreeMap<NetworkId, Ipam>,
+}
+
+/// Why the keeper woke.
+enum Wake {
+    Command(Option<Command>),
+    View,
+    Node,
+    Finished(Finished),
+    /// A sandbox has ended; which one is unknown if there were too many to tell.
+    Gone(Option<Gone>),
+    Tick,
+    Stop,
+}
+
+impl Keeper {
+    /// Takes over what a predecessor left.
+    pub fn new(links: Links, start: Start, inbox: mpsc::Receiver<Command>) -> (Self, Snapshots) {
+        let Start { context, timing, file, book, spaces, published, remembered, names } = start;
+        let view = links.gossip.view();
+        let heard = remembered.complete(&view.borrow());
+        let cluster = Arc::new(Cluster::resolve(heard, &book.networks));
+        let book = Arc::new(book);
+        let snapshot = Snapshot {
+            me: context.me,
+            cluster: Arc::clone(&cluster),
+            book: Arc::clone(&book),
+        };
+        let (snapshot, snapshots) = watch::channel(Arc::new(snapshot));
+        let (finished, outcomes) = mpsc::channel(256);
+        let keeper = Self {
+            context,
+            timing,
+            links,
+            book,
+            cluster,
+            waiting: Vec::new(),
+            replies: BTreeMap::new(),
+            finished,
+            file,
+            view,
+            remembered,
+            published,
+            names,
+            snapshot,
+            inbox,
+            outcomes,
+            starts: Vec::new(),
+            in_flight: BTreeSet::new(),
+            doomed: BTreeSet::new(),
+            answers: Vec::new(),
+            spaces,
+        };
+        (keeper, snapshots)
+    }
+
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    ///
+    /// The book cannot be written. Going on would mean telling others what a crash forgets.
+    pub async fn run(
+        mut self,
+        mut gone: broadcast::Receiver<Gone>,
+        stop: CancellationToken,
+    ) -> Result<(), BookError> {
+        self.adopt();
+        self.settle().await?;
+        let mut tick = time::interval(TICK);
+        tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            // Every arm is cancel-safe and none awaits in its body.
+            let wake = tokio::select! {
+                () = stop.cancelled() => Wake::Stop,
+                command = self.inbox.recv() => Wake::Command(command),
+                changed = self.view.changed() => match changed {
+                    Ok(()) => Wake::View,
+                    Err(_) => Wake::Stop,
+                },
+                Ok(()) = self.links.node.changed() => Wake::Node,
+                Some(outcome) = self.outcomes.recv() => Wake::Finished(outcome),
+                gone = gone.recv() => Wake::Gone(gone.ok()),
+                _ = tick.tick() => Wake::Tick,
+            };
+            match wake {
+                Wake::Stop | Wake::Command(None) => return Ok(()),
+                Wake::Command(Some(command)) => self.command(command),
+                Wake::Finished(outcome) => self.finish(outcome),
+                Wake::Gone(Some(gone)) => self.sandbox_gone(gone.endpoint),
+                Wake::Gone(None) => self.look_for_lost().await,
+                Wake::Tick => self.retry_detaching(),
+                Wake::View | Wake::Node => {}
+            }
+            self.settle().await?;
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::CreateNetwork(request, reply) => {
+                let _ = reply.send(self.create_network(&request));
+            }
+            Command::RemoveNetwork { network, force, reply } => {
+                let _ = reply.send(self.remove_network(&network, force));
+            }
+            Command::Attach(request, reply) => self.admit(request, reply),
+            Command::Detach { endpoint, network, reply } => {
+                self.detach_named(&endpoint, network.as_deref(), reply);
+            }
+            Command::Usage(reply) => {
+                let _ = reply.send(Ok(self.usage()));
+            }
+        }
+    }
+
+    /// Brings everything downstream of the records up to date: book, gossip, kernel, names.
+    async fn settle(&mut self) -> Result<(), BookError> {
+        // Each round may cause another: a loan that this node makes to itself, for one.
+        for _ in 0..MAX_ROUNDS {
+            self.refresh();
+            self.drop_removed_networks();
+            self.step_spaces();
+            self.grant_waiting();
+            self.save()?;
+            self.project();
+            if !self.publish().await {
+                break;
+            }
+        }
+        self.start_kernel_work();
+        for (reply, answer) in std::mem::take(&mut self.answers) {
+            let _ = reply.send(answer);
+        }
+        Ok(())
+    }
+
+    /// Understands the newest view.
+    fn refresh(&mut self) {
+        let view = self.remembered.complete(&self.view.borrow_and_update());
+        self.cluster = Arc::new(Cluster::resolve(view, &self.book.networks));
+        let known: BTreeMap<NetworkId, _> =
+            self.cluster.networks().map(|n| (n.id, n.as_ref().clone())).collect();
+        if self.book.networks != known {
+            Arc::make_mut(&mut self.book).networks = known;
+        }
+    }
+
+    fn project(&mut self) {
+        let desired = plane(self.context, &self.cluster, &self.book);
+        self.links.desired.send_if_modified(|current| {
+            let changed = current.as_deref() != Some(&desired);
+            if changed {
+                *current = Some(Arc::new(desired));
+            }
+            changed
+        });
+        let directory = self.names.directory(&self.cluster, &self.book);
+        self.links.directory.send_replace(Arc::new(directory));
+        self.links.listeners.retain(&self.book.active());
+        self.snapshot.send_replace(Arc::new(Snapshot {
+            me: self.context.me,
+            cluster: Arc::clone(&self.cluster),
+            book: Arc::clone(&self.book),
+        }));
+    }
+
+    /// Tells the others what changed of this node's records; returns whether anything did.
+    async fn publish(&mut self) -> bool {
+        let node = self.links.node.borrow_and_update().clone();
+        let mut records = own_records(self.context.me, &node, &self.book, &self.spaces);
+        keep_empty_buckets(&mut records, &self.published, &self.book);
+        let set = records
+            .iter()
+            .filter(|(key, record)| self.published.get(key) != Some(record))
+            .map(|(key, record)| (*key, Some(record.clone())));
+        let withdrawn =
+            self.published.keys().filter(|key| !records.contains_key(key)).map(|key| (*key, None));
+        let changes: Vec<_> = set.chain(withdrawn).collect();
+        if changes.is_empty() {
+            return false;
+        }
+        if let Err(error) = self.links.gossip.publish(changes).await {
+            tracing::error!(error = %Chain(&error), "cannot tell the others what changed");
+            return false;
+        }
+        self.published = records;
+        true
+    }
+
+    pub(super) fn deadline(wait: Duration) -> Instant {
+        Instant::now() + wait
+    }
+}
+
+/// Empties buckets rather than withdrawing them while their network exists: so the coming and
+/// going of endpoints leaves no tombstones.
+fn keep_empty_buckets(
+    records: &mut BTreeMap<Key, Record>,
+    published: &BTreeMap<Key, Record>,
+    book: &Book,
+) {
+    for key in published.keys() {
+        if let Key::Endpoints(network, _) = key
+            && book.networks.contains_key(network)
+        {
+            records.entry(*key).or_insert_with(|| Record::Endpoints(Vec::new()));
+        }
+    }
+}
+
+/// More rounds than any chain of own consequences has; what is left waits for the next wake.
+const MAX_ROUNDS: usize = 8;

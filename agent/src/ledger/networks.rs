@@ -1,0 +1,90 @@
+use std::sync::Arc;
+
+use weft_model::NetworkId;
+
+use super::keeper::Keeper;
+use crate::{
+    api::types::CreateNetwork,
+    clock, definition,
+    refusal::{Refusal, RefusalKind},
+};
+
+impl Keeper {
+    pub(super) fn create_network(&mut self, request: &CreateNetwork) -> Result<NetworkId, Refusal> {
+        let id = NetworkId::from(rand::random::<[u8; 16]>());
+        let now = clock::unix_seconds();
+        let network = definition::define(request, id, self.context.me, &self.cluster, now)?;
+        tracing::info!(network = %network.name, %id, vni = %network.vni, "network created");
+        Arc::make_mut(&mut self.book).networks.insert(id, network);
+        Ok(id)
+    }
+
+    pub(super) fn remove_network(&mut self, network: &str, force: bool) -> Result<(), Refusal> {
+        let found = self.cluster.find_network(network).cloned().ok_or_else(|| {
+            Refusal::missing(format!("there is no network {network}: weft network ls lists them"))
+        })?;
+        let users = self.users(found.id);
+        if !force && !users.is_empty() {
+            return Err(Refusal::new(
+                RefusalKind::Conflict,
+                format!(
+                    "network {} is in use by {}: detach them, or remove it with --force",
+                    found.name,
+                    users.join(", ")
+                ),
+            ));
+        }
+        tracing::info!(network = %found.name, id = %found.id, "network removed");
+        Arc::make_mut(&mut self.book).removed.insert(found.id);
+        Ok(())
+    }
+
+    /// The endpoints that use a network, as `NAME on HOST`; one host's pending ones included.
+    fn users(&self, network: NetworkId) -> Vec<String> {
+        let here = self.cluster.node_name(self.context.me);
+        let others = self
+            .cluster
+            .endpoints(network)
+            .filter(|placed| placed.node != self.context.me)
+            .map(|placed| (placed.endpoint.name.clone(), self.cluster.node_name(placed.node)));
+        self.book
+            .endpoints_of(network)
+            .map(|local| (local.endpoint.name.clone(), here.clone()))
+            .chain(others)
+            .map(|(name, node)| format!("{name} on {node}"))
+            .collect()
+    }
+
+    /// Lets go of networks that somebody removed.
+    pub(super) fn drop_removed_networks(&mut self) {
+        let removed: Vec<NetworkId> = self
+            .book
+            .networks
+            .keys()
+            .chain(self.book.spaces.keys())
+            .chain(self.book.uplinks.keys())
+            .copied()
+            .chain(self.book.active())
+            .filter(|id| self.cluster.is_removed(*id) || self.book.removed.contains(id))
+            .collect();
+        for id in removed {
+            let endpoints: Vec<_> =
+                self.book.endpoints_of(id).map(|local| local.endpoint.id).collect();
+            for endpoint in &endpoints {
+                self.begin_detach(*endpoint, None);
+            }
+            let book = Arc::make_mut(&mut self.book);
+            if let Some(network) = book.networks.remove(&id) {
+                // Those who carried the definition carry the news of its end.
+                if network.creator == self.context.me || network.lenders.contains(&self.context.me) {
+                    book.removed.insert(id);
+                }
+            }
+            if endpoints.is_empty() {
+                book.spaces.remove(&id);
+                self.spaces.remove(&id);
+                book.uplinks.remove(&id);
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Endpoints between book and kernel: what is started, what has finished, what is taken back.
+
+use std::sync::Arc;
+
+use weft_model::{EndpointId, NetworkId};
+use weft_vxlan::{AttachSpec, Attached, Prefix};
+
+use super::{
+    Reply,
+    book::{EndpointState, LocalEndpoint},
+    keeper::Keeper,
+};
+use crate::{
+    api::types::Sandbox,
+    chain::Chain,
+    projection::gateway_ips,
+    refusal::{Refusal, RefusalKind},
+};
+
+/// Kernel work that the book already speaks of.
+pub(super) enum KernelWork {
+    Attach(EndpointId),
+    Detach(EndpointId),
+}
+
+/// Kernel work that has ended.
+pub(super) enum Finished {
+    Attached { endpoint: EndpointId, outcome: Result<Attached, Refusal> },
+    Detached { endpoint: EndpointId, outcome: Result<(), Refusal> },
+}
+
+/// Who waits for an endpoint's kernel work.
+pub(super) enum Release {
+    Attach(Reply<EndpointId>),
+    Detach(Reply<()>),
+}
+
+impl Keeper {
+    /// Takes up the endpoints of the last run: answers their names again, and goes on with what
+    /// was not finished.
+    pub(super) fn adopt(&mut self) {
+        self.retry_detaching();
+        for network in self.book.active() {
+            self.listen(network);
+        }
+    }
+
+    pub(super) fn sandbox_gone(&mut self, endpoint: EndpointId) {
+        if let Some(local) = self.book.endpoints.get(&endpoint)
+            && local.state == EndpointState::Attached
+        {
+            tracing::info!(name = %local.endpoint.name, %endpoint, "the sandbox has ended");
+            self.begin_detach(endpoint, None);
+        }
+    }
+
+    /// Compares the book with the kernel, where single notices were missed.
+    pub(super) async fn look_for_lost(&mut self) {
+        let present = match self.links.plane.present_ports().await {
+            Ok(present) => present,
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "cannot list the ports");
+                return;
+            }
+        };
+        let there = |network, id| present.get(network).is_some_and(|ports| ports.contains(id));
+        let lost: Vec<EndpointId> = self
+            .book
+            .endpoints
+            .iter()
+            .filter(|(id, local)| !there(&local.endpoint.network, id))
+            .map(|(id, _)| *id)
+            .collect();
+        for endpoint in lost {
+            self.sandbox_gone(endpoint);
+        }
+    }
+
+    pub(super) fn detach_named(&mut self, text: &str, network: Option<&str>, reply: Reply<()>) {
+        match self.find_local(text, network) {
+            Ok(endpoint) => self.begin_detach(endpoint, Some(reply)),
+            Err(refusal) => {
+                let _ = reply.send(Err(refusal));
+            }
+        }
+    }
+
+    fn find_local(&self, text: &str, network: Option<&str>) -> Result<EndpointId, Refusal> {
+        let wanted = match network {
+            None => None,
+            Some(name) => Some(self.cluster.find_network(name).map(|n| n.id).ok_or_else(|| {
+                Refusal::missing(format!("there is no network {name}: weft network ls lists them"))
+            })?),
+        };
+        let name = text.to_ascii_lowercase();
+        let found: Vec<&LocalEndpoint> = self
+            .book
+            .endpoints
+            .values()
+            .filter(|local| wanted.is_none_or(|network| network == local.endpoint.network))
+            .filter(|local| {
+                let id = local.endpoint.id.to_string();
+                local.endpoint.name.as_str() == name || (name.len() >= 8 && id.starts_with(&name))
+            })
+            .collect();
+        match found.as_slice() {
+            [one] => Ok(one.endpoint.id),
+            [] => Err(self.not_here(text, wanted)),
+            several => {
+                let networks = several.iter().map(|local| self.network_name(local.endpoint.network));
+                Err(Refusal::new(
+                    RefusalKind::Conflict,
+                    format!(
+                        "{text} is on {}: name one with --network",
+                        networks.collect::<Vec<_>>().join(", ")
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// Says that an endpoint is not here, and where it is if that is known.
+    fn not_here(&self, text: &str, wanted: Option<NetworkId>) -> Refusal {
+        let elsewhere = self
+            .cluster
+            .networks()
+            .filter(|network| wanted.is_none_or(|id| id == network.id))
+            .flat_map(|network| self.cluster.endpoints(network.id))
+            .find(|placed| placed.endpoint.name.as_str() == text);
+        Refusal::missing(match elsewhere {
+            Some(placed) => format!(
+                "{text} is attached on {}, not here: detach it there",
+                self.cluster.node_name(placed.node)
+            ),
+            None => format!("there is no endpoint {text} on this host: weft ps lists them"),
+        })
+    }
+
+    pub(super) fn network_name(&self, id: NetworkId) -> String {
+        self.cluster.network(id).map_or_else(|| id.short(), |network| network.name.to_string())
+    }
+
+    /// Withdraws an endpoint; its port and then its address follow.
+    pub(super) fn begin_detach(&mut self, id: EndpointId, reply: Option<Reply<()>>) {
+        let Some(local) = self.book.endpoints.get(&id) else { return };
+        if let Some(reply) = reply {
+            self.replies.entry(id).or_default().push(Release::Detach(reply));
+        }
+        match local.state {
+            EndpointState::Detaching => {}
+            // What is being attached is taken back when that has ended.
+            EndpointState::Attaching if self.in_flight.contains(&id) => {
+                self.doomed.insert(id);
+            }
+            EndpointState::Attaching | EndpointState::Attached => {
+                self.local_mut(id).state = EndpointState::Detaching;
+                self.starts.push(KernelWork::Detach(id));
+            }
+        }
+    }
+
+    /// Starts detaching again where it failed.
+    pub(super) fn retry_detaching(&mut self) {
+        let stuck = self.book.endpoints.values().filter(|local| {
+            local.state == EndpointState::Detaching && !self.in_flight.contains(&local.endpoint.id)
+        });
+        let stuck: Vec<_> = stuck.map(|local| KernelWork::Detach(local.endpoint.id)).collect();
+        self.starts.extend(stuck);
+    }
+
+    /// Starts what the book speaks of, now that it is on disk.
+    pub(super) fn start_kernel_work(&mut self) {
+        for start in std::mem::take(&mut self.starts) {
+            let (KernelWork::Attach(id) | KernelWork::Detach(id)) = start;
+            if !self.in_flight.insert(id) {
+                continue;
+            }
+            let Some(local) = self.book.endpoints.get(&id) else { continue };
+            let network = local.endpoint.network;
+            let (plane, finished) = (self.links.plane.clone(), self.finished.clone());
+            match start {
+                KernelWork::Attach(_) => {
+                    let spec = self.attach_spec(local);
+                    let listen = self.listen_on(network);
+                    self.links.tracker.spawn(async move {
+                        let attached = plane.attach(spec).await.map_err(|error| {
+                            Refusal::new(RefusalKind::Failed, Chain(&error).to_string())
+                        });
+                        // Names are answered before the caller hears of success.
+                        let outcome = match attached {
+                            Ok(attached) => listen.await.map(|()| attached),
+                            Err(refusal) => Err(refusal),
+                        };
+                        let _ = finished.send(Finished::Attached { endpoint: id, outcome }).await;
+                    });
+                }
+                KernelWork::Detach(_) => {
+                    self.links.tracker.spawn(async move {
+                        let outcome = plane.detach(network, id).await.map_err(|error| {
+                            Refusal::new(RefusalKind::Failed, Chain(&error).to_string())
+                        });
+                        let _ = finished.send(Finished::Detached { endpoint: id, outcome }).await;
+                    });
+                }
+            }
+        }
+    }
+
+    pub(super) fn finish(&mut self, finished: Finished) {
+        match finished {
+            Finished::Attached { endpoint, outcome } => self.finish_attach(endpoint, outcome),
+            Finished::Detached { endpoint, outcome } => self.finish_detach(endpoint, outcome),
+        }
+    }
+
+    fn finish_attach(&mut self, id: EndpointId, outcome: Result<Attached, Refusal>) {
+        self.in_flight.remove(&id);
+        let doomed = self.doomed.remove(&id);
+        match outcome {
+            Ok(attached) => {
+                let local = self.local_mut(id);
+                local.ifname = Some(attached.ifname);
+                local.state = EndpointState::Attached;
+                tracing::info!(name = %local.endpoint.name, endpoint = %id, "attached");
+                if doomed {
+                    self.begin_detach(id, None);
+                    let refusal = Refusal::new(
+                        RefusalKind::Conflict,
+                        "the network was removed, or the endpoint detached, in the meantime",
+                    );
+                    self.answer_attach(id, Err(refusal));
+                } else {
+                    self.answer_attach(id, Ok(id));
+                }
+            }
+            Err(refusal) => {
+                self.begin_detach(id, None);
+                self.answer_attach(id, Err(refusal));
+            }
+        }
+    }
+
+    fn finish_detach(&mut self, id: EndpointId, outcome: Result<(), Refusal>) {
+        self.in_flight.remove(&id);
+        let answer = match outcome {
+            Ok(()) => {
+                if let Some(local) = Arc::make_mut(&mut self.book).endpoints.remove(&id) {
+                    let endpoint = &local.endpoint;
+                    tracing::info!(name = %endpoint.name, endpoint = %id, "detached");
+                    self.release(endpoint.network, id);
+                }
+                Ok(())
+            }
+            Err(refusal) => {
+                tracing::warn!(endpoint = %id, error = %refusal, "cannot detach; will try again");
+                Err(refusal)
+            }
+        };
+        for reply in self.replies.remove(&id).unwrap_or_default() {
+            if let Release::Detach(reply) = reply {
+                let _ = reply.send(answer.clone());
+            }
+        }
+    }
+
+    /// Answers who asked for the attachment; who waits for its end goes on waiting.
+    fn answer_attach(&mut self, id: EndpointId, answer: Result<EndpointId, Refusal>) {
+        let replies = self.replies.remove(&id).unwrap_or_default();
+        for reply in replies {
+            match reply {
+                // Sent after the others were told: what is answered is true everywhere.
+                Release::Attach(reply) => self.answers.push((reply, answer.clone())),
+                detach @ Release::Detach(_) => self.replies.entry(id).or_default().push(detach),
+            }
+        }
+    }
+
+    fn attach_spec(&self, local: &LocalEndpoint) -> AttachSpec {
+        let endpoint = &local.endpoint;
+        let network = self.cluster.network(endpoint.network).map(AsRef::as_ref);
+        let network = network.or_else(|| self.book.networks.get(&endpoint.network));
+        let prefix = |ip| {
+            let pool = network.and_then(|network| network.pool_of(ip));
+            Prefix { ip, len: pool.map_or(if ip.is_ipv4() { 32 } else { 128 }, |p| p.subnet.prefix_len()) }
+        };
+        AttachSpec {
+            network: endpoint.network,
+            endpoint: endpoint.id,
+            sandbox: match &local.sandbox {
+                Sandbox::Pid(pid) => weft_vxlan::Sandbox::Pid(*pid),
+                Sandbox::Path(path) => weft_vxlan::Sandbox::Path(path.clone()),
+            },
+            ifname: local.ifname.clone(),
+            mac: endpoint.mac,
+            addresses: endpoint.ips().map(prefix).collect(),
+            gateways: match network {
+                Some(network) if local.default_route => gateway_ips(network),
+                _ => Vec::new(),
+            },
+            mtu: None,
+        }
+    }
+
+    /// Answers names on the network's gateway addresses, once its links are there.
+    fn listen_on(&self, id: NetworkId) -> impl Future<Output = Result<(), Refusal>> + use<> {
+        let gateways = self.cluster.network(id).map_or_else(Vec::new, |n| gateway_ips(n));
+        let listeners = self.links.listeners.clone();
+        async move {
+            listeners.listen(id, &gateways).await.map_err(|error| {
+                Refusal::new(RefusalKind::Failed, Chain(&error).to_string())
+            })
+        }
+    }
+
+    fn listen(&self, id: NetworkId) {
+        let listen = self.listen_on(id);
+        self.links.tracker.spawn(async move {
+            if let Err(refusal) = listen.await {
+                tracing::warn!(network = %id, error = %refusal, "names are not answered");
+            }
+        });
+    }
+
+    pub(super) fn local_mut(&mut self, id: EndpointId) -> &mut LocalEndpoint {
+        let book = Arc::make_mut(&mut self.book);
+        book.endpoints.get_mut(&id).expect("an endpoint stays in the book until it is detached")
+    }
+}

@@ -1,0 +1,11 @@
+//! Pure projections of the cluster and this node's book: what others are told, what the kernel
+//! shall hold, what names are answered.
+
+mod names;
+mod plane;
+mod records;
+
+pub use names::NamesProjection;
+pub(crate) use plane::{free_slot, gateway_ips};
+pub use plane::{PlaneContext, mtu, plane, uplink_capacity};
+pub use records::own_records;

@@ -1,0 +1,273 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use weft_model::{Family, MacAddr, Network, NetworkId, NodeId, VtepAddr};
+use weft_vxlan::{
+    AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Uplink,
+};
+
+use crate::{
+    cluster::Cluster,
+    ledger::book::{Book, EndpointState},
+};
+
+/// What the plane's projection needs besides records.
+#[derive(Clone, Copy, Debug)]
+pub struct PlaneContext {
+    pub me: NodeId,
+    pub local: VtepAddr,
+    pub vxlan_port: u16,
+    pub uplink_pool: Ipv4Net,
+}
+
+/// Where the IPv6 ends of uplinks come from: a unique local prefix (RFC 4193) of weft's own.
+const UPLINK_POOL_V6: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd77, 0x6566, 0x7401, 0, 0, 0, 0, 0), 112);
+
+/// Bytes that VXLAN adds to a packet: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14.
+const OVERHEAD_V4: u16 = 20 + 30;
+const OVERHEAD_V6: u16 = 40 + 30;
+
+/// The kernel's desired state on this host.
+pub fn plane(context: PlaneContext, cluster: &Cluster, book: &Book) -> Desired {
+    let active = book.active();
+    let networks = active.iter().filter_map(|id| {
+        let network = cluster.network(*id).map(AsRef::as_ref).or_else(|| book.networks.get(id))?;
+        Some((*id, Arc::new(overlay_network(context, cluster, book, network))))
+    });
+    let peers = cluster.members().filter(|member| member.id != context.me);
+    Desired {
+        networks: networks.collect(),
+        host: HostRules {
+            vxlan_port: context.vxlan_port,
+            local: BTreeSet::from([context.local]),
+            vteps: peers.filter_map(|member| Some(member.node.as_ref()?.vtep)).collect(),
+            uplink_pools: vec![IpNet::V4(context.uplink_pool), IpNet::V6(UPLINK_POOL_V6)],
+        },
+    }
+}
+
+fn overlay_network(
+    context: PlaneContext,
+    cluster: &Cluster,
+    book: &Book,
+    network: &Network,
+) -> OverlayNetwork {
+    let mut remotes: BTreeMap<MacAddr, Station> = BTreeMap::new();
+    let mut flood = BTreeSet::new();
+    // Of two networks with one VNI only one may be carried between hosts.
+    let settled = cluster.conflict(network.id).is_none_or(|before| before.vni != network.vni);
+    let others = cluster.endpoints(network.id).filter(|p| settled && p.node != context.me);
+    for placed in others {
+        let Some(node) = cluster.node(placed.node) else { continue };
+        // A VXLAN device has one family of VTEPs.
+        if Family::of(node.vtep.ip()) != Family::of(context.local.ip()) {
+            continue;
+        }
+        let station = Station { vtep: node.vtep, ips: placed.endpoint.ips().collect() };
+        remotes.insert(placed.endpoint.mac, station);
+        flood.insert(node.vtep);
+    }
+    let ports = book
+        .endpoints_of(network.id)
+        .filter(|local| local.state != EndpointState::Detaching)
+        .map(|local| {
+            let endpoint = &local.endpoint;
+            (endpoint.id, Port { mac: endpoint.mac, ips: endpoint.ips().collect() })
+        });
+    OverlayNetwork {
+        id: network.id,
+        name: network.name.clone(),
+        vni: network.vni,
+        mtu: mtu(network, cluster),
+        local: context.local,
+        port: context.vxlan_port,
+        gateway_mac: MacAddr::for_gateway(network.id),
+        gateways: gateways(network),
+        internal: network.internal,
+        multicast: network.options.multicast,
+        remotes,
+        flood: if network.options.multicast { flood } else { BTreeSet::new() },
+        ports: ports.collect(),
+        uplink: uplink(context, book, network),
+    }
+}
+
+fn gateways(network: &Network) -> Vec<Prefix> {
+    let gateway = |pool: &weft_model::Pool| Prefix {
+        ip: pool.gateway,
+        len: pool.subnet.prefix_len(),
+    };
+    network.pools.iter().map(gateway).collect()
+}
+
+/// Bytes that a packet in `network` may have, so that it fits every node's underlay.
+pub fn mtu(network: &Network, cluster: &Cluster) -> u16 {
+    let fits = |node: &weft_model::Node| {
+        let overhead = if node.vtep.ip().is_ipv6() { OVERHEAD_V6 } else { OVERHEAD_V4 };
+        node.underlay_mtu.saturating_sub(overhead)
+    };
+    let least = cluster.members().filter_map(|member| member.node.as_ref()).map(fits).min();
+    network.options.mtu.or(least).unwrap_or(1500 - OVERHEAD_V4)
+}
+
+/// How many networks of one host can have an uplink.
+pub fn uplink_capacity(pool: Ipv4Net) -> u16 {
+    let pairs = 1_u64 << (32 - u32::from(pool.prefix_len())).saturating_sub(1);
+    u16::try_from(pairs.min(1 << 15)).expect("at most 2^15")
+}
+
+fn uplink(context: PlaneContext, book: &Book, network: &Network) -> Option<Uplink> {
+    if network.internal {
+        return None;
+    }
+    let slot = *book.uplinks.get(&network.id)?;
+    let v4 = u32::from(context.uplink_pool.network()) + 2 * u32::from(slot);
+    let v6 = u128::from(UPLINK_POOL_V6.network()) + 2 * u128::from(slot);
+    let with = |family| network.pool(family).is_some();
+    Some(Uplink {
+        v4: with(Family::V4).then(|| AddressPair {
+            host: Ipv4Addr::from(v4),
+            network: Ipv4Addr::from(v4 + 1),
+        }),
+        v6: with(Family::V6).then(|| AddressPair {
+            host: Ipv6Addr::from(v6),
+            network: Ipv6Addr::from(v6 + 1),
+        }),
+    })
+}
+
+/// The lowest uplink slot that no network of this host has.
+pub(crate) fn free_slot(uplinks: &BTreeMap<NetworkId, u16>, capacity: u16) -> Option<u16> {
+    let taken: BTreeSet<u16> = uplinks.values().copied().collect();
+    (0..capacity).find(|slot| !taken.contains(slot))
+}
+
+/// Names the route a sandbox needs for its gateway addresses.
+pub(crate) fn gateway_ips(network: &Network) -> Vec<IpAddr> {
+    network.pools.iter().map(|pool| pool.gateway).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::types::Sandbox,
+        fixture::{Builder, endpoint, network, node_id},
+        ledger::book::LocalEndpoint,
+    };
+
+    fn context() -> PlaneContext {
+        PlaneContext {
+            me: node_id(1),
+            local: "192.0.2.1".parse().unwrap(),
+            vxlan_port: 4789,
+            uplink_pool: "169.254.192.0/18".parse().unwrap(),
+        }
+    }
+
+    fn book_with(network: &Network, name: &str, ip: &str) -> Book {
+        let endpoint = endpoint(network, name, ip);
+        let mut book = Book::default();
+        book.uplinks.insert(network.id, 3);
+        let local = LocalEndpoint {
+            sandbox: Sandbox::Pid(1),
+            ifname: None,
+            state: EndpointState::Attached,
+            default_route: true,
+            endpoint: endpoint.clone(),
+        };
+        book.endpoints.insert(endpoint.id, local);
+        book
+    }
+
+    #[test]
+    fn only_networks_with_a_local_endpoint_are_carried() {
+        let (app, db) = (network(1, "app"), network(2, "db"));
+        let cluster = Builder::default()
+            .node(1)
+            .node(2)
+            .network(1, &app)
+            .network(1, &db)
+            .endpoint(1, &app, "web", "10.1.0.8")
+            .endpoint(2, &app, "far", "10.1.0.9")
+            .endpoint(2, &db, "other", "10.2.0.9")
+            .build();
+        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.1.0.8"));
+        assert_eq!(desired.networks.keys().copied().collect::<Vec<_>>(), [app.id]);
+        let carried = &desired.networks[&app.id];
+        let remotes: Vec<_> = carried.remotes.values().map(|s| s.vtep.to_string()).collect();
+        assert_eq!(remotes, ["192.0.2.2"]);
+        assert_eq!(carried.ports.len(), 1);
+        assert_eq!(carried.mtu, 1450);
+        assert_eq!(carried.uplink.as_ref().unwrap().v4.unwrap().host.to_string(), "169.254.192.6");
+        assert!(carried.flood.is_empty());
+        assert_eq!(desired.host.vteps.len(), 1);
+    }
+
+    #[test]
+    fn a_silent_nodes_forwarding_entries_stay() {
+        let app = network(1, "app");
+        let cluster = Builder::default()
+            .node(1)
+            .node(2)
+            .network(1, &app)
+            .endpoint(1, &app, "web", "10.1.0.8")
+            .endpoint(2, &app, "far", "10.1.0.9")
+            .change(2, |member| member.liveness = weft_gossip::Liveness::Suspect)
+            .build();
+        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.1.0.8"));
+        assert_eq!(desired.networks[&app.id].remotes.len(), 1);
+    }
+
+    #[test]
+    fn the_least_underlay_decides_the_mtu_unless_the_network_says() {
+        let mut app = network(1, "app");
+        let cluster = Builder::default()
+            .node(1)
+            .node(2)
+            .change_node(2, |node| node.underlay_mtu = 1400)
+            .build();
+        assert_eq!(mtu(&app, &cluster), 1350);
+        app.options.mtu = Some(1300);
+        assert_eq!(mtu(&app, &cluster), 1300);
+        let v6 = Builder::default()
+            .node(1)
+            .change_node(1, |node| node.vtep = "2001:db8::1".parse().unwrap())
+            .build();
+        assert_eq!(mtu(&network(1, "app"), &v6), 1430);
+    }
+
+    #[test]
+    fn an_internal_network_has_no_uplink_and_a_conflicting_one_no_remotes() {
+        let mut app = network(2, "app");
+        app.internal = true;
+        let mut other = network(1, "other");
+        other.vni = app.vni;
+        let cluster = Builder::default()
+            .node(1)
+            .node(2)
+            .network(1, &app)
+            .network(1, &other)
+            .endpoint(2, &app, "far", "10.2.0.9")
+            .build();
+        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.2.0.8"));
+        let carried = &desired.networks[&app.id];
+        assert!(carried.uplink.is_none());
+        assert!(carried.remotes.is_empty());
+    }
+
+    #[test]
+    fn uplink_slots_are_reused_and_end_with_the_pool() {
+        let pool: Ipv4Net = "169.254.192.0/30".parse().unwrap();
+        assert_eq!(uplink_capacity(pool), 2);
+        let mut uplinks = BTreeMap::from([(network(1, "a").id, 0)]);
+        assert_eq!(free_slot(&uplinks, 2), Some(1));
+        uplinks.insert(network(2, "b").id, 1);
+        assert_eq!(free_slot(&uplinks, 2), None);
+    }
+}

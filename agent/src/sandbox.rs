@@ -1,0 +1,81 @@
+//! Sandboxes on this host: making one for `weft run`, and telling which one a reference names.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+use weft_model::SandboxId;
+
+use crate::api::types::Sandbox;
+
+impl Sandbox {
+    /// The file that stands for the namespace.
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::Pid(pid) => format!("/proc/{pid}/ns/net").into(),
+            Self::Path(path) => path.clone(),
+        }
+    }
+
+    /// Identifies the namespace behind the reference: two references to one namespace agree.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process or file.
+    pub fn identify(&self) -> Result<SandboxId, SandboxError> {
+        let path = self.path();
+        let meta = fs::metadata(&path)
+            .map_err(|source| SandboxError::Missing { path: path.clone(), source })?;
+        Ok(format!("{}:{}", meta.dev(), meta.ino()))
+    }
+}
+
+/// Moves this process into new network, mount and UTS namespaces. The process must have one
+/// thread.
+pub fn enter_new(hostname: &str) -> Result<(), SandboxError> {
+    let flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
+    unshare(flags).map_err(SandboxError::Unshare)?;
+    // What is mounted here must not show on the host; what the host mounts still shows here.
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)
+        .map_err(SandboxError::Unshare)?;
+    nix::unistd::sethostname(hostname).map_err(SandboxError::Unshare)
+}
+
+/// Lays `text` over `/etc/resolv.conf`, in this process's mount namespace only.
+pub fn replace_resolv_conf(text: &str) -> Result<(), SandboxError> {
+    let target = Path::new("/etc/resolv.conf");
+    let failed = |source| SandboxError::ResolvConf { source };
+    let file = std::env::temp_dir().join(format!("weft-resolv-{}", std::process::id()));
+    fs::write(&file, text).map_err(failed)?;
+    let none = None::<&str>;
+    let mounted = mount(Some(&file), target, none, MsFlags::MS_BIND, none);
+    // A bind mount keeps the file; its name is no longer needed.
+    fs::remove_file(&file).map_err(failed)?;
+    mounted.map_err(|errno| failed(errno.into()))
+}
+
+/// Points standard output and standard error to `/dev/null`.
+pub fn silence_output() -> Result<(), SandboxError> {
+    let null = fs::OpenOptions::new().write(true).open("/dev/null").map_err(SandboxError::Output)?;
+    nix::unistd::dup2_stdout(&null).map_err(|e| SandboxError::Output(e.into()))?;
+    nix::unistd::dup2_stderr(&null).map_err(|e| SandboxError::Output(e.into()))
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("there is no network namespace at {}: give a running process or a namespace's path", path.display())]
+    Missing { path: PathBuf, source: io::Error },
+    #[error("cannot make new namespaces; weft run needs root")]
+    Unshare(#[source] nix::Error),
+    #[error("cannot lay a resolver file over /etc/resolv.conf; the file must exist")]
+    ResolvConf { source: io::Error },
+    #[error("cannot silence the background process")]
+    Output(#[source] io::Error),
+}

@@ -1,0 +1,107 @@
+//! Watches what of this host the others must know: routes, resolvers, the underlay's MTU.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use tokio::{sync::watch, time};
+use tokio_util::sync::CancellationToken;
+use weft_dns::resolv_conf;
+use weft_model::{Label, Node, NodeState, VtepAddr};
+use crate::probe_tmp as underlay;
+
+use crate::chain::Chain;
+
+/// How often the host is looked at again.
+const INTERVAL: Duration = Duration::from_secs(5);
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const DNS_PORT: u16 = 53;
+
+/// Keeps this host's record and its list of resolvers up to date.
+pub struct Watcher {
+    name: Label,
+    address: SocketAddr,
+    /// Resolvers that the configuration names; the host's own when empty.
+    configured: Vec<IpAddr>,
+}
+
+/// What the watcher tells.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub node: Node,
+    pub resolvers: Vec<SocketAddr>,
+}
+
+impl Watcher {
+    pub fn new(name: Label, address: SocketAddr, configured: Vec<IpAddr>) -> Self {
+        Self { name, address, configured }
+    }
+
+    /// Looks at the host.
+    ///
+    /// # Errors
+    ///
+    /// No interface has the advertised address.
+    pub async fn look(&self) -> Result<Host, underlay::UnderlayError> {
+        let vtep = VtepAddr::from(self.address.ip());
+        let found = underlay::inspect(vtep).await?;
+        let resolvers = self.resolvers();
+        Ok(Host {
+            node: Node {
+                name: self.name.clone(),
+                vtep,
+                address: self.address,
+                version: env!("CARGO_PKG_VERSION").into(),
+                state: NodeState::Up,
+                underlay_mtu: found.mtu,
+                routes: found.routes,
+                resolvers: resolvers.iter().map(SocketAddr::ip).filter(|ip| !ip.is_loopback()).collect(),
+            },
+            resolvers,
+        })
+    }
+
+    /// Publishes what changes until `stop`.
+    pub async fn run(
+        self,
+        node: watch::Sender<Node>,
+        resolvers: watch::Sender<Vec<SocketAddr>>,
+        stop: CancellationToken,
+    ) {
+        let mut interval = time::interval(INTERVAL);
+        interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(interval.tick()).await.is_some() {
+            match self.look().await {
+                Ok(host) => {
+                    replace(&node, host.node);
+                    replace(&resolvers, host.resolvers);
+                }
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "cannot look at the underlay");
+                }
+            }
+        }
+    }
+
+    fn resolvers(&self) -> Vec<SocketAddr> {
+        if !self.configured.is_empty() {
+            return self.configured.iter().map(|ip| SocketAddr::new(*ip, DNS_PORT)).collect();
+        }
+        let text = fs::read_to_string(Path::new(RESOLV_CONF)).unwrap_or_default();
+        resolv_conf::parse(&text, &BTreeSet::new()).servers
+    }
+}
+
+fn replace<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|current| {
+        let changed = *current != value;
+        if changed {
+            *current = value;
+        }
+        changed
+    });
+}

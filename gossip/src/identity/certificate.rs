@@ -155,6 +155,17 @@ impl Validity {
         Self { from: now - BACKDATING, until: now + length }
     }
 
+    /// When to ask for a newer certificate: after two thirds of the time.
+    pub fn renew_at(&self) -> OffsetDateTime {
+        self.from + (self.until - self.from) * 2 / 3
+    }
+
+    /// The time that the issuer meant it to be valid, from its issue on.
+    pub fn length(&self) -> Duration {
+        let length = self.until - self.from - BACKDATING;
+        length.try_into().unwrap_or_default()
+    }
+
     pub fn contains(&self, now: OffsetDateTime) -> bool {
         (self.from..self.until).contains(&now)
     }

@@ -139,3 +139,10 @@ fn an_interrupted_join_finds_its_key_again() {
     again.discard().unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_certificate_is_renewed_after_two_thirds_of_its_life() {
+    let validity = Validity::starting(NOW, 30 * Duration::from_secs(86_400) - BACKDATING);
+    assert_eq!(validity.renew_at(), NOW - BACKDATING + Duration::from_secs(20 * 86_400));
+    assert_eq!(validity.length() + BACKDATING, Duration::from_secs(30 * 86_400));
+}

@@ -55,17 +55,17 @@ pub(super) async fn accept(context: Context) {
             incoming = context.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
+        // RFC 9000 §8.1.2: an address is shown to be the sender's before anything is done for it.
+        // So nobody can use us to flood another, for one round trip more.
+        if !incoming.remote_address_validated() {
+            // A client that cannot be answered dials again.
+            let _ = incoming.retry();
+            continue;
+        }
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             incoming.ignore();
             continue;
         };
-        let pressed = handshakes.available_permits() < HANDSHAKES_AT_ONCE - UNPRESSED;
-        if pressed && !incoming.remote_address_validated() {
-            // RFC 9000 §8.1.2: whoever is to cost us more than a packet shows its address first.
-            // The client that cannot be answered dials again.
-            let _ = incoming.retry();
-            continue;
-        }
         context.tracker.spawn(welcome(context.clone(), incoming, permit));
     }
 }
@@ -139,6 +139,4 @@ fn for_socket(address: SocketAddr, endpoint: &Endpoint) -> SocketAddr {
 pub(super) const SERVER_NAME: &str = "weft";
 
 const HANDSHAKES_AT_ONCE: usize = 256;
-/// Below this number of open handshakes an address is believed.
-const UNPRESSED: usize = 32;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(3);

@@ -31,7 +31,8 @@ pub struct Admission {
     pub validity: Duration,
 }
 
-/// Judges a name for a node; the text says why the node may not have it.
+/// Judges a name for a node, without waiting; the text says why the node may not have it. The node
+/// that holds a name may have it again.
 pub type Admit = Arc<dyn Fn(&Label, NodeId) -> Result<(), String> + Send + Sync>;
 
 impl fmt::Debug for Admission {

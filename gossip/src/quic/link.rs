@@ -2,7 +2,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
-use quinn::{Connection, RecvStream, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use weft_model::NodeId;
@@ -72,15 +72,19 @@ impl Link {
 
     /// Says that the other side is accepted.
     pub(super) async fn greet(&self) -> Result<(), Failure> {
-        self.write(&[HELLO], Bytes::new()).await
+        self.write(&[HELLO], Bytes::new()).await.map(drop)
     }
 
-    /// Sends `message` on a stream of its own; it has been handed over to QUIC on return.
-    pub(super) async fn send_on_stream(&self, message: Bytes) -> Result<(), Failure> {
-        self.write(&[MESSAGE], message).await
+    /// Sends `message` on a stream of its own, and waits until the peer has all of it or does not
+    /// want it. False if the connection was lost before.
+    pub(super) async fn send_on_stream(&self, message: Bytes, meter: &Meter) -> bool {
+        let bytes = message.len();
+        let Ok(stream) = self.write(&[MESSAGE], message).await else { return false };
+        meter.sent(Way::Stream, bytes);
+        stream.stopped().await.is_ok()
     }
 
-    async fn write(&self, head: &[u8], body: Bytes) -> Result<(), Failure> {
+    async fn write(&self, head: &[u8], body: Bytes) -> Result<SendStream, Failure> {
         let lost = |_| match self.connection.close_reason() {
             Some(error) => Failure::from(error),
             None => Failure::from(&Refusal::Request("the peer stopped a stream".into())),
@@ -90,7 +94,7 @@ impl Link {
         stream.write_chunk(body).await.map_err(lost)?;
         // A stream that is closed already belongs to a lost connection, which is noticed there.
         let _ = stream.finish();
-        Ok(())
+        Ok(stream)
     }
 
     /// Waits until everything that was sent before has been acknowledged, within `limit`.
@@ -135,7 +139,7 @@ struct Reader {
 enum Wake {
     Datagram(Bytes),
     Stream(RecvStream),
-    Request(quinn::SendStream, RecvStream),
+    Request(SendStream, RecvStream),
     Done,
     Lost,
 }

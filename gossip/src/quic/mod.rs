@@ -56,7 +56,7 @@ pub use trust::PeerIdentity;
 
 use crate::{
     Carrier, MAX_MESSAGE_BYTES, Received,
-    identity::{Certificate, Identity, IdentityError},
+    identity::{Certificate, Identity, IdentityError, Validity},
 };
 
 /// How a carrier is set up.
@@ -211,16 +211,26 @@ impl QuicCarrier {
         Ok(())
     }
 
-    /// Asks `issuer`, to which there must be a connection, for a newer certificate.
+    /// A newer certificate for this node: from its own authority if it has the key, else from the
+    /// node `issuer`, to which there must be a connection.
     ///
     /// # Errors
     /// If there is no connection, or the issuer refuses.
     pub async fn renew(&self, issuer: NodeId) -> Result<Certificate, Failure> {
+        let identity = self.identity();
+        let now = self.clock.now();
+        if let Some(own) = identity.issuer() {
+            let length = identity.certificate().validity().length();
+            let validity = Validity::starting(now, length);
+            return Ok(own.authority.issue(
+                &identity.key().public_key(),
+                identity.name(),
+                validity,
+            ));
+        }
         let session = self.session(issuer).ok_or_else(|| {
             Failure::new(FailureReason::Unreachable, format!("no connection to node {issuer}"))
         })?;
-        let identity = self.identity();
-        let now = self.clock.now();
         let request = Request { name: identity.name().clone(), clock: now.unix_timestamp() };
         let asked = tokio::time::timeout(RENEWAL_LIMIT, session.ask(&request)).await;
         let admitted = asked.unwrap_or_else(|_| Err(Failure::timeout(RENEWAL_LIMIT)))?;

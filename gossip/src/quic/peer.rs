@@ -33,8 +33,8 @@ pub(super) struct Peer {
     meter: Arc<Meter>,
     queue: VecDeque<Bytes>,
     links: Vec<Link>,
-    /// Since when there have been the same links.
-    settled: Instant,
+    /// When to close the links that are not used, if there are any.
+    surplus_at: Option<Instant>,
     lost: FuturesUnordered<BoxFuture<'static, (usize, Failure)>>,
     writers: FuturesUnordered<BoxFuture<'static, Option<Bytes>>>,
     dial: Option<BoxFuture<'static, Result<Link, Failure>>>,
@@ -52,7 +52,6 @@ enum Wake {
     Lost(usize, Failure),
     Written(Option<Bytes>),
     Deadline,
-    Stop,
 }
 
 impl Peer {
@@ -64,7 +63,7 @@ impl Peer {
             meter,
             queue: VecDeque::new(),
             links: Vec::new(),
-            settled: now,
+            surplus_at: None,
             lost: FuturesUnordered::new(),
             writers: FuturesUnordered::new(),
             dial: None,
@@ -82,7 +81,6 @@ impl Peer {
             self.pump();
             let deadline = self.deadline(idle_told);
             let wake = tokio::select! {
-                () = self.context.stop.cancelled() => Wake::Stop,
                 command = commands.recv() => command.map_or(Wake::Released, Wake::Command),
                 outcome = pending(&mut self.dial) => Wake::Dialled(outcome),
                 Some((id, failure)) = self.lost.next() => Wake::Lost(id, failure),
@@ -112,8 +110,8 @@ impl Peer {
                     self.trim();
                 }
                 Wake::Deadline => idle_told = self.meet_deadline(idle_told).await,
+                Wake::Released if self.context.stop.is_cancelled() => return self.stop().await,
                 Wake::Released => return self.hand_back().await,
-                Wake::Stop => return self.stop().await,
             }
         }
     }
@@ -137,12 +135,9 @@ impl Peer {
             }
             let (link, meter) = (link.clone(), self.meter.clone());
             self.writers.push(Box::pin(async move {
-                match link.send_on_stream(message.clone()).await {
-                    Ok(()) => {
-                        meter.sent(Way::Stream, bytes);
-                        None
-                    }
-                    Err(_) => Some(message),
+                match link.send_on_stream(message.clone(), &meter).await {
+                    true => None,
+                    false => Some(message),
                 }
             }));
         }
@@ -152,7 +147,13 @@ impl Peer {
     /// little use to a peer that returns.
     fn trim(&mut self) {
         let limit = if self.links.is_empty() { WAITING_UNCONNECTED } else { WAITING_CONNECTED };
-        let excess = self.queue.len().saturating_sub(limit);
+        let mut room = WAITING_BYTES;
+        let fitting = self.queue.iter().rev().take(limit).take_while(|message| {
+            let fits = message.len() <= room;
+            room = room.saturating_sub(message.len());
+            fits
+        });
+        let excess = self.queue.len() - fitting.count();
         self.queue.drain(..excess);
         self.meter.not_sent(excess);
     }
@@ -177,8 +178,8 @@ impl Peer {
         let reader = link.clone().read(self.address, self.context.clone(), self.meter.clone());
         self.context.tracker.spawn(reader);
         self.links.push(link);
-        self.settled = Instant::now();
-        self.active = self.settled;
+        self.active = Instant::now();
+        self.settle();
         self.publish().await;
     }
 
@@ -187,7 +188,7 @@ impl Peer {
         let link = self.links.remove(index);
         tracing::debug!(peer = %link.peer.node, address = %self.address, reason = %failure,
             "a connection ended");
-        self.settled = Instant::now();
+        self.settle();
         match link.since.elapsed() < SHORT_LIFE {
             true => self.wait_to_retry(failure),
             false => {
@@ -207,22 +208,19 @@ impl Peer {
 
     /// When to look again even if nothing happens.
     fn deadline(&self, idle_told: bool) -> Instant {
-        let timing = &self.context.timing;
         let idle = (!idle_told).then(|| self.active + self.patience());
-        let surplus = (self.links.len() > 1).then(|| self.settled + timing.linger);
         let retry = (self.links.is_empty() && self.dial.is_none() && !self.queue.is_empty())
             .then_some(self.retry_at);
         let far = Instant::now() + Duration::from_secs(3600);
-        [idle, surplus, retry].into_iter().flatten().min().unwrap_or(far)
+        [idle, self.surplus_at, retry].into_iter().flatten().min().unwrap_or(far)
     }
 
     /// Closes what is of no more use; true once the router knows that this peer is idle.
     async fn meet_deadline(&mut self, idle_told: bool) -> bool {
         let now = Instant::now();
-        if self.links.len() > 1 && now >= self.settled + self.context.timing.linger {
+        if self.surplus_at.is_some_and(|at| at <= now) {
+            self.surplus_at = None;
             self.close_surplus();
-            // What is not ours to close is looked at again only when something changes.
-            self.settled = now + Duration::from_secs(3600);
         }
         let traffic = self.meter.read();
         let count = traffic.sent_messages() + traffic.received_messages();
@@ -240,6 +238,12 @@ impl Peer {
         }
         self.tell(Event::Idle(self.address)).await;
         true
+    }
+
+    /// Gives what is under way on links that are not used the time to arrive.
+    fn settle(&mut self) {
+        let linger = self.context.timing.linger;
+        self.surplus_at = (self.links.len() > 1).then(|| Instant::now() + linger);
     }
 
     fn patience(&self) -> Duration {
@@ -284,10 +288,22 @@ impl Peer {
         }
     }
 
+    /// Sends what waits, if there is a connection for it, and closes.
     async fn stop(mut self) {
-        self.pump();
-        let written = async { while self.writers.next().await.is_some() {} };
-        let _ = time::timeout(LAST_WORDS, written).await;
+        self.dial = None;
+        let connected = !self.links.is_empty();
+        let sent = async {
+            while connected && !(self.queue.is_empty() && self.writers.is_empty()) {
+                self.pump();
+                if let Some(Some(unsent)) = self.writers.next().await {
+                    // The connection is lost, and nobody is left to make another.
+                    drop(unsent);
+                    return;
+                }
+            }
+        };
+        // Whatever is not sent by then is lost, as any message may be.
+        let _ = time::timeout(LAST_WORDS, sent).await;
         if let Some(link) = self.preferred().cloned() {
             link.flush(LAST_WORDS).await;
         }
@@ -334,6 +350,7 @@ async fn pending<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
 
 const WAITING_UNCONNECTED: usize = 16;
 const WAITING_CONNECTED: usize = 256;
+const WAITING_BYTES: usize = 8 << 20;
 const WRITERS_AT_ONCE: usize = 16;
 /// Connections that were made within this time of one another were dialled at the same time.
 const CROSSING: Duration = Duration::from_secs(2);

@@ -94,8 +94,15 @@ impl Router {
                 Wake::Event(event) => self.take(event),
                 Wake::Send(to, message) => self.command(to, Command::Send(message)),
                 Wake::Revoked => self.close_revoked(),
-                Wake::Stop => return,
+                Wake::Stop => return self.stop(),
             }
+        }
+    }
+
+    /// Hands out what was to be sent. The peers' tasks stop when they have read all of it.
+    fn stop(mut self) {
+        while let Ok((to, message)) = self.sends.try_recv() {
+            self.command(to, Command::Send(message));
         }
     }
 
@@ -163,13 +170,13 @@ impl Router {
             tracing::debug!(%address, reason = %failure, "no connection");
         } else {
             tracing::warn!(%address, reason = %failure, "no connection");
-            bound(&mut self.logged);
+            bound(&mut self.logged, |(_, at)| *at);
             self.logged.insert(address, (failure.reason, now));
         }
         let at = self.context.clock.now();
         self.edit(|view| {
             *view.failures.entry(failure.reason).or_default() += 1;
-            bound(&mut view.last);
+            bound(&mut view.last, |last| last.at);
             let before = view.last.get(&address).filter(|last| last.failure == failure);
             let count = before.map_or(0, |last| last.count) + 1;
             view.last.insert(address, LastFailure { failure, at, count });
@@ -191,11 +198,13 @@ impl Router {
     }
 }
 
-/// Makes room for one more: strangers must not be able to fill the memory.
-fn bound<V>(map: &mut BTreeMap<SocketAddr, V>) {
-    if map.len() >= REMEMBERED {
-        map.pop_first();
+/// Makes room for one more in place of the oldest: strangers must not be able to fill the memory.
+fn bound<V, T: Ord>(map: &mut BTreeMap<SocketAddr, V>, age: impl Fn(&V) -> T) {
+    if map.len() < REMEMBERED {
+        return;
     }
+    let oldest = map.iter().min_by_key(|(_, value)| age(value)).map(|(address, _)| *address);
+    oldest.and_then(|address| map.remove(&address));
 }
 
 const COMMANDS: usize = 256;

@@ -215,4 +215,8 @@ async fn a_member_renews_its_certificate_and_presents_the_new_one() {
     assert_eq!(loaded.certificate(), &newer);
     let refused = beta.carrier.renew(beta.node()).await.unwrap_err();
     assert_eq!(refused.reason, FailureReason::Unreachable, "{refused}");
+
+    let own = cluster.issuer.carrier.renew(cluster.issuer.node()).await.unwrap();
+    cluster.issuer.carrier.present(own.clone()).unwrap();
+    assert!(own.validity().until > cluster.issuer.identity.certificate().validity().until);
 }

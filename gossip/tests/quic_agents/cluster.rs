@@ -43,14 +43,15 @@ impl Cluster {
         let dir = tempfile::tempdir().unwrap();
         let name = "alpha".parse().unwrap();
         let now = OffsetDateTime::now_utc();
-        let identity =
-            Identity::init(&dir.path().join("alpha"), name, NODE_VALIDITY, now).unwrap();
+        let identity = Identity::init(&dir.path().join("alpha"), name, NODE_VALIDITY, now).unwrap();
         let taken = Arc::new(Mutex::new(BTreeSet::from(["alpha".to_owned()])));
         let names = taken.clone();
         let admission = Admission {
-            admit: Arc::new(move |name, _node| match names.lock().unwrap().contains(name.as_str()) {
-                true => Err("a live member has this name".to_owned()),
-                false => Ok(()),
+            admit: Arc::new(move |name, _node| {
+                match names.lock().unwrap().contains(name.as_str()) {
+                    true => Err("a live member has this name".to_owned()),
+                    false => Ok(()),
+                }
             }),
             seeds: Arc::new(|| vec!["192.0.2.7:6790".parse().unwrap()]),
             validity: NODE_VALIDITY,

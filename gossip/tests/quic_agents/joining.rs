@@ -1,8 +1,4 @@
-use std::{
-    net::SocketAddr,
-    sync::atomic::Ordering,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
 
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -51,8 +47,7 @@ async fn a_token_admits_one_node_which_is_then_a_member() {
     assert_eq!(identity.cluster(), cluster.issuer.identity.cluster());
     assert_eq!(identity.name().as_str(), "beta");
     assert!(identity.issuer().is_none());
-    let seeds: Vec<SocketAddr> =
-        vec!["192.0.2.7:6790".parse().unwrap(), cluster.issuer.address()];
+    let seeds: Vec<SocketAddr> = vec!["192.0.2.7:6790".parse().unwrap(), cluster.issuer.address()];
     assert_eq!(identity.seeds(), seeds);
     assert_eq!(Identity::load(&cluster.state_dir("beta")).unwrap().node(), identity.node());
     let leftover: Vec<_> = std::fs::read_dir(cluster.state_dir("beta")).unwrap().collect();
@@ -61,7 +56,10 @@ async fn a_token_admits_one_node_which_is_then_a_member() {
     let error = cluster.try_admit("gamma", token.clone()).await.unwrap_err();
     let (joiner, server) = refused(&cluster, "gamma", error, FailureReason::TokenUsedUp).await;
     for text in [joiner, server] {
-        assert!(text.contains(&token.id.to_string()) && text.contains("weft token create"), "{text}");
+        assert!(
+            text.contains(&token.id.to_string()) && text.contains("weft token create"),
+            "{text}"
+        );
     }
 }
 
@@ -200,8 +198,7 @@ async fn a_name_belongs_to_one_node() {
 async fn two_that_join_at_once_do_not_get_the_same_name() {
     let cluster = Cluster::start();
     let token = cluster.token_of(Grant { uses: 2, ..Grant::default() });
-    let (mut one, mut other) =
-        (cluster.join("beta", token.clone()), cluster.join("beta", token));
+    let (mut one, mut other) = (cluster.join("beta", token.clone()), cluster.join("beta", token));
     one.state_dir = cluster.state_dir("one");
     other.state_dir = cluster.state_dir("other");
     let outcomes = tokio::join!(Box::pin(one.run()), Box::pin(other.run()));

@@ -1,10 +1,7 @@
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
-use weft_gossip::{
-    identity::PublicKey,
-    quic::FailureReason,
-};
+use weft_gossip::{identity::PublicKey, quic::FailureReason};
 
 use crate::{cluster::Cluster, stranger::Stranger};
 
@@ -27,7 +24,11 @@ async fn whoever_has_no_certificate_of_the_cluster_gets_no_connection() {
         (format!("spiffe://{own}/node/{}", "0".repeat(32)), "weft/1", FailureReason::Certificate),
         (format!("spiffe://{}/node/{node}", "0".repeat(32)), "weft/1", FailureReason::WrongCluster),
         ("https://example.org/".to_owned(), "weft/1", FailureReason::Certificate),
-        (format!("weft-join://{}/{}", "0".repeat(16), "0".repeat(64)), "weft-join/1", FailureReason::TokenUnknown),
+        (
+            format!("weft-join://{}/{}", "0".repeat(16), "0".repeat(64)),
+            "weft-join/1",
+            FailureReason::TokenUnknown,
+        ),
     ];
     for (uri, alpn, reason) in cases {
         let stranger = Stranger::named(&uri, &key, alpn.as_bytes());
@@ -88,8 +89,7 @@ async fn a_joiner_may_neither_speak_as_a_member_nor_send_messages() {
     let proof = hex::encode(token.secret.key().prove(&public(&joiner)));
     let uri = format!("weft-join://{}/{proof}", token.id);
 
-    let text =
-        Stranger::named(&uri, &joiner, b"weft/1").refusal(cluster.issuer.address()).await;
+    let text = Stranger::named(&uri, &joiner, b"weft/1").refusal(cluster.issuer.address()).await;
     assert!(text.contains(FailureReason::Certificate.code()), "{text}");
 
     let stranger = Stranger::named(&uri, &joiner, b"weft-join/1");
@@ -139,7 +139,7 @@ async fn garbage_is_neither_answered_at_length_nor_does_it_disturb() {
 }
 
 #[tokio::test]
-async fn one_spoofed_first_packet_is_answered_with_at_most_three_times_its_size() {
+async fn a_spoofed_first_packet_is_answered_with_less_than_its_size() {
     let cluster = Cluster::start();
     // The first packet of an honest handshake, from an address that never says more.
     let catcher = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -158,9 +158,9 @@ async fn one_spoofed_first_packet_is_answered_with_at_most_three_times_its_size(
     while let Ok(Ok(more)) =
         tokio::time::timeout(Duration::from_secs(1), spoofed.recv(&mut buffer)).await
     {
-        eprintln!("{more}"); received += more;
+        received += more;
     }
-    assert!(received <= 3 * length, "{received} bytes came back for {length}");
+    assert!((1..length).contains(&received), "{received} bytes came back for {length}");
 }
 
 /// Bytes that look like nothing, like a long header, or like a short header, by turns.

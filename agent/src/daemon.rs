@@ -145,8 +145,9 @@ impl Agent {
 
         let view: ViewCell = Arc::default();
         let carrier = Arc::new(bind_carrier(config, &identity, advertise, &view)?);
+        let generation = identity.next_generation(OffsetDateTime::now_utc())?;
         let mut gossip_config =
-            GossipConfig::new(me, identity.cluster(), generation(&identity)?);
+            GossipConfig::new(me, identity.cluster(), generation);
         gossip_config.seeds = seeds(&identity, config, advertise);
         gossip_config.records = published.iter().map(|(k, r)| (*k, r.clone())).collect();
         let gossip =
@@ -385,12 +386,6 @@ fn free_name(
 fn live_addresses(view: &ClusterView) -> Vec<SocketAddr> {
     let alive = view.members.values().filter(|member| member.liveness == Liveness::Alive);
     alive.filter_map(|member| member.node.as_ref()).map(|node| node.address).collect()
-}
-
-/// The number of this start, as gossip counts it.
-fn generation(identity: &Identity) -> anyhow::Result<u32> {
-    let generation = identity.next_generation(OffsetDateTime::now_utc())?;
-    u32::try_from(generation).context("the generation in the state directory is too large")
 }
 
 fn seeds(identity: &Identity, config: &Config, own: SocketAddr) -> Vec<SocketAddr> {

@@ -132,17 +132,17 @@ impl Identity {
 
     /// The number of this start of the agent: greater than all before, even if the clock went
     /// back, and on the disk before it is returned.
-    pub fn next_generation(&self, now: OffsetDateTime) -> Result<u64, IdentityError> {
+    pub fn next_generation(&self, now: OffsetDateTime) -> Result<u32, IdentityError> {
         let path = self.directory.join(GENERATION);
         let last = match read(&path)? {
             Some(bytes) => std::str::from_utf8(&bytes)
                 .ok()
-                .and_then(|text| text.trim().parse::<u64>().ok())
+                .and_then(|text| text.trim().parse::<u32>().ok())
                 .ok_or_else(|| IdentityError::content(path.clone(), &"not a number"))?,
             None => 0,
         };
-        let clock = u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
-        let next = clock.max(last + 1);
+        let clock = u32::try_from(now.unix_timestamp()).unwrap_or(0);
+        let next = clock.max(last.saturating_add(1));
         write_atomic(&path, format!("{next}\n").as_bytes())?;
         Ok(next)
     }

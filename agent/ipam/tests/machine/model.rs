@@ -59,6 +59,35 @@ fn a_node_that_forgets_what_it_released_is_caught() {
     checker.assert_any_discovery(DUPLICATE);
 }
 
+#[test]
+fn a_wrong_removal_gives_no_observer_an_address_twice() {
+    let checker = check(Lending { removal: true, past: node_1_runs(), ..Lending::new() });
+    assert!(checker.state_count() < MOST_STATES, "the bounds leave out reachable states");
+    checker.assert_no_discovery(TWO_OWNERS);
+    checker.assert_any_discovery(REUSED);
+}
+
+#[test]
+fn an_observer_that_ignores_the_loans_is_caught() {
+    let past = node_1_runs();
+    let checker = check(Lending { removal: true, credulous: true, past, ..Lending::new() });
+    checker.assert_any_discovery(TWO_OWNERS);
+}
+
+/// Node 1 gets an address, and both nodes know it.
+fn node_1_runs() -> Vec<Act> {
+    vec![
+        Act::Ask(1),
+        Act::Send { from: 1, to: 0 },
+        Act::Hear { from: 1, to: 0 },
+        Act::Send { from: 0, to: 1 },
+        Act::Hear { from: 0, to: 1 },
+        Act::Ask(1),
+        Act::Send { from: 1, to: 0 },
+        Act::Hear { from: 1, to: 0 },
+    ]
+}
+
 fn check(lending: Lending) -> impl Checker<Lending> {
     lending
         .checker()
@@ -71,6 +100,8 @@ fn check(lending: Lending) -> impl Checker<Lending> {
 const MOST_STATES: usize = 60_000;
 const ANY: Ask = Ask::Any(Family::V4);
 const FIXED: Ask = Ask::Fixed(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 6)));
+const TWO_OWNERS: &str = "an observer has an address on one node at most";
+const REUSED: &str = "a removed node and its successor both have the address";
 const DUPLICATE: &str = "an address is in use on one node at most";
 
 /// What a broken node leaves out when it restarts.
@@ -91,6 +122,10 @@ struct Lending {
     /// Times a node may publish.
     versions: u64,
     forgets: Option<Forgets>,
+    /// Whether an operator may remove node 1 while it is alive.
+    removal: bool,
+    /// Observers that believe whatever they hear.
+    credulous: bool,
     /// What has happened before the search begins.
     past: Vec<Act>,
 }
@@ -98,6 +133,8 @@ struct Lending {
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 struct Cluster {
     hosts: Vec<Host>,
+    /// Node 1 was removed, though it is alive, and the lender has heard of it.
+    removed: bool,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -135,6 +172,7 @@ enum Act {
         from: usize,
         to: usize,
     },
+    Remove,
 }
 
 impl Model for Lending {
@@ -150,12 +188,15 @@ impl Model for Lending {
             heard: BTreeMap::new(),
             coming: BTreeMap::new(),
         };
-        let start = Cluster { hosts: (0..NODES).map(host).collect() };
+        let start = Cluster { hosts: (0..NODES).map(host).collect(), removed: false };
         let act = |cluster, act: &Act| self.next_state(&cluster, act.clone()).unwrap();
         vec![self.past.iter().fold(start, act)]
     }
 
     fn actions(&self, cluster: &Cluster, acts: &mut Vec<Act>) {
+        if self.removal && !cluster.removed {
+            acts.push(Act::Remove);
+        }
         for (at, host) in cluster.hosts.iter().enumerate() {
             match host.running {
                 None => acts.push(Act::Ask(at)),
@@ -194,6 +235,7 @@ impl Model for Lending {
                 cluster.publish(at);
             }
             Act::Step(at) => cluster.step(at),
+            Act::Remove => cluster.removed = true,
             Act::Crash(at) => {
                 let state = self.damaged(cluster.hosts[at].ipam.saved_state());
                 let host = &mut cluster.hosts[at];
@@ -229,18 +271,22 @@ impl Model for Lending {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::<Self>::always(DUPLICATE, |_, cluster| {
+                // Two nodes have it after a wrong removal: that is the operator's word.
+                if cluster.removed {
+                    return true;
+                }
                 let in_use = cluster.hosts.iter().filter_map(|host| Some(host.running?.ip));
                 let mut in_use: Vec<IpAddr> = in_use.collect();
                 in_use.sort();
                 in_use.windows(2).all(|pair| pair[0] != pair[1])
             }),
-            Property::<Self>::always(
-                "an observer has an address on one node",
-                |lending, cluster| {
-                    (0..NODES)
-                        .all(|at| cluster.accepted(lending, at).windows(2).all(|p| p[0] != p[1]))
-                },
-            ),
+            Property::<Self>::always(TWO_OWNERS, |lending, cluster| {
+                (0..NODES).all(|at| cluster.accepted(lending, at).windows(2).all(|p| p[0] != p[1]))
+            }),
+            Property::<Self>::sometimes(REUSED, |lending, cluster| {
+                let running = |host: &Host| host.running.is_some();
+                !lending.removal || cluster.hosts.iter().all(running)
+            }),
             Property::<Self>::sometimes("an address changes hands", |_, cluster| {
                 let [first, second] = &cluster.hosts[..] else { return false };
                 let had = !first.published.holds.released.is_empty();
@@ -268,6 +314,8 @@ impl Lending {
             turns: 3,
             versions: 7,
             forgets: None,
+            removal: false,
+            credulous: false,
             past: Vec::new(),
         }
     }
@@ -285,8 +333,9 @@ impl Lending {
 
 impl Cluster {
     fn with_view<T>(&mut self, at: usize, act: impl FnOnce(&mut Ipam, &View<'_>) -> T) -> T {
+        let removed = self.removed && at == 0;
         let host = &mut self.hosts[at];
-        act(&mut host.ipam, &view(&host.heard))
+        act(&mut host.ipam, &view(&host.heard, removed))
     }
 
     fn step(&mut self, at: usize) {
@@ -324,11 +373,13 @@ impl Cluster {
     fn accepted(&self, lending: &Lending, at: usize) -> Vec<IpAddr> {
         let mut known = self.hosts[at].heard.clone();
         known.insert(at, self.hosts[at].published.clone());
-        let view = view(&known);
+        let view = view(&known, self.removed && at == 0);
         let mut accepted: Vec<IpAddr> = known
             .iter()
             .filter_map(|(&from, register)| Some((from, register.running?)))
-            .filter(|(from, grant)| accepts(&lending.network, node_id(*from), grant, &view))
+            .filter(|(from, grant)| {
+                lending.credulous || accepts(&lending.network, node_id(*from), grant, &view)
+            })
             .map(|(_, grant)| grant.ip)
             .collect();
         accepted.sort();
@@ -336,13 +387,14 @@ impl Cluster {
     }
 }
 
-fn view(known: &BTreeMap<usize, Arc<Published>>) -> View<'_> {
+fn view(known: &BTreeMap<usize, Arc<Published>>, removed: bool) -> View<'_> {
     let by_node = || known.iter().map(|(&from, register)| (node_id(from), register));
     View {
         loans: by_node().map(|(node, register)| (node, &register.loans)).collect(),
         holds: by_node().map(|(node, register)| (node, &register.holds)).collect(),
         wants: by_node().map(|(node, register)| (node, &register.wants)).collect(),
         live: (0..NODES).map(node_id).collect(),
+        revoked: removed.then(|| node_id(1)).into_iter().collect(),
         ..View::default()
     }
 }

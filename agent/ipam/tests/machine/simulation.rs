@@ -171,7 +171,8 @@ fn play(cluster: &mut Cluster, act: &Act) -> Option<usize> {
             if place(from) != place(to) {
                 let before = cluster.flying.len();
                 cluster.send(place(from), place(to));
-                for message in cluster.flying[before..].to_vec() {
+                let fresh = cluster.flying[before..].to_vec();
+                for message in fresh {
                     cluster.deliver(message);
                 }
                 cluster.step(place(to), &BTreeSet::new());

@@ -46,9 +46,14 @@ impl FromStr for Advertise {
         let found = text
             .parse::<IpAddr>()
             .map(|ip| Self { ip, port: None })
-            .or_else(|_| text.parse().map(|a: SocketAddr| Self { ip: a.ip(), port: Some(a.port()) }))
-            .map_err(|_| "give ADDRESS or ADDRESS:PORT, such as 192.0.2.11 or [2001:db8::1]:6790")?;
-        let usable = !found.ip.is_unspecified() && !found.ip.is_loopback() && !found.ip.is_multicast();
+            .or_else(|_| {
+                text.parse().map(|a: SocketAddr| Self { ip: a.ip(), port: Some(a.port()) })
+            })
+            .map_err(
+                |_| "give ADDRESS or ADDRESS:PORT, such as 192.0.2.11 or [2001:db8::1]:6790",
+            )?;
+        let usable =
+            !found.ip.is_unspecified() && !found.ip.is_loopback() && !found.ip.is_multicast();
         match usable && found.port != Some(0) {
             true => Ok(found),
             false => Err("give an address by which other hosts reach this one".into()),

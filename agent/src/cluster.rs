@@ -49,10 +49,8 @@ impl Cluster {
         let removed = removed(&view);
         let networks = networks(&view, known, &removed);
         let (names, conflicts) = settle(&networks);
-        let endpoints = networks
-            .values()
-            .map(|network| (network.id, places(&view, network)))
-            .collect();
+        let endpoints =
+            networks.values().map(|network| (network.id, places(&view, network))).collect();
         Self { view, networks, removed, names, conflicts, endpoints }
     }
 
@@ -94,8 +92,10 @@ impl Cluster {
         if let Some(id) = text.parse().ok().and_then(|name: Label| self.names.get(&name)) {
             return self.network(*id);
         }
-        let mut matches =
-            self.networks.values().filter(|n| text.len() >= 4 && n.id.to_string().starts_with(text));
+        let mut matches = self
+            .networks
+            .values()
+            .filter(|n| text.len() >= 4 && n.id.to_string().starts_with(text));
         matches.next().filter(|_| matches.next().is_none())
     }
 
@@ -221,10 +221,8 @@ mod tests {
     use crate::fixture::{Builder, endpoint, network, network_id, node_id};
 
     fn names(cluster: &Cluster, id: NetworkId) -> Vec<(String, NodeId, bool)> {
-        let mut names: Vec<_> = cluster
-            .endpoints(id)
-            .map(|p| (p.endpoint.name.to_string(), p.node, p.alive))
-            .collect();
+        let mut names: Vec<_> =
+            cluster.endpoints(id).map(|p| (p.endpoint.name.to_string(), p.node, p.alive)).collect();
         names.sort();
         names
     }
@@ -257,10 +255,7 @@ mod tests {
                 .change(2, |m| m.liveness = liveness)
                 .build()
         };
-        assert_eq!(
-            names(&built(Liveness::Suspect), app.id),
-            [("web".into(), node_id(2), false)]
-        );
+        assert_eq!(names(&built(Liveness::Suspect), app.id), [("web".into(), node_id(2), false)]);
         assert!(names(&built(Liveness::Left), app.id).is_empty());
     }
 
@@ -270,7 +265,8 @@ mod tests {
         let claim = |first: u64, second: u64| {
             let mut cluster = Builder::default().node(1).node(2).node(3).network(1, &app);
             // Only one node can hold the address, so the claims differ in the address too.
-            cluster = cluster.endpoint(2, &app, "web", "10.1.0.8").endpoint(3, &app, "web", "10.1.0.9");
+            cluster =
+                cluster.endpoint(2, &app, "web", "10.1.0.8").endpoint(3, &app, "web", "10.1.0.9");
             let id = endpoint(&app, "web", "10.1.0.8").id;
             for (n, seq) in [(2, first), (3, second)] {
                 cluster = cluster.change(n, |m| {
@@ -305,7 +301,8 @@ mod tests {
 
     #[test]
     fn of_two_networks_with_one_name_or_vni_the_lower_id_has_it() {
-        let (first, mut second, mut third) = (network(1, "app"), network(2, "app"), network(3, "db"));
+        let (first, mut second, mut third) =
+            (network(1, "app"), network(2, "app"), network(3, "db"));
         second.creator = node_id(2);
         third.vni = first.vni;
         let cluster = Builder::default()

@@ -147,7 +147,9 @@ mod tests {
         let sample = include_str!("../../deploy/weft.toml");
         let uncommented: String = sample
             .lines()
-            .filter_map(|line| line.strip_prefix('#').filter(|rest| rest.contains(" = ")).or(Some(line)))
+            .filter_map(|line| {
+                line.strip_prefix('#').filter(|rest| rest.contains(" = ")).or(Some(line))
+            })
             .filter(|line| !line.starts_with('#'))
             .collect::<Vec<_>>()
             .join("\n");

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use crate::probe_tmp as underlay;
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use sd_notify::NotifyState;
@@ -24,7 +25,7 @@ use weft_gossip::{
     quic::{self, Admission, QuicCarrier, QuicConfig},
 };
 use weft_model::{Label, NetworkId, NodeId, VtepAddr};
-use weft_vxlan::DataPlane; use crate::probe_tmp as underlay;
+use weft_vxlan::DataPlane;
 
 use crate::{
     advertise::Advertise,
@@ -121,8 +122,7 @@ impl Agent {
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let me = identity.node();
-        let watcher =
-            Watcher::new(identity.name().clone(), advertise, config.dns_upstream.clone());
+        let watcher = Watcher::new(identity.name().clone(), advertise, config.dns_upstream.clone());
         let host = watcher.look().await?;
         let (node, node_updates) = watch::channel(host.node);
         let (resolvers, resolver_updates) = watch::channel(host.resolvers);
@@ -146,8 +146,7 @@ impl Agent {
         let view: ViewCell = Arc::default();
         let carrier = Arc::new(bind_carrier(config, &identity, advertise, &view)?);
         let generation = identity.next_generation(OffsetDateTime::now_utc())?;
-        let mut gossip_config =
-            GossipConfig::new(me, identity.cluster(), generation);
+        let mut gossip_config = GossipConfig::new(me, identity.cluster(), generation);
         gossip_config.seeds = seeds(&identity, config, advertise);
         gossip_config.records = published.iter().map(|(k, r)| (*k, r.clone())).collect();
         let gossip =
@@ -168,25 +167,15 @@ impl Agent {
             stop.child_token(),
         ));
         tracker.spawn(watcher.run(node, resolvers, stop.child_token()));
-        tracker.spawn(renewal::keep_valid(
-            Arc::clone(&carrier),
-            gossip.view(),
-            stop.child_token(),
-        ));
+        tracker.spawn(renewal::keep_valid(Arc::clone(&carrier), gossip.view(), stop.child_token()));
 
-        let (directory, names) =
-            watch::channel(Arc::new(Directory::new(config.domain.clone())));
+        let (directory, names) = watch::channel(Arc::new(Directory::new(config.domain.clone())));
         let dns_config = weft_dns::Config {
             ttl: Duration::from_secs(config.dns_ttl.into()),
             ..weft_dns::Config::default()
         };
-        let dns = Server::start(
-            dns_config,
-            names,
-            resolver_updates,
-            tracker.clone(),
-            stop.child_token(),
-        );
+        let dns =
+            Server::start(dns_config, names, resolver_updates, tracker.clone(), stop.child_token());
         let listeners = Listeners::new(plane.clone(), dns, tracker.clone());
 
         let links = Links {
@@ -237,17 +226,7 @@ impl Agent {
             config.domain.clone(),
             Arc::new(rtt),
         );
-        Ok(Self {
-            identity,
-            gossip,
-            carrier,
-            ledger,
-            report,
-            tokens,
-            listeners,
-            plane,
-            failure,
-        })
+        Ok(Self { identity, gossip, carrier, ledger, report, tokens, listeners, plane, failure })
     }
 
     fn serve_api(&self, socket: UnixListener, tracker: &TaskTracker, stop: &CancellationToken) {
@@ -395,9 +374,7 @@ fn seeds(identity: &Identity, config: &Config, own: SocketAddr) -> Vec<SocketAdd
     seeds.into_iter().collect()
 }
 
-fn flatten<E: Ord + Copy>(
-    ports: BTreeMap<NetworkId, BTreeSet<E>>,
-) -> BTreeSet<(NetworkId, E)> {
+fn flatten<E: Ord + Copy>(ports: BTreeMap<NetworkId, BTreeSet<E>>) -> BTreeSet<(NetworkId, E)> {
     ports.into_iter().flat_map(|(id, all)| all.into_iter().map(move |e| (id, e))).collect()
 }
 

@@ -6,9 +6,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use weft_model::{
-    Family, Network, NetworkId, NetworkOptions, NodeId, Pool, Subnet, Vni,
-};
+use weft_model::{Family, Network, NetworkId, NetworkOptions, NodeId, Pool, Subnet, Vni};
 
 use crate::{
     api::types::CreateNetwork,
@@ -120,12 +118,16 @@ fn refuse_strays(request: &CreateNetwork, pools: &[Pool]) -> Result<(), Refusal>
     if let Some(range) = request.ip_ranges.iter().find(|range| stray(**range)) {
         return refuse("ip_ranges", outside(range.to_string()));
     }
-    if let Some((name, ip)) = request.aux_addresses.iter().find(|(_, ip)| stray(IpNet::from(**ip))) {
+    if let Some((name, ip)) = request.aux_addresses.iter().find(|(_, ip)| stray(IpNet::from(**ip)))
+    {
         return refuse("aux_addresses", outside(format!("{name}={ip}")));
     }
     let gateways: BTreeSet<_> = pools.iter().map(|pool| pool.gateway).collect();
     if let Some((name, ip)) = request.aux_addresses.iter().find(|(_, ip)| gateways.contains(ip)) {
-        return refuse("aux_addresses", format!("{name}={ip} is the gateway: give another address"));
+        return refuse(
+            "aux_addresses",
+            format!("{name}={ip} is the gateway: give another address"),
+        );
     }
     Ok(())
 }
@@ -140,7 +142,11 @@ fn one<T: ToString>(
         0 | 1 => Ok(values.pop()),
         _ => refuse(
             field,
-            format!("{} and {} are both {family}: give one a family", values[0].to_string(), values[1].to_string()),
+            format!(
+                "{} and {} are both {family}: give one a family",
+                values[0].to_string(),
+                values[1].to_string()
+            ),
         ),
     }
 }
@@ -153,13 +159,19 @@ fn refuse_overlap(subnet: Subnet, cluster: &Cluster) -> Result<(), Refusal> {
         if let Some(route) = node.routes.iter().find(|route| subnet.overlaps(**route)) {
             return refuse(
                 "subnets",
-                format!("{subnet} overlaps the route {route} of host {}: give another subnet", node.name),
+                format!(
+                    "{subnet} overlaps the route {route} of host {}: give another subnet",
+                    node.name
+                ),
             );
         }
         if let Some(resolver) = node.resolvers.iter().find(|ip| subnet.contains(**ip)) {
             return refuse(
                 "subnets",
-                format!("{subnet} contains the DNS resolver {resolver} of host {}: give another subnet", node.name),
+                format!(
+                    "{subnet} contains the DNS resolver {resolver} of host {}: give another subnet",
+                    node.name
+                ),
             );
         }
     }
@@ -233,7 +245,10 @@ fn options(
             _ => {
                 return refuse(
                     "options",
-                    format!("{key} is no option of network {}: there are mtu and multicast", request.name),
+                    format!(
+                        "{key} is no option of network {}: there are mtu and multicast",
+                        request.name
+                    ),
                 );
             }
         }
@@ -288,16 +303,44 @@ mod tests {
     fn what_does_not_fit_is_refused_with_field_value_and_remedy() {
         let cluster = three_nodes().network(1, &network(1, "old")).build();
         for (fields, field, words) in [
-            (serde_json::json!({"subnets": ["10.32.5.0/24"]}), "subnets", &["10.32.5.0/24", "10.32.0.0/16", "h2"][..]),
+            (
+                serde_json::json!({"subnets": ["10.32.5.0/24"]}),
+                "subnets",
+                &["10.32.5.0/24", "10.32.0.0/16", "h2"][..],
+            ),
             (serde_json::json!({"subnets": ["10.40.0.0/24"]}), "subnets", &["10.40.0.53", "h3"]),
-            (serde_json::json!({"subnets": ["10.50.0.0/24", "10.51.0.0/24"]}), "subnets", &["10.50.0.0/24", "IPv4"]),
-            (serde_json::json!({"subnets": ["10.50.0.0/24"], "gateways": ["10.51.0.1"]}), "gateways", &["10.51.0.1", "outside"]),
-            (serde_json::json!({"subnets": ["10.50.0.0/24"], "gateways": ["10.50.0.0"]}), "subnets", &["gateway 10.50.0.0"]),
-            (serde_json::json!({"subnets": ["10.50.0.0/24"], "ip_ranges": ["10.50.0.0/16"]}), "ip_ranges", &["10.50.0.0/16"]),
-            (serde_json::json!({"subnets": ["10.50.0.0/24"], "aux_addresses": {"r": "10.50.0.1"}}), "aux_addresses", &["r=10.50.0.1", "gateway"]),
+            (
+                serde_json::json!({"subnets": ["10.50.0.0/24", "10.51.0.0/24"]}),
+                "subnets",
+                &["10.50.0.0/24", "IPv4"],
+            ),
+            (
+                serde_json::json!({"subnets": ["10.50.0.0/24"], "gateways": ["10.51.0.1"]}),
+                "gateways",
+                &["10.51.0.1", "outside"],
+            ),
+            (
+                serde_json::json!({"subnets": ["10.50.0.0/24"], "gateways": ["10.50.0.0"]}),
+                "subnets",
+                &["gateway 10.50.0.0"],
+            ),
+            (
+                serde_json::json!({"subnets": ["10.50.0.0/24"], "ip_ranges": ["10.50.0.0/16"]}),
+                "ip_ranges",
+                &["10.50.0.0/16"],
+            ),
+            (
+                serde_json::json!({"subnets": ["10.50.0.0/24"], "aux_addresses": {"r": "10.50.0.1"}}),
+                "aux_addresses",
+                &["r=10.50.0.1", "gateway"],
+            ),
             (serde_json::json!({"options": {"mtu": "100"}}), "options", &["mtu=100", "1280"]),
             (serde_json::json!({"options": {"mtuu": "1400"}}), "options", &["mtuu"]),
-            (serde_json::json!({"options": {"multicast": "maybe"}}), "options", &["multicast=maybe", "true or false"]),
+            (
+                serde_json::json!({"options": {"multicast": "maybe"}}),
+                "options",
+                &["multicast=maybe", "true or false"],
+            ),
         ] {
             let mut json = serde_json::json!({"name": "app"});
             json.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());

@@ -153,9 +153,9 @@ impl Reading {
         out.counters("reconcile_ops", "Operations applied to kernel tables", each(|s| s.applied))?;
         out.counters("reconcile_drift", "Repairs of foreign changes", each(|s| s.drift))?;
         out.counters("reconcile_failures", "Operations that failed", each(|s| s.failed))?;
-        let lag = rows.iter().filter_map(|(labels, status)| {
-            Some((labels.clone(), status.lag?.as_secs_f64()))
-        });
+        let lag = rows
+            .iter()
+            .filter_map(|(labels, status)| Some((labels.clone(), status.lag?.as_secs_f64())));
         out.float_gauges(
             "reconcile_lag_seconds",
             "From the last change to its being in the kernel",
@@ -165,8 +165,7 @@ impl Reading {
 
     fn gossip(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
         let gossip = &self.gossip;
-        let flows =
-            [("gossip", gossip.gossip), ("push", gossip.push), ("receipt", gossip.receipt)];
+        let flows = [("gossip", gossip.gossip), ("push", gossip.push), ("receipt", gossip.receipt)];
         let each = |read: fn(&weft_gossip::Flow) -> [(&'static str, u64); 2]| {
             flows.iter().flat_map(move |(kind, flow)| {
                 read(flow).map(|(direction, n)| {

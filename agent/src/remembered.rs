@@ -66,8 +66,7 @@ impl Remembered {
 
     /// The view, with every node in it that is remembered and has not been heard yet.
     pub fn complete(&self, view: &Arc<ClusterView>) -> Arc<ClusterView> {
-        let missing: Vec<_> =
-            self.nodes.iter().filter(|(id, _)| !is_heard(view, **id)).collect();
+        let missing: Vec<_> = self.nodes.iter().filter(|(id, _)| !is_heard(view, **id)).collect();
         if missing.is_empty() {
             return Arc::clone(view);
         }

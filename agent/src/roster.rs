@@ -64,9 +64,10 @@ pub async fn follow(
 
 fn live(view: &ClusterView, me: NodeId) -> Vec<SocketAddr> {
     let own = view.members.get(&me).and_then(|member| member.node.as_ref());
-    let others = view.members.values().filter(|member| {
-        member.id != me && member.liveness == Liveness::Alive
-    });
+    let others = view
+        .members
+        .values()
+        .filter(|member| member.id != me && member.liveness == Liveness::Alive);
     own.into_iter()
         .chain(others.filter_map(|member| member.node.as_ref()))
         .map(|node| node.address)
@@ -86,8 +87,7 @@ mod tests {
             .node(3)
             .change(1, |member| member.liveness = Liveness::Suspect)
             .view();
-        let addresses: Vec<_> =
-            live(&view, node_id(3)).iter().map(ToString::to_string).collect();
+        let addresses: Vec<_> = live(&view, node_id(3)).iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["192.0.2.3:6790", "192.0.2.2:6790"]);
     }
 }

@@ -63,7 +63,8 @@ pub fn replace_resolv_conf(text: &str) -> Result<(), SandboxError> {
 
 /// Points standard output and standard error to `/dev/null`.
 pub fn silence_output() -> Result<(), SandboxError> {
-    let null = fs::OpenOptions::new().write(true).open("/dev/null").map_err(SandboxError::Output)?;
+    let null =
+        fs::OpenOptions::new().write(true).open("/dev/null").map_err(SandboxError::Output)?;
     nix::unistd::dup2_stdout(&null).map_err(|e| SandboxError::Output(e.into()))?;
     nix::unistd::dup2_stderr(&null).map_err(|e| SandboxError::Output(e.into()))
 }

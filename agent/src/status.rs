@@ -41,7 +41,7 @@ impl Report {
         plane: watch::Receiver<Arc<weft_vxlan::Status>>,
         carrier: Arc<QuicCarrier>,
         domain: DnsName,
-            rtt: RoundTrips,
+        rtt: RoundTrips,
     ) -> Self {
         Self { ledger, snapshots, plane, carrier, domain, rtt }
     }
@@ -193,7 +193,9 @@ fn endpoints_of(snapshot: &Snapshot, network: &Network) -> Vec<EndpointStatus> {
     let mut endpoints: Vec<_> = snapshot
         .cluster
         .endpoints(network.id)
-        .map(|placed| endpoint_status(snapshot, network, placed.node, placed.endpoint, placed.alive))
+        .map(|placed| {
+            endpoint_status(snapshot, network, placed.node, placed.endpoint, placed.alive)
+        })
         .collect();
     endpoints.sort_by(|a, b| (&a.name, &a.node).cmp(&(&b.name, &b.node)));
     endpoints

@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
+use crate::probe_tmp as underlay;
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
 use weft_dns::resolv_conf;
 use weft_model::{Label, Node, NodeState, VtepAddr};
-use crate::probe_tmp as underlay;
 
 use crate::chain::Chain;
 
@@ -59,7 +59,11 @@ impl Watcher {
                 state: NodeState::Up,
                 underlay_mtu: found.mtu,
                 routes: found.routes,
-                resolvers: resolvers.iter().map(SocketAddr::ip).filter(|ip| !ip.is_loopback()).collect(),
+                resolvers: resolvers
+                    .iter()
+                    .map(SocketAddr::ip)
+                    .filter(|ip| !ip.is_loopback())
+                    .collect(),
             },
             resolvers,
         })

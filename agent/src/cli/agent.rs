@@ -11,7 +11,7 @@ use crate::{
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   weft agent --config /etc/weft/weft.toml")]
-pub struct Agent {
+pub(super) struct Agent {
     /// The configuration file; /etc/weft/weft.toml, if it exists, when absent
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -31,7 +31,7 @@ struct Metrics(Option<std::net::SocketAddr>);
 
 impl Agent {
     /// Runs until the process is told to stop. A socket given as a flag goes before the file's.
-    pub fn run(self, socket: PathBuf) -> anyhow::Result<()> {
+    pub(super) fn run(self, socket: PathBuf) -> anyhow::Result<()> {
         let mut config = Config::load(self.config.as_deref())?;
         if socket.as_os_str() != config::DEFAULT_SOCKET {
             config.socket = socket;
@@ -52,8 +52,9 @@ impl Agent {
 fn parse_metrics(text: &str) -> Result<Metrics, String> {
     match text {
         "none" => Ok(Metrics(None)),
-        _ => text.parse().map(|address| Metrics(Some(address))).map_err(|_| {
-            "give ADDRESS:PORT, such as 127.0.0.1:9480, or none".into()
-        }),
+        _ => text
+            .parse()
+            .map(|address| Metrics(Some(address)))
+            .map_err(|_| "give ADDRESS:PORT, such as 127.0.0.1:9480, or none".into()),
     }
 }

@@ -18,7 +18,7 @@ use crate::api::types::{self, Attached, Sandbox};
   ip netns add box
   weft attach /run/netns/box --network app --name box --alias db
   weft attach 4711 --network app --name worker --ip 10.32.0.77")]
-pub struct Attach {
+pub(super) struct Attach {
     /// A process id, or the path of a network namespace
     #[arg(value_name = "PID|NETNS", value_parser = parse_sandbox)]
     sandbox: Sandbox,
@@ -82,7 +82,7 @@ impl EndpointOptions {
 }
 
 impl Attach {
-    pub async fn run(
+    pub(super) async fn run(
         self,
         agent: &Client,
         format: Format,
@@ -94,7 +94,11 @@ impl Attach {
     }
 }
 
-pub(super) fn show(attached: &Attached, format: Format, out: &mut impl Write) -> anyhow::Result<()> {
+pub(super) fn show(
+    attached: &Attached,
+    format: Format,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
     let endpoint = &attached.endpoint;
     match format {
         Format::Json => output::json(out, attached)?,

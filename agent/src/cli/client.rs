@@ -14,20 +14,20 @@ use tokio::net::UnixStream;
 use crate::api::types::Problem;
 
 /// The agent behind one socket. Each call opens a connection of its own.
-pub struct Client {
+pub(super) struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    pub fn new(socket: &Path) -> Self {
+    pub(super) fn new(socket: &Path) -> Self {
         Self { socket: socket.into() }
     }
 
-    pub async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
+    pub(super) async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.call(Method::GET, path, Bytes::new()).await
     }
 
-    pub async fn post<A: DeserializeOwned>(
+    pub(super) async fn post<A: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl Serialize,
@@ -36,7 +36,7 @@ impl Client {
         self.call(Method::POST, path, body.into()).await
     }
 
-    pub async fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
+    pub(super) async fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.call(Method::DELETE, path, Bytes::new()).await
     }
 
@@ -46,9 +46,9 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<A, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
-            ClientError::Unreachable { socket: self.socket.clone(), source }
-        })?;
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })?;
         let (status, body) = exchange(stream, method, path, body).await?;
         if !status.is_success() {
             let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
@@ -94,7 +94,7 @@ async fn exchange(
 }
 
 /// Percent-encodes one path segment or query value (RFC 3986 §2.3).
-pub fn encode(text: &str) -> String {
+pub(super) fn encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
@@ -106,7 +106,7 @@ pub fn encode(text: &str) -> String {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(super) enum ClientError {
     #[error(
         "no agent answers at {}: start it (systemctl start weft, or weft agent), or name its socket with --socket",
         socket.display()

@@ -7,12 +7,12 @@ use clap_complete::Shell;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   weft completion bash > /etc/bash_completion.d/weft")]
-pub struct Completion {
+pub(super) struct Completion {
     shell: Shell,
 }
 
 impl Completion {
-    pub fn run(self, out: &mut impl Write) -> anyhow::Result<()> {
+    pub(super) fn run(self, out: &mut impl Write) -> anyhow::Result<()> {
         clap_complete::generate(self.shell, &mut super::Cli::command(), "weft", out);
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::{Client, client::encode};
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   weft detach box --network app")]
-pub struct Detach {
+pub(super) struct Detach {
     /// The endpoint's name or id
     #[arg(value_name = "NAME")]
     endpoint: String,
@@ -18,7 +18,7 @@ pub struct Detach {
 }
 
 impl Detach {
-    pub async fn run(self, agent: &Client, out: &mut impl Write) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut impl Write) -> anyhow::Result<()> {
         let mut path = format!("/v1/endpoints/{}", encode(&self.endpoint));
         if let Some(network) = &self.network {
             path.push_str(&format!("?network={}", encode(network)));

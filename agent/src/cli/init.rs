@@ -7,7 +7,6 @@ use weft_model::Label;
 
 use super::join::{NodeOptions, host_label};
 
-
 /// Make a new cluster, with this host as its first node
 ///
 /// Needs no running agent: it writes the cluster's authority and this node's identity into the
@@ -16,13 +15,13 @@ use super::join::{NodeOptions, host_label};
 #[command(after_help = "Example:
   weft init --advertise 192.0.2.11
   systemctl start weft")]
-pub struct Init {
+pub(super) struct Init {
     #[command(flatten)]
     node: NodeOptions,
 }
 
 impl Init {
-    pub fn run(self, out: &mut impl Write) -> anyhow::Result<()> {
+    pub(super) fn run(self, out: &mut impl Write) -> anyhow::Result<()> {
         let NodeOptions { name, advertise, state_dir } = self.node;
         let name: Label = name.map_or_else(host_label, Ok)?;
         let now = OffsetDateTime::now_utc();
@@ -36,4 +35,3 @@ impl Init {
         Ok(())
     }
 }
-

@@ -15,7 +15,7 @@ use crate::{advertise::Advertise, config, joining};
 #[command(after_help = "Example:
   weft join weft1-… --advertise 192.0.2.12
   systemctl start weft")]
-pub struct Join {
+pub(super) struct Join {
     /// What `weft token create` printed on another host
     token: Token,
     #[command(flatten)]
@@ -38,7 +38,7 @@ pub(super) struct NodeOptions {
 }
 
 impl Join {
-    pub async fn run(self, out: &mut impl Write) -> anyhow::Result<()> {
+    pub(super) async fn run(self, out: &mut impl Write) -> anyhow::Result<()> {
         let NodeOptions { name, advertise, state_dir } = self.node;
         let name: Label = name.map_or_else(host_label, Ok)?;
         let identity = joining::join(&self.token, &state_dir, name, advertise).await?;

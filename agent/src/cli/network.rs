@@ -9,7 +9,7 @@ use crate::api::types::{CreateNetwork, NetworkState, NetworkStatus};
 
 /// Create, list, inspect and remove networks
 #[derive(Args, Debug)]
-pub struct Network {
+pub(super) struct Network {
     #[command(subcommand)]
     command: Command,
 }
@@ -76,7 +76,7 @@ struct Create {
 }
 
 impl Network {
-    pub async fn run(
+    pub(super) async fn run(
         self,
         agent: &Client,
         format: Format,
@@ -156,7 +156,10 @@ fn row(status: &NetworkStatus) -> [String; 7] {
 }
 
 /// Collects pairs; a key that stands twice is a mistake that would lose one value.
-pub(super) fn unique<V>(flag: &str, pairs: Vec<(String, V)>) -> anyhow::Result<BTreeMap<String, V>> {
+pub(super) fn unique<V>(
+    flag: &str,
+    pairs: Vec<(String, V)>,
+) -> anyhow::Result<BTreeMap<String, V>> {
     let mut map = BTreeMap::new();
     for (key, value) in pairs {
         anyhow::ensure!(!map.contains_key(&key), "{flag} {key} is given twice; give it once");

@@ -9,10 +9,10 @@ use crate::api::types::{NodeLiveness, NodeStatus};
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   weft nodes --format json")]
-pub struct Nodes {}
+pub(super) struct Nodes {}
 
 impl Nodes {
-    pub async fn run(
+    pub(super) async fn run(
         self,
         agent: &Client,
         format: Format,
@@ -38,7 +38,7 @@ fn row(node: &NodeStatus) -> [String; 8] {
         state(node.state).into(),
         node.address.to_string(),
         node.vtep.to_string(),
-        node.rtt_ms.map_or("-".into(), |ms| format!("{ms:.2} ms")),
+        node.rtt_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.2} ms")),
         node.endpoints.to_string(),
         node.version.clone(),
     ]

@@ -7,20 +7,20 @@ use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
-pub enum Format {
+pub(super) enum Format {
     #[default]
     Table,
     Json,
 }
 
 /// Writes `value` as indented JSON.
-pub fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+pub(super) fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
     writeln!(out)
 }
 
 /// Writes rows under upper-case headings, columns aligned, nothing drawn between them.
-pub fn table<const N: usize>(
+pub(super) fn table<const N: usize>(
     out: &mut impl Write,
     headings: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
@@ -40,7 +40,7 @@ pub fn table<const N: usize>(
 }
 
 /// Joins values with commas; a dash where there are none.
-pub fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
+pub(super) fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
     let texts: Vec<_> = values.into_iter().map(|value| value.to_string()).collect();
     match texts.is_empty() {
         true => "-".into(),

@@ -9,7 +9,7 @@ use crate::api::types::EndpointStatus;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   weft ps --network app")]
-pub struct Ps {
+pub(super) struct Ps {
     /// Only those of this network
     #[arg(long, value_name = "NETWORK")]
     network: Option<String>,
@@ -19,7 +19,7 @@ pub struct Ps {
 }
 
 impl Ps {
-    pub async fn run(
+    pub(super) async fn run(
         self,
         agent: &Client,
         format: Format,

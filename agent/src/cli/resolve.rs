@@ -2,11 +2,7 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::{
-    Client, Format,
-    client::encode,
-    output,
-};
+use super::{Client, Format, client::encode, output};
 use crate::api::types::Resolved;
 
 /// Look a name up as a container would
@@ -15,7 +11,7 @@ use crate::api::types::Resolved;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   weft resolve web --network app")]
-pub struct Resolve {
+pub(super) struct Resolve {
     /// A container's name, alias, service or short id
     name: String,
     /// Ask as a container of this network; of every network when absent
@@ -24,7 +20,7 @@ pub struct Resolve {
 }
 
 impl Resolve {
-    pub async fn run(
+    pub(super) async fn run(
         self,
         agent: &Client,
         format: Format,

@@ -23,7 +23,7 @@ use crate::{
 #[command(after_help = "Example:
   weft run --network app --name web -d -- python3 -m http.server 80
   weft run --network app --network db --name worker -- ./worker")]
-pub struct Run {
+pub(super) struct Run {
     /// A network to attach to; the first one gives the default route and the fixed addresses
     #[arg(long, value_name = "NETWORK", required = true)]
     network: Vec<String>,
@@ -40,7 +40,7 @@ pub struct Run {
 }
 
 impl Run {
-    pub fn run(self, agent: &Client, out: &mut impl Write) -> anyhow::Result<()> {
+    pub(super) fn run(self, agent: &Client, out: &mut impl Write) -> anyhow::Result<()> {
         match self.detach {
             true => start_in_background(out),
             false => self.become_command(agent),

@@ -9,10 +9,10 @@ use crate::api::types;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   weft status")]
-pub struct Status {}
+pub(super) struct Status {}
 
 impl Status {
-    pub async fn run(
+    pub(super) async fn run(
         self,
         agent: &Client,
         format: Format,

@@ -7,7 +7,7 @@ use crate::api::types::{CreateToken, CreatedToken, TokenStatus};
 
 /// Make and manage the tokens that let hosts join
 #[derive(Args, Debug)]
-pub struct Token {
+pub(super) struct Token {
     #[command(subcommand)]
     command: Command,
 }
@@ -39,7 +39,7 @@ enum Command {
 }
 
 impl Token {
-    pub async fn run(
+    pub(super) async fn run(
         self,
         agent: &Client,
         format: Format,

@@ -172,7 +172,11 @@ impl Keeper {
                 let subnets: Vec<_> = network.pools.iter().map(|p| p.subnet.to_string()).collect();
                 return refuse(
                     "addresses",
-                    format!("{ip} lies outside {} of network {}: give one inside it", subnets.join(", "), network.name),
+                    format!(
+                        "{ip} lies outside {} of network {}: give one inside it",
+                        subnets.join(", "),
+                        network.name
+                    ),
                 );
             }
         }
@@ -182,7 +186,10 @@ impl Keeper {
             if other.network == network.id && other.name == request.name {
                 return Err(Refusal::conflict(
                     "name",
-                    format!("{} is attached to {name} on this host already: detach it, or take another name", other.name),
+                    format!(
+                        "{} is attached to {name} on this host already: detach it, or take another name",
+                        other.name
+                    ),
                 ));
             }
             if other.sandbox != *sandbox {
@@ -198,7 +205,9 @@ impl Keeper {
             if request.ifname.is_some() && local.ifname == request.ifname {
                 return Err(Refusal::conflict(
                     "ifname",
-                    format!("the sandbox has an interface of that name already, on {name}: take another"),
+                    format!(
+                        "the sandbox has an interface of that name already, on {name}: take another"
+                    ),
                 ));
             }
         }
@@ -233,7 +242,11 @@ impl Keeper {
             None => Ok(()),
             Some((endpoint, node)) => Err(Refusal::conflict(
                 "mac",
-                format!("{mac} is in use by {} on {}: take another", endpoint.name, self.cluster.node_name(node)),
+                format!(
+                    "{mac} is in use by {} on {}: take another",
+                    endpoint.name,
+                    self.cluster.node_name(node)
+                ),
             )),
         }
     }
@@ -244,9 +257,8 @@ impl Keeper {
         network: &Network,
         waiting: &Waiting,
     ) -> Result<Vec<AddressGrant>, Obstacle> {
-        let fixed = |family| {
-            waiting.request.addresses.iter().copied().find(|ip| Family::of(*ip) == family)
-        };
+        let fixed =
+            |family| waiting.request.addresses.iter().copied().find(|ip| Family::of(*ip) == family);
         let mut grants = Vec::new();
         for pool in &network.pools {
             let family = pool.subnet.family();
@@ -276,7 +288,10 @@ impl Keeper {
 pub(super) enum Obstacle {
     Refused(Refusal),
     /// It may be met within `patience` of its arrival.
-    Waits { reason: Refusal, patience: std::time::Duration },
+    Waits {
+        reason: Refusal,
+        patience: std::time::Duration,
+    },
 }
 
 impl From<Refusal> for Obstacle {
@@ -289,16 +304,26 @@ impl From<Refusal> for Obstacle {
 fn check_request(request: &Attach) -> Result<SandboxId, Refusal> {
     let mut families = BTreeSet::new();
     if let Some(ip) = request.addresses.iter().find(|ip| !families.insert(Family::of(**ip))) {
-        return refuse("addresses", format!("{ip} is the second {} address: give one a family", Family::of(*ip)));
+        return refuse(
+            "addresses",
+            format!("{ip} is the second {} address: give one a family", Family::of(*ip)),
+        );
     }
     if let Some(name) = &request.ifname {
         // The kernel's own rule (net/core/dev.c, dev_valid_name).
         let length = 1..=15;
         let odd = |c: char| c == '/' || c == ':' || c.is_whitespace();
-        if !length.contains(&name.len()) || name == "." || name == ".." || name.contains(odd) || name == "lo" {
+        if !length.contains(&name.len())
+            || name == "."
+            || name == ".."
+            || name.contains(odd)
+            || name == "lo"
+        {
             return refuse(
                 "ifname",
-                format!("{name:?} is no interface name: give 1 to 15 characters without blanks, slashes and colons"),
+                format!(
+                    "{name:?} is no interface name: give 1 to 15 characters without blanks, slashes and colons"
+                ),
             );
         }
     }

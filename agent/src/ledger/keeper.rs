@@ -1,8 +1,12 @@
-use std::{collections::{BTreeMap, BTreeSet}, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{broadcast, mpsc, watch},
-    time::{self, Instant},
+    time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_dns::Directory;
@@ -21,9 +25,9 @@ use crate::{
     chain::Chain,
     cluster::Cluster,
     listeners::Listeners,
+    projection::{NamesProjection, PlaneContext, own_records, plane},
     refusal::Refusal,
     remembered::Remembered,
-    projection::{NamesProjection, PlaneContext, own_records, plane},
 };
 
 /// How often the keeper looks again at what no event tells: rests that ended, work to retry.
@@ -101,17 +105,18 @@ enum Wake {
 
 impl Keeper {
     /// Takes over what a predecessor left.
-    pub fn new(links: Links, start: Start, inbox: mpsc::Receiver<Command>) -> (Self, Snapshots) {
+    pub(crate) fn new(
+        links: Links,
+        start: Start,
+        inbox: mpsc::Receiver<Command>,
+    ) -> (Self, Snapshots) {
         let Start { context, timing, file, book, spaces, published, remembered, names } = start;
         let view = links.gossip.view();
         let heard = remembered.complete(&view.borrow());
         let cluster = Arc::new(Cluster::resolve(heard, &book.networks));
         let book = Arc::new(book);
-        let snapshot = Snapshot {
-            me: context.me,
-            cluster: Arc::clone(&cluster),
-            book: Arc::clone(&book),
-        };
+        let snapshot =
+            Snapshot { me: context.me, cluster: Arc::clone(&cluster), book: Arc::clone(&book) };
         let (snapshot, snapshots) = watch::channel(Arc::new(snapshot));
         let (finished, outcomes) = mpsc::channel(256);
         let keeper = Self {
@@ -271,10 +276,6 @@ impl Keeper {
         }
         self.published = records;
         true
-    }
-
-    pub(super) fn deadline(wait: Duration) -> Instant {
-        Instant::now() + wait
     }
 }
 

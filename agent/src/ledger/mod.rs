@@ -13,12 +13,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch};
 use weft_model::{EndpointId, NetworkId, NodeId};
 
+use self::book::Book;
 pub use self::{
     book::{BookError, BookFile},
     keeper::{Keeper, Links, Start},
     spaces::{restore_spaces, timing},
 };
-use self::book::Book;
 use crate::{
     api::types::{Attach, CreateNetwork, SpaceStatus},
     cluster::Cluster,
@@ -93,7 +93,8 @@ impl Ledger {
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refusal> {
-        let stopping = || Refusal::new(RefusalKind::Unavailable, "the agent is stopping: try again");
+        let stopping =
+            || Refusal::new(RefusalKind::Unavailable, "the agent is stopping: try again");
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| stopping())?;
         answer.await.unwrap_or_else(|_| Err(stopping()))

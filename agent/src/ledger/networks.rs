@@ -76,7 +76,8 @@ impl Keeper {
             let book = Arc::make_mut(&mut self.book);
             if let Some(network) = book.networks.remove(&id) {
                 // Those who carried the definition carry the news of its end.
-                if network.creator == self.context.me || network.lenders.contains(&self.context.me) {
+                if network.creator == self.context.me || network.lenders.contains(&self.context.me)
+                {
                     book.removed.insert(id);
                 }
             }

@@ -107,7 +107,8 @@ impl Keeper {
             [one] => Ok(one.endpoint.id),
             [] => Err(self.not_here(text, wanted)),
             several => {
-                let networks = several.iter().map(|local| self.network_name(local.endpoint.network));
+                let networks =
+                    several.iter().map(|local| self.network_name(local.endpoint.network));
                 Err(Refusal::new(
                     RefusalKind::Conflict,
                     format!(
@@ -281,7 +282,10 @@ impl Keeper {
         let network = network.or_else(|| self.book.networks.get(&endpoint.network));
         let prefix = |ip| {
             let pool = network.and_then(|network| network.pool_of(ip));
-            Prefix { ip, len: pool.map_or(if ip.is_ipv4() { 32 } else { 128 }, |p| p.subnet.prefix_len()) }
+            Prefix {
+                ip,
+                len: pool.map_or(if ip.is_ipv4() { 32 } else { 128 }, |p| p.subnet.prefix_len()),
+            }
         };
         AttachSpec {
             network: endpoint.network,
@@ -306,9 +310,10 @@ impl Keeper {
         let gateways = self.cluster.network(id).map_or_else(Vec::new, |n| gateway_ips(n));
         let listeners = self.links.listeners.clone();
         async move {
-            listeners.listen(id, &gateways).await.map_err(|error| {
-                Refusal::new(RefusalKind::Failed, Chain(&error).to_string())
-            })
+            listeners
+                .listen(id, &gateways)
+                .await
+                .map_err(|error| Refusal::new(RefusalKind::Failed, Chain(&error).to_string()))
         }
     }
 

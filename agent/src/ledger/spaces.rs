@@ -49,9 +49,9 @@ impl Keeper {
         let view = cluster.space_view(network.id);
         space.allocate(endpoint, ask, &view, clock::unix_seconds()).map_err(|why| {
             // People know nodes by name.
-            let message = cluster
-                .members()
-                .fold(why.to_string(), |text, m| text.replace(&m.id.short(), &cluster.node_name(m.id)));
+            let message = cluster.members().fold(why.to_string(), |text, m| {
+                text.replace(&m.id.short(), &cluster.node_name(m.id))
+            });
             let reason = Refusal::new(RefusalKind::Unavailable, message);
             match why {
                 why if why.may_pass() => Obstacle::Waits { reason, patience: GRANT_DEADLINE },

@@ -1,8 +1,4 @@
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use weft_dns::{Directory, Entry, NetworkNames};
 use weft_model::{DnsName, Network, NetworkId, SandboxId};

@@ -6,9 +6,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use weft_model::{Family, MacAddr, Network, NetworkId, NodeId, VtepAddr};
-use weft_vxlan::{
-    AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Uplink,
-};
+use weft_vxlan::{AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Uplink};
 
 use crate::{
     cluster::Cluster,
@@ -98,10 +96,8 @@ fn overlay_network(
 }
 
 fn gateways(network: &Network) -> Vec<Prefix> {
-    let gateway = |pool: &weft_model::Pool| Prefix {
-        ip: pool.gateway,
-        len: pool.subnet.prefix_len(),
-    };
+    let gateway =
+        |pool: &weft_model::Pool| Prefix { ip: pool.gateway, len: pool.subnet.prefix_len() };
     network.pools.iter().map(gateway).collect()
 }
 
@@ -130,14 +126,10 @@ fn uplink(context: PlaneContext, book: &Book, network: &Network) -> Option<Uplin
     let v6 = u128::from(UPLINK_POOL_V6.network()) + 2 * u128::from(slot);
     let with = |family| network.pool(family).is_some();
     Some(Uplink {
-        v4: with(Family::V4).then(|| AddressPair {
-            host: Ipv4Addr::from(v4),
-            network: Ipv4Addr::from(v4 + 1),
-        }),
-        v6: with(Family::V6).then(|| AddressPair {
-            host: Ipv6Addr::from(v6),
-            network: Ipv6Addr::from(v6 + 1),
-        }),
+        v4: with(Family::V4)
+            .then(|| AddressPair { host: Ipv4Addr::from(v4), network: Ipv4Addr::from(v4 + 1) }),
+        v6: with(Family::V6)
+            .then(|| AddressPair { host: Ipv6Addr::from(v6), network: Ipv6Addr::from(v6 + 1) }),
     })
 }
 

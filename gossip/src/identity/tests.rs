@@ -1,5 +1,6 @@
 use std::os::unix::fs::PermissionsExt;
 
+use proptest::prelude::*;
 use time::macros::datetime;
 
 use super::*;
@@ -145,4 +146,20 @@ fn a_certificate_is_renewed_after_two_thirds_of_its_life() {
     let validity = Validity::starting(NOW, 30 * Duration::from_secs(86_400) - BACKDATING);
     assert_eq!(validity.renew_at(), NOW - BACKDATING + Duration::from_secs(20 * 86_400));
     assert_eq!(validity.length() + BACKDATING, Duration::from_secs(30 * 86_400));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_reading_of_a_certificate_panic(
+        at in 0usize..400, with: u8, garbage in proptest::collection::vec(any::<u8>(), 0..300)
+    ) {
+        let authority = Authority::generate(ClusterId::from([1; 16]), NOW);
+        let mut der = authority.certificate().der().to_vec();
+        let at = at.min(der.len() - 1);
+        der[at] = with;
+        let _ = Certificate::from_der(&der);
+        let _ = Certificate::from_der(&der[..at]);
+        let _ = Certificate::from_der(&garbage);
+        let _ = Certificate::from_pem(&garbage);
+    }
 }

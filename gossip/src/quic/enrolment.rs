@@ -182,11 +182,7 @@ pub(super) async fn serve(
             tracing::info!(node = %key.node_id(), %name, %address, %token, "a node has joined");
             None
         }
-        Ok(Ok(Err(refusal))) => {
-            tracing::warn!(node = %key.node_id(), %address, %token, reason = %refusal,
-                "refused a node that wants to join");
-            Some(Failure::from(&refusal))
-        }
+        Ok(Ok(Err(refusal))) => Some(Failure::from(&refusal)),
         Ok(Err(failure)) => Some(failure),
         Err(_) => Some(Failure::timeout(REQUEST_LIMIT)),
     };

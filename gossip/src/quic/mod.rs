@@ -191,11 +191,16 @@ impl QuicCarrier {
         self.view.borrow().last.clone()
     }
 
-    /// The live session with `node`, from which both ends can derive keys.
+    /// The live session with `node`, from which both ends can derive keys. Of several, which there
+    /// are where the two reach each other at more than one address, both ends find the same.
     pub fn session(&self, node: NodeId) -> Option<Session> {
         let view = self.view.borrow();
-        let mut links = view.peers.values().filter_map(|known| known.link.as_ref());
-        links.find(|link| link.peer.node == node).map(Session::new)
+        let links = view.peers.values().filter_map(|known| known.link.as_ref());
+        let sessions = links.filter(|link| link.peer.node == node).map(Session::new);
+        sessions
+            .filter_map(|session| Some((session.id().ok()?, session)))
+            .min_by_key(|(id, _)| *id)
+            .map(|(_, session)| session)
     }
 
     /// This node as it presents itself.

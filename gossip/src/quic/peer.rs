@@ -96,10 +96,7 @@ impl Peer {
                 }
                 Wake::Command(Command::Adopt(link)) => {
                     idle_told = false;
-                    // With ours it would make two, of which theirs is kept.
-                    if link.peer.node < self.context.own {
-                        self.dial = None;
-                    }
+                    // An attempt of ours goes on: the peer may be using its connection already.
                     self.adopt(link).await;
                 }
                 Wake::Dialled(outcome) => self.dialled(outcome).await,

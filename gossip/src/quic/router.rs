@@ -167,9 +167,9 @@ impl Router {
             reason == failure.reason && now.duration_since(at) < LOG_AGAIN
         });
         if quiet {
-            tracing::debug!(%address, reason = %failure, "no connection");
+            tracing::debug!(%address, reason = %failure, "a connection failed");
         } else {
-            tracing::warn!(%address, reason = %failure, "no connection");
+            tracing::warn!(%address, reason = %failure, "a connection failed");
             bound(&mut self.logged, |(_, at)| *at);
             self.logged.insert(address, (failure.reason, now));
         }

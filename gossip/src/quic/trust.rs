@@ -66,10 +66,7 @@ impl Trust {
         if node == self.node {
             return Err(Refusal::OwnIdentity(node));
         }
-        match self.revoked.borrow().contains(&node) {
-            true => Err(Refusal::Revoked(node)),
-            false => Ok(()),
-        }
+        self.refuse_revoked(node)
     }
 
     fn judge_joiner(
@@ -79,7 +76,15 @@ impl Trust {
         key: &PublicKey,
     ) -> Result<(), Refusal> {
         let tokens = self.tokens.as_ref().ok_or(Refusal::NotIssuer)?;
-        Ok(tokens.tokens().judge(token, key, proof, self.clock.now())?)
+        tokens.tokens().judge(token, key, proof, self.clock.now())?;
+        self.refuse_revoked(key.node_id())
+    }
+
+    fn refuse_revoked(&self, node: NodeId) -> Result<(), Refusal> {
+        match self.revoked.borrow().contains(&node) {
+            true => Err(Refusal::Revoked(node)),
+            false => Ok(()),
+        }
     }
 
     fn judge_client(&self, end_entity: &CertificateDer<'_>) -> Result<(), Refusal> {

@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use tokio::time::Instant;
 use weft_gossip::{
@@ -91,6 +91,42 @@ async fn two_that_dial_at_once_settle_on_one_connection_and_lose_nothing() {
     }
     assert_eq!(id(&beta, &gamma), Some(agreed), "{}", beta.state());
     assert_eq!(id(&gamma, &beta), Some(agreed), "{}", gamma.state());
+}
+
+#[tokio::test]
+async fn a_cluster_that_speaks_all_at_once_settles_on_one_connection_for_each_pair() {
+    let cluster = Cluster::start();
+    let mut agents = Vec::new();
+    for index in 0..8 {
+        agents.push(cluster.member(&format!("node{index}")).await);
+    }
+    let pairs = || agents.iter().flat_map(|a| agents.iter().map(move |b| (a, b)));
+    for (a, b) in pairs().filter(|(a, b)| a.node() != b.node()) {
+        a.send(b, "hello");
+    }
+    for agent in &agents {
+        let mut heard = BTreeSet::new();
+        while heard.len() < agents.len() - 1 {
+            heard.insert(agent.recv().await.from);
+        }
+    }
+
+    let id = |a: &Agent, b: &Agent| a.carrier.session(b.node()).and_then(|s| s.id().ok());
+    let snapshot = || {
+        let ids = pairs().filter(|(a, b)| a.node() < b.node()).map(|(a, b)| (id(a, b), id(b, a)));
+        ids.collect::<Vec<_>>()
+    };
+    let agreed = agents[0]
+        .until("agreed on one session for each pair", |_| {
+            let ids = snapshot();
+            ids.iter().all(|(one, other)| one.is_some() && one == other).then_some(ids)
+        })
+        .await;
+    let end = Instant::now() + Timing::default().linger + Duration::from_millis(500);
+    while Instant::now() < end {
+        assert_eq!(snapshot(), agreed);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]

@@ -82,6 +82,20 @@ async fn a_joiners_proof_is_refused_with_another_key() {
 }
 
 #[tokio::test]
+async fn a_revoked_key_does_not_come_back_with_a_new_token() {
+    let cluster = Cluster::start();
+    let token = cluster.token();
+    let removed = key();
+    let node = public(&removed).node_id();
+    cluster.issuer.revoked.send_replace([node].into());
+    let proof = hex::encode(token.secret.key().prove(&public(&removed)));
+    let uri = format!("weft-join://{}/{proof}", token.id);
+    let text =
+        Stranger::named(&uri, &removed, b"weft-join/1").refusal(cluster.issuer.address()).await;
+    assert!(text.contains(FailureReason::Revoked.code()), "{text}");
+}
+
+#[tokio::test]
 async fn a_joiner_may_neither_speak_as_a_member_nor_send_messages() {
     let cluster = Cluster::start();
     let token = cluster.token();

@@ -132,6 +132,25 @@ fn a_fixed_address_comes_out_of_another_nodes_block() {
 }
 
 #[test]
+fn an_address_that_moved_to_another_node_is_no_longer_accepted_of_the_first() {
+    let mut cluster = Cluster::new(network(&["10.0.0.0/24"], 1), 3);
+    for _ in 0..3 {
+        cluster.round();
+    }
+    let old = cluster.allocate(1, ANY).unwrap();
+    cluster.round();
+    assert!(cluster.is_accepted(0, 1, &old));
+
+    let first = *cluster.hosts[1].running.keys().next().unwrap();
+    cluster.release(1, first);
+    cluster.allocate(2, Ask::Fixed(old.ip)).ok();
+    let new = until_served(&mut cluster, 2);
+    cluster.round();
+    assert!(cluster.is_accepted(0, 2, &new));
+    assert!(!cluster.is_accepted(0, 1, &old), "a late record of the old endpoint");
+}
+
+#[test]
 fn a_fixed_address_outside_the_range_is_lent_and_given_back() {
     let mut cluster = Cluster::new(network(&["fd00::/64"], 2), 3);
     let wanted = ip("fd00::beef:0:0:1");

@@ -143,6 +143,7 @@ fn an_address_that_moved_to_another_node_is_no_longer_accepted_of_the_first() {
 
     let first = *cluster.hosts[1].running.keys().next().unwrap();
     cluster.release(1, first);
+    cluster.round();
     cluster.allocate(2, Ask::Fixed(old.ip)).ok();
     let new = until_served(&mut cluster, 2);
     cluster.round();

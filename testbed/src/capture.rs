@@ -1,17 +1,21 @@
 use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::Context as _;
 
-use crate::{command::Ran, holder::pid_of};
+use nix::sys::signal::{Signal, kill};
+
+use crate::{command::Ran, eventually, holder::pid_of};
 
 /// A running tcpdump that writes to a file.
 #[derive(Debug)]
 pub struct Capture {
     process: Child,
+    said: BufReader<ChildStderr>,
     file: PathBuf,
 }
 
@@ -30,7 +34,8 @@ impl Capture {
     ) -> anyhow::Result<Self> {
         let mut process = Command::new("nsenter")
             .arg(format!("--net={}", namespace.display()))
-            .args(["--", "tcpdump", "-Z", "root", "-U", "-s", "0", "-B", "8192", "-i", interface])
+            .args(["--", "tcpdump", "-Z", "root", "-U", "--immediate-mode", "-B", "8192"])
+            .args(["-i", interface])
             .arg("-w")
             .arg(&file)
             .args(filter.split_whitespace())
@@ -40,15 +45,17 @@ impl Capture {
             .spawn()
             .context("cannot start tcpdump")?;
         let stderr = process.stderr.take().context("tcpdump has no error output")?;
-        let mut said = Vec::new();
-        for line in BufReader::new(stderr).lines() {
-            let line = line?;
+        let mut said = BufReader::new(stderr);
+        let mut complaints = String::new();
+        let mut line = String::new();
+        while said.read_line(&mut line)? > 0 {
             if line.contains("listening on") {
-                return Ok(Self { process, file });
+                return Ok(Self { process, said, file });
             }
-            said.push(line);
+            complaints.push_str(&line);
+            line.clear();
         }
-        anyhow::bail!("tcpdump does not listen on {interface}: {}", said.join("; "))
+        anyhow::bail!("tcpdump does not listen on {interface}: {complaints}")
     }
 
     /// Stops it, and returns what it captured, printed by `tcpdump -r`, a line a packet.
@@ -65,19 +72,19 @@ impl Capture {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// Stops it, and returns the file.
-    ///
-    /// # Errors
-    ///
-    /// tcpdump cannot be ended.
-    pub fn into_file(mut self) -> anyhow::Result<PathBuf> {
-        self.end()?;
-        Ok(self.file.clone())
-    }
-
+    /// Waits until tcpdump has written all that the kernel has for it, and ends it.
     fn end(&mut self) -> anyhow::Result<()> {
-        // SIGINT makes it write out what it holds.
-        let _ = nix::sys::signal::kill(pid_of(self.process.id()), nix::sys::signal::SIGINT);
+        let pid = pid_of(self.process.id());
+        eventually(Duration::from_secs(5), "tcpdump has written what passed", || {
+            // Upon this signal it prints `N packets captured, M packets received by filter, …`.
+            kill(pid, Signal::SIGUSR1)?;
+            let mut line = String::new();
+            self.said.read_line(&mut line)?;
+            let counts: Vec<u64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+            anyhow::ensure!(matches!(counts[..], [a, b, ..] if a == b), "{line}");
+            Ok(())
+        })?;
+        kill(pid, Signal::SIGINT)?;
         self.process.wait()?;
         Ok(())
     }

@@ -2,14 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    net::{IpAddr, Ipv6Addr, SocketAddrV6},
+    fs, io,
+    net::IpAddr,
     os::fd::AsRawFd,
+    thread,
+    time::{Duration, Instant},
 };
 
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
 use weft_model::{EndpointId, MacAddr, NetworkId};
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     namespace::Namespace,
     netlink::Netlink,
     ports,
-    table::KernelError,
+    table::{Chain, KernelError},
 };
 
 /// Why a sandbox could not be connected. Nothing of the attempt is left behind.
@@ -114,7 +115,6 @@ impl Wire {
         let mut netlink = Netlink::open(&self.far).map_err(failed("open the sandbox's netlink"))?;
         let index = netlink.index(&self.ifname).map_err(failed("find the interface"))?;
         netlink.set_up("lo").map_err(failed("take up the loopback interface"))?;
-        self.announce_when_up();
         for &prefix in &spec.addresses {
             netlink.add_address(index, prefix).map_err(failed("add the address"))?;
         }
@@ -122,8 +122,33 @@ impl Wire {
         for &gateway in &spec.gateways {
             self.route(spec, &mut netlink, index, gateway)?;
         }
-        self.advertise(spec, index);
         Ok(())
+    }
+
+    /// Waits until the bridge forwards what the sandbox sends: it learns of the far end's rise from
+    /// a kernel worker that may take its time. Asking for the link hurries it (Linux 6.8).
+    fn await_carrier(&self, near: &mut Netlink) {
+        let start = Instant::now();
+        while start.elapsed() < CARRIER_TIMEOUT {
+            match near.link(&self.host_ifname) {
+                Ok(link) if !link.forwards() => thread::park_timeout(CARRIER_POLL),
+                // It forwards, or it has gone, which others will tell.
+                _ => return,
+            }
+        }
+        tracing::warn!(port = %self.host_ifname, "the bridge does not forward the new port yet");
+    }
+
+    /// Takes the port into service once both ends are up.
+    pub(crate) fn open_to_neighbours(&self, spec: &AttachSpec, near: &mut Netlink) {
+        if spec.sandbox != Sandbox::Engine {
+            self.await_carrier(near);
+            // The neighbours' caches expire by themselves, only later.
+            if let Err(error) = self.announce(spec) {
+                let error = Chain(&error);
+                tracing::debug!(port = %self.host_ifname, %error, "the port was not announced");
+            }
+        }
     }
 
     fn route(
@@ -146,34 +171,33 @@ impl Wire {
         }
     }
 
-    /// Lets the kernel send a gratuitous ARP when the interface comes up, so that local
-    /// neighbours forget who had the address before.
-    fn announce_when_up(&self) {
-        let path = format!("/proc/sys/net/ipv4/conf/{}/arp_notify", self.ifname);
-        let written: Result<(), NamespaceError> = self.far.run(|| {
-            if let Err(error) = fs::write(&path, "1") {
-                tracing::debug!(%error, path, "the port will not announce itself");
+    /// Tells the neighbours on this host who has the addresses now (gratuitous ARP, unsolicited
+    /// neighbour advertisement), so that they forget who had them before.
+    ///
+    /// The kernel does it when an interface is given a MAC address, if it is told to; the same one
+    /// will do.
+    fn announce(&self, spec: &AttachSpec) -> Result<(), KernelError> {
+        self.far.run(|| {
+            for path in [
+                format!("/proc/sys/net/ipv4/conf/{}/arp_notify", self.ifname),
+                format!("/proc/sys/net/ipv6/conf/{}/ndisc_notify", self.ifname),
+            ] {
+                match fs::write(&path, "1") {
+                    // A kernel without IPv6.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(source) => return Err(KernelError::Sysctl { path, source }),
+                    Ok(()) => {}
+                }
             }
             Ok(())
-        });
-        if let Err(error) = written {
-            tracing::debug!(%error, "the port will not announce itself");
-        }
-    }
-
-    /// Sends an unsolicited neighbour advertisement for each IPv6 address (RFC 4861 §7.2.6). The
-    /// kernel has no switch for addresses that skip duplicate detection.
-    fn advertise(&self, spec: &AttachSpec, index: u32) {
-        for prefix in &spec.addresses {
-            let IpAddr::V6(ip) = prefix.ip else { continue };
-            let sent: Result<(), NetlinkError> =
-                self.far.run(|| Ok(send_advertisement(ip, spec.mac, index)?));
-            if let Err(error) = sent {
-                tracing::debug!(%error, %ip, "the address was not advertised");
-            }
-        }
+        })?;
+        let mac = LinkAttribute::Address(spec.mac.octets().to_vec());
+        Ok(Netlink::open(&self.far)?.change_link(&self.ifname, vec![mac])?)
     }
 }
+
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(2);
+const CARRIER_POLL: Duration = Duration::from_millis(5);
 
 fn open_sandbox(spec: &AttachSpec, host: &Namespace) -> Result<Namespace, AttachError> {
     let opened = match &spec.sandbox {
@@ -244,24 +268,6 @@ fn create(
     let port = Port { mac: spec.mac, ips: spec.addresses.iter().map(|p: &Prefix| p.ip).collect() };
     let alias = LinkAttribute::IfAlias(ports::alias(spec.endpoint, &port));
     near.change_link(host_ifname, vec![alias, link::no_address_generation()])
-}
-
-fn send_advertisement(ip: Ipv6Addr, mac: MacAddr, index: u32) -> std::io::Result<()> {
-    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
-    socket.set_multicast_if_v6(index)?;
-    // Anything less is ignored (RFC 4861 §7.1.2).
-    socket.set_multicast_hops_v6(255)?;
-    socket.bind(&SocketAddrV6::new(ip, 0, 0, 0).into())?;
-    const OVERRIDE: u8 = 0x20;
-    const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
-    // Type 136, code 0; the kernel fills in the checksum.
-    let mut packet = vec![136, 0, 0, 0, OVERRIDE, 0, 0, 0];
-    packet.extend(ip.octets());
-    packet.extend([TARGET_LINK_LAYER_ADDRESS, 1]);
-    packet.extend(mac.octets());
-    let all_nodes = SocketAddrV6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0, 0, index);
-    socket.send_to(&packet, &all_nodes.into())?;
-    Ok(())
 }
 
 fn kernel(endpoint: EndpointId, step: &'static str) -> impl FnOnce(NetlinkError) -> AttachError {

@@ -28,6 +28,7 @@ impl HostTask {
         let mut loaded = Loaded::default();
         let (mut wake, mut thorough, mut settled) = (Wake::Start, true, false);
         let mut changed = Some(time::Instant::now());
+        let mut failures = 0u32;
         loop {
             if wake == Wake::KernelChanged {
                 time::sleep(DEBOUNCE).await;
@@ -46,10 +47,15 @@ impl HostTask {
                 let since = changed.map(|changed| changed.elapsed());
                 self.board.post_host(&passes, sysctls, Occasion { wake, settled, since });
                 settled = passes.values().all(|pass| pass.errors.is_empty());
-                if settled {
-                    changed = None;
+                match settled {
+                    true => (changed, failures) = (None, 0),
+                    false => failures += 1,
                 }
             }
+            let pause = match failures {
+                0 => self.resync,
+                failures => self.resync.min(RETRY * 2u32.pow(failures.min(8) - 1)),
+            };
             (wake, thorough) = tokio::select! {
                 () = stop.cancelled() => return,
                 more = self.desired.changed() => match more {
@@ -60,7 +66,7 @@ impl HostTask {
                     Err(_) => return,
                 },
                 _ = events.changed() => (Wake::KernelChanged, true),
-                () = time::sleep(self.resync) => (Wake::Resync, true),
+                () = time::sleep(pause) => (Wake::Resync, true),
             };
         }
     }
@@ -102,4 +108,5 @@ fn pass(
     (loaded, passes, sysctls)
 }
 
+const RETRY: time::Duration = time::Duration::from_secs(1);
 const DEBOUNCE: time::Duration = time::Duration::from_millis(50);

@@ -7,15 +7,16 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-        InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridge, InfoBridgePort,
+        InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
+        LinkFlags, LinkInfo, LinkMessage,
     },
     route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
         RouteType,
     },
 };
+use nix::errno::Errno;
 
 use crate::{
     Prefix,
@@ -76,6 +77,12 @@ impl Link {
             }
         }
         link
+    }
+
+    /// Whether its bridge forwards what it sends.
+    pub(crate) fn forwards(&self) -> bool {
+        let forwarding = InfoBridgePort::State(BridgePortState::Forwarding);
+        self.controller.is_some() && self.port.contains(&forwarding)
     }
 
     fn learn(&mut self, info: LinkInfo) {
@@ -145,11 +152,17 @@ impl Netlink {
         Ok(links.map(|link| (link.name.clone(), link)).collect())
     }
 
-    pub(crate) fn index(&mut self, name: &str) -> Result<u32, NetlinkError> {
-        match self.links()?.get(name) {
-            Some(link) => Ok(link.index),
-            None => Err(NetlinkError::NoInterface { name: name.to_owned() }),
+    /// One link.
+    pub(crate) fn link(&mut self, name: &str) -> Result<Link, NetlinkError> {
+        match self.get(RouteNetlinkMessage::GetLink(named(name))) {
+            Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Link::read(message)),
+            Err(error) if error.errno() != Some(Errno::ENODEV) => Err(error),
+            _ => Err(NetlinkError::NoInterface { name: name.to_owned() }),
         }
+    }
+
+    pub(crate) fn index(&mut self, name: &str) -> Result<u32, NetlinkError> {
+        Ok(self.link(name)?.index)
     }
 
     /// Creates a link. One of that name already there is an error: the caller planned without it.

@@ -88,6 +88,28 @@ impl Netlink {
         Err(NetlinkError::Interrupted)
     }
 
+    /// Asks for one object.
+    pub(crate) fn get(
+        &mut self,
+        message: RouteNetlinkMessage,
+    ) -> Result<RouteNetlinkMessage, NetlinkError> {
+        let mut bytes = Vec::new();
+        self.append(&mut bytes, message, 0);
+        self.send(&bytes)?;
+        loop {
+            for NetlinkMessage { header, payload, .. } in self.receive()? {
+                if header.sequence_number != self.sequence {
+                    continue;
+                }
+                match payload {
+                    NetlinkPayload::InnerMessage(message) => return Ok(message),
+                    NetlinkPayload::Error(error) => refusal(&header, &error)?,
+                    _ => {}
+                }
+            }
+        }
+    }
+
     fn chunk(&mut self, requests: &[Request]) -> Vec<Result<(), NetlinkError>> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();

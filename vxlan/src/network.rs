@@ -171,6 +171,7 @@ impl NetworkKernel {
         let passes = merge(ready, passes);
         match result {
             Ok(()) => {
+                wire.open_to_neighbours(spec, &mut self.inside);
                 let Wire { ifname, host_ifname, .. } = wire;
                 (Ok(Attached { ifname, host_ifname }), passes)
             }
@@ -191,6 +192,18 @@ impl NetworkKernel {
     /// Removes a port, both ends. Succeeds if it has gone already.
     pub(crate) fn detach(&mut self, endpoint: EndpointId) -> Result<(), KernelError> {
         Ok(self.inside.delete_link(&ports::host_name(endpoint))?)
+    }
+
+    /// Removes what would be in the way of a successor, from a namespace that somebody else has
+    /// unmounted: the VNI is free at once, not when the kernel gets round to the namespace.
+    pub(crate) fn abandon(mut self) {
+        for (netlink, name) in
+            [(&mut self.host, uplink::host_name(self.id)), (&mut self.inside, TUNNEL.to_owned())]
+        {
+            if let Err(error) = netlink.delete_link(&name) {
+                tracing::warn!(%name, error = %Chain(&error), "a lost namespace keeps its link");
+            }
+        }
     }
 
     /// Removes the namespace and all that is in it.

@@ -18,17 +18,23 @@ pub(crate) fn load(namespace: &Namespace, script: &str) -> Result<(), KernelErro
 
 /// Prints `tables` without their counters; `None` if one of them is missing.
 pub(crate) fn list(namespace: &Namespace, tables: &[&str]) -> Result<Option<String>, KernelError> {
-    let script: String = tables.iter().map(|table| format!("list table {table}\n")).collect();
-    let output = namespace.run(|| run(&["-s", "-f", "-"], &script))?;
-    if output.status.success() {
-        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
-    }
-    let message = complaint(&output);
-    // nft has no exit status of its own for it.
-    match message.contains("No such file or directory") {
-        true => Ok(None),
-        false => Err(KernelError::NftRefused { message }),
-    }
+    namespace.run(|| {
+        let mut listing = String::new();
+        for table in tables {
+            // One at a time: nft 1.0 finds only the first of two families in one batch.
+            let output = run(&["-s", "-f", "-"], &format!("list table {table}\n"))?;
+            if !output.status.success() {
+                let message = complaint(&output);
+                // nft has no exit status of its own for it.
+                return match message.contains("No such file or directory") {
+                    true => Ok(None),
+                    false => Err(KernelError::NftRefused { message }),
+                };
+            }
+            listing += &String::from_utf8_lossy(&output.stdout);
+        }
+        Ok(Some(listing))
+    })
 }
 
 /// The version that `nft` gives of itself.

@@ -70,7 +70,19 @@ struct Memory {
     /// When the desired state changed that has not been reached yet.
     changed: Option<Instant>,
     resynced: Instant,
+    /// Passes in a row that left something to do.
+    failures: u32,
     purge: bool,
+}
+
+impl Memory {
+    /// When to look again, whatever happens: soon after a failure, later if it stays.
+    fn next_look(&self, resync: Duration) -> Instant {
+        match self.failures {
+            0 => self.resynced + resync,
+            failures => Instant::now() + resync.min(RETRY * 2u32.pow(failures.min(8) - 1)),
+        }
+    }
 }
 
 impl NetworkTask {
@@ -81,6 +93,7 @@ impl NetworkTask {
             settled: false,
             changed: Some(Instant::now()),
             resynced: Instant::now(),
+            failures: 0,
             purge: false,
         };
         let mut wake = Wake::Start;
@@ -96,6 +109,7 @@ impl NetworkTask {
             }
             let target = self.target.borrow_and_update().clone();
             opened = self.pass(opened, target, command.take(), wake, thorough, &mut memory).await;
+            let look = memory.next_look(self.around.resync);
 
             // Every arm is cancel-safe and none awaits in its body.
             (wake, thorough) = tokio::select! {
@@ -115,7 +129,7 @@ impl NetworkTask {
                     None => return,
                 },
                 change = changes(&mut opened) => (Wake::KernelChanged, change == Change::Rules),
-                () = time::sleep_until(memory.resynced + self.around.resync) => {
+                () = time::sleep_until(look) => {
                     memory.resynced = Instant::now();
                     (Wake::Resync, true)
                 }
@@ -144,6 +158,7 @@ impl NetworkTask {
                 let reason = Chain(&error).to_string();
                 tracing::warn!(network = %self.id, error = %reason, "failed to open the network's namespace");
                 command.map(|command| fail(command, self.id, error));
+                memory.failures += 1;
                 return None;
             }
         };
@@ -163,8 +178,9 @@ impl NetworkTask {
             since: memory.changed.map(|changed| changed.elapsed()),
         };
         memory.settled = settled;
-        if settled {
-            memory.changed = None;
+        match settled {
+            true => (memory.changed, memory.failures) = (None, 0),
+            false => memory.failures += 1,
         }
         memory.purge |= purge;
         if let Some(ports) = ports {
@@ -206,6 +222,7 @@ impl NetworkTask {
             if self.around.directory.open(&name).is_ok_and(|now| now.is(&opened.kernel.namespace)) {
                 return Ok(Some(opened));
             }
+            opened.kernel.abandon();
         }
         let kernel =
             match NetworkKernel::open(self.id, &self.around.directory, &self.around.host, wanted) {
@@ -220,7 +237,7 @@ impl NetworkTask {
     }
 
     async fn leave(&self, memory: &mut Memory) {
-        memory.settled = false;
+        (memory.settled, memory.failures) = (false, 0);
         self.around.board.remove(self.id);
         // The supervisor is gone only when all is.
         let _ = self.around.idle.send(self.id).await;
@@ -348,3 +365,4 @@ fn fail(command: Command, network: NetworkId, source: KernelError) {
 }
 
 const DEBOUNCE: Duration = Duration::from_millis(20);
+const RETRY: Duration = Duration::from_secs(1);

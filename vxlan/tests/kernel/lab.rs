@@ -120,7 +120,7 @@ impl Lab {
             run(&namespace, &command);
         }
         let runtime_dir = self.dir.join(format!("run{n}"));
-        Host::start(n, namespace, runtime_dir, Desired::default())
+        Host::start(n, namespace, runtime_dir, Some(Desired::default()))
     }
 
     pub(crate) fn two_hosts(&self) -> (Namespace, Host, Host) {
@@ -142,8 +142,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    fn start(n: u8, namespace: Namespace, runtime_dir: PathBuf, desired: Desired) -> Self {
-        let (desired, followed) = watch::channel(Some(Arc::new(desired)));
+    fn start(n: u8, namespace: Namespace, runtime_dir: PathBuf, desired: Option<Desired>) -> Self {
+        let (desired, followed) = watch::channel(desired.map(Arc::new));
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
         let config = Config {
             runtime_dir: runtime_dir.clone(),
@@ -156,16 +156,17 @@ impl Host {
     }
 
     /// Ends the agent as a crash does: nothing is cleaned up.
-    pub(crate) async fn crash(self) -> (u8, Namespace, PathBuf, Desired) {
+    async fn crash(self) -> (u8, Namespace, PathBuf, Option<Desired>) {
         let Self { n, namespace, runtime_dir, desired, plane, tracker, stop } = self;
         drop(plane);
         stop.cancel();
         tracker.close();
         tracker.wait().await;
-        let last = desired.borrow().clone().map(Arc::unwrap_or_clone).unwrap_or_default();
+        let last = desired.borrow().clone().map(Arc::unwrap_or_clone);
         (n, namespace, runtime_dir, last)
     }
 
+    /// A new agent, with the desired state of the one before, or none if it had none.
     pub(crate) async fn restart(self) -> Self {
         let (n, namespace, runtime_dir, desired) = self.crash().await;
         Self::start(n, namespace, runtime_dir, desired)
@@ -207,9 +208,18 @@ impl Host {
         self.plane.attach(spec).await.unwrap_or_else(|error| panic!("{error:?}"))
     }
 
-    /// Waits until every table of `network` is as desired and the tables agree with `reached`.
+    /// Waits until every table of `network` is as desired, and the host lets its peers in.
     pub(crate) async fn settled(&self, network: NetworkId) {
         let status = self.plane.status();
+        let local = self.desired.borrow().as_ref().unwrap().host.local.clone();
+        eventually(&format!("host {} lets its peers in", self.n), async || {
+            let rules = attempt(&self.namespace, "nft list table inet weft")?;
+            match local.iter().all(|vtep| rules.contains(&vtep.to_string())) {
+                true => Ok(()),
+                false => Err(rules),
+            }
+        })
+        .await;
         eventually(&format!("{network} settles on host {}", self.n), async || {
             let status = status.borrow().clone();
             let tables = status.networks.get(&network).map(|network| network.tables.clone());

@@ -13,7 +13,9 @@ pub(super) struct Completion {
 
 impl Completion {
     pub(super) fn run(self, out: &mut impl Write) -> anyhow::Result<()> {
-        clap_complete::generate(self.shell, &mut super::Cli::command(), "weft", out);
-        Ok(())
+        // The generator panics where its output cannot be written, so it writes into memory.
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut super::Cli::command(), "weft", &mut script);
+        Ok(out.write_all(&script)?)
     }
 }

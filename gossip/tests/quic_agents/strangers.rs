@@ -126,6 +126,37 @@ async fn a_joiner_may_neither_speak_as_a_member_nor_send_messages() {
 }
 
 #[tokio::test]
+async fn a_member_that_sends_too_much_is_cut_short_and_heard_again() {
+    let cluster = Cluster::start();
+    let identity = cluster.admit("beta").await;
+    let key = rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(
+        &identity.key().to_pem(),
+        &rcgen::PKCS_ED25519,
+    )
+    .unwrap();
+    let chain = vec![identity.certificate().der().clone()];
+    let turned = Stranger::new(Some((chain, &key)), b"weft/1");
+    let connection = turned.connect(cluster.issuer.address()).await.unwrap();
+
+    let mut stream = connection.open_uni().await.unwrap();
+    let endless = vec![1; 8 << 20];
+    let error = stream.write_all(&endless).await.unwrap_err();
+    assert!(matches!(error, quinn::WriteError::Stopped(_)), "{error}");
+    let counted =
+        |c: &weft_gossip::quic::QuicCarrier| (c.traffic().dropped_oversized == 1).then_some(());
+    cluster.issuer.until("counted", counted).await;
+
+    let mut unknown = connection.open_uni().await.unwrap();
+    unknown.write_all(b"\xffof a newer kind").await.unwrap();
+    unknown.finish().unwrap();
+    let mut stream = connection.open_uni().await.unwrap();
+    stream.write_all(b"\x01short").await.unwrap();
+    stream.finish().unwrap();
+    let received = cluster.issuer.recv().await;
+    assert_eq!((received.from, &received.message[..]), (identity.node(), &b"short"[..]));
+}
+
+#[tokio::test]
 async fn garbage_is_neither_answered_at_length_nor_does_it_disturb() {
     let cluster = Cluster::start();
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();

@@ -107,7 +107,7 @@ impl Wire {
 
     /// Gives the far end its addresses and routes, and takes it up. Nothing to do if the sandbox
     /// is the engine's affair.
-    pub(crate) fn furnish(&self, spec: &AttachSpec) -> Result<(), AttachError> {
+    pub(crate) fn furnish(&self, spec: &AttachSpec, near: &mut Netlink) -> Result<(), AttachError> {
         if spec.sandbox == Sandbox::Engine {
             return Ok(());
         }
@@ -115,12 +115,21 @@ impl Wire {
         let mut netlink = Netlink::open(&self.far).map_err(failed("open the sandbox's netlink"))?;
         let index = netlink.index(&self.ifname).map_err(failed("find the interface"))?;
         netlink.set_up("lo").map_err(failed("take up the loopback interface"))?;
+        netlink.set_up(&self.ifname).map_err(failed("take up the interface"))?;
+        self.await_carrier(near);
+        // The kernel takes note of the carrier when it is asked for the link (Linux 6.8). An IPv6
+        // address given before would lack its subnet's route until then.
+        netlink.link(&self.ifname).map_err(failed("look at the interface"))?;
         for &prefix in &spec.addresses {
             netlink.add_address(index, prefix).map_err(failed("add the address"))?;
         }
-        netlink.set_up(&self.ifname).map_err(failed("take up the interface"))?;
         for &gateway in &spec.gateways {
             self.route(spec, &mut netlink, index, gateway)?;
+        }
+        // The neighbours' caches expire by themselves, only later.
+        if let Err(error) = self.announce(spec) {
+            let error = Chain(&error);
+            tracing::debug!(port = %self.host_ifname, %error, "the port was not announced");
         }
         Ok(())
     }
@@ -137,18 +146,6 @@ impl Wire {
             }
         }
         tracing::warn!(port = %self.host_ifname, "the bridge does not forward the new port yet");
-    }
-
-    /// Takes the port into service once both ends are up.
-    pub(crate) fn open_to_neighbours(&self, spec: &AttachSpec, near: &mut Netlink) {
-        if spec.sandbox != Sandbox::Engine {
-            self.await_carrier(near);
-            // The neighbours' caches expire by themselves, only later.
-            if let Err(error) = self.announce(spec) {
-                let error = Chain(&error);
-                tracing::debug!(port = %self.host_ifname, %error, "the port was not announced");
-            }
-        }
     }
 
     fn route(

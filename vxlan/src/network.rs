@@ -166,12 +166,11 @@ impl NetworkKernel {
             });
         let result = match unprotected {
             Some(error) => Err(error),
-            None => wire.furnish(spec),
+            None => wire.furnish(spec, &mut self.inside),
         };
         let passes = merge(ready, passes);
         match result {
             Ok(()) => {
-                wire.open_to_neighbours(spec, &mut self.inside);
                 let Wire { ifname, host_ifname, .. } = wire;
                 (Ok(Attached { ifname, host_ifname }), passes)
             }

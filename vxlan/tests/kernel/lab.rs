@@ -156,7 +156,7 @@ impl Host {
     }
 
     /// Ends the agent as a crash does: nothing is cleaned up.
-    async fn crash(self) -> (u8, Namespace, PathBuf, Option<Desired>) {
+    pub(crate) async fn crash(self) -> (u8, Namespace, PathBuf, Option<Desired>) {
         let Self { n, namespace, runtime_dir, desired, plane, tracker, stop } = self;
         drop(plane);
         stop.cancel();
@@ -398,7 +398,7 @@ impl<'a> Tally<'a> {
     /// Counts what the wire's bridge forwards and matches `filter`.
     pub(crate) fn on(namespace: &'a Namespace, filter: &str) -> Self {
         let script = format!(
-            "table bridge tally {{\n chain all {{\n type filter hook prerouting priority 0;\n {filter} counter\n }}\n}}"
+            "table bridge tally {{\n chain counted {{\n type filter hook prerouting priority 0;\n {filter} counter\n }}\n}}"
         );
         run(namespace, &format!("printf '%s\\n' '{script}' | nft -f -"));
         Self { namespace }

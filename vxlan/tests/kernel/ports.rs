@@ -1,1 +1,138 @@
+use std::net::IpAddr;
 
+use weft_vxlan::{AttachError, AttachSpec, Sandbox};
+
+use crate::lab::{Host, Lab, Net, Underlay, attempt, eventually, in_lab, ping, run};
+
+async fn one_host(lab: &Lab, nets: &[Net]) -> Host {
+    let wire = lab.wire();
+    let one = lab.host(1, &wire);
+    for net in nets {
+        one.carry(net, Underlay::V4);
+        one.settled(net.id()).await;
+    }
+    one
+}
+
+/// The bridge ports of a network, whatever they are.
+fn ports(host: &Host, net: &Net) -> String {
+    run(&host.network_namespace(net.id()), "ip -br link show type veth")
+}
+
+#[test]
+fn a_sandbox_may_be_in_several_networks_with_one_default_route() {
+    in_lab(async |lab| {
+        let (red, mut blue) = (Net::new(1, &[(1, 1)]), Net::new(2, &[(1, 1), (2, 1)]));
+        blue.stations.insert(2, 1);
+        let one = one_host(lab, &[red.clone(), blue.clone()]).await;
+        let sandbox = lab.namespace("sandbox");
+        let first = one.attach(red.spec(1, &sandbox)).await;
+
+        // The second network's default route is one too many, and leaves nothing behind.
+        let refused = one.plane.attach(blue.spec(1, &sandbox)).await;
+        let Err(AttachError::DefaultRouteTaken { existing, .. }) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(existing, IpAddr::from([10, 1, 0, 254]));
+        assert_eq!(ports(&one, &blue), "");
+        assert!(attempt(&sandbox, "ip link show eth1").is_err());
+
+        let spec = AttachSpec { gateways: Vec::new(), ..blue.spec(2, &sandbox) };
+        let second = one.attach(spec.clone()).await;
+        assert_eq!((first.ifname.as_str(), second.ifname.as_str()), ("eth0", "eth1"));
+        let link = run(&sandbox, "ip -o link show eth1");
+        assert!(link.contains("mtu 1450") && link.contains(&blue.mac(2).to_string()), "{link}");
+        // Again, with the same outcome.
+        assert_eq!(one.attach(spec).await, second);
+    });
+}
+
+#[test]
+fn a_sandbox_that_is_none_is_refused_by_name() {
+    in_lab(async |lab| {
+        let net = Net::new(1, &[(1, 1)]);
+        let one = one_host(lab, &[net.clone()]).await;
+        let sandbox = lab.namespace("sandbox");
+        let spec = net.spec(1, &sandbox);
+        let try_with = async |sandbox, ifname: Option<&str>| {
+            let ifname = ifname.map(String::from);
+            one.plane.attach(AttachSpec { sandbox, ifname, ..spec.clone() }).await.unwrap_err()
+        };
+        let here = || Sandbox::Path(sandbox.path().to_owned());
+        let missing = try_with(Sandbox::Path("/nowhere".into()), None).await;
+        assert!(matches!(missing, AttachError::Sandbox { .. }), "{missing:?}");
+        let dead = try_with(Sandbox::Pid(u32::MAX / 2), None).await;
+        assert!(matches!(dead, AttachError::Sandbox { .. }), "{dead:?}");
+        let file = try_with(Sandbox::Path("/etc/hostname".into()), None).await;
+        assert!(matches!(file, AttachError::Sandbox { .. }), "{file:?}");
+        let host = try_with(Sandbox::Path(one.namespace.path().to_owned()), None).await;
+        assert!(matches!(host, AttachError::HostSandbox { .. }), "{host:?}");
+        let long = try_with(here(), Some("sixteen-letters-")).await;
+        assert!(matches!(long, AttachError::InvalidIfname { .. }), "{long:?}");
+        let taken = try_with(here(), Some("lo")).await;
+        assert!(matches!(taken, AttachError::IfnameTaken { .. }), "{taken:?}");
+        let unknown = one.plane.attach(Net::new(9, &[(1, 1)]).spec(1, &sandbox)).await;
+        assert!(matches!(unknown, Err(AttachError::UnknownNetwork { .. })), "{unknown:?}");
+        assert_eq!(ports(&one, &net), "");
+    });
+}
+
+#[test]
+fn the_end_of_a_sandbox_is_told_and_its_detaching_is_not() {
+    in_lab(async |lab| {
+        let net = Net::new(1, &[(1, 1), (2, 1)]);
+        let one = one_host(lab, &[net.clone()]).await;
+        let mut gone = one.plane.gone();
+        let (first, second) = (lab.namespace("first"), lab.namespace("second"));
+        one.attach(net.spec(1, &first)).await;
+        one.attach(net.spec(2, &second)).await;
+        ping(&first, net.ips(2)[0]).unwrap();
+
+        one.plane.detach(net.id(), net.endpoint(1)).await.unwrap();
+        one.plane.detach(net.id(), net.endpoint(1)).await.unwrap();
+        lab.kill(second);
+        let told = tokio::time::timeout(std::time::Duration::from_secs(20), gone.recv()).await;
+        assert_eq!(told.unwrap().unwrap().endpoint, net.endpoint(2));
+        assert!(gone.try_recv().is_err());
+        let present = one.plane.present_ports().await.unwrap();
+        assert_eq!(present, [(net.id(), [].into())].into());
+    });
+}
+
+#[test]
+fn an_engine_moves_the_waiting_end_itself() {
+    in_lab(async |lab| {
+        let net = Net::new(1, &[(1, 1), (2, 1)]);
+        let one = one_host(lab, &[net.clone()]).await;
+        let (mine, docker) = (lab.namespace("mine"), lab.namespace("docker"));
+        one.attach(net.spec(1, &mine)).await;
+        let spec = AttachSpec { sandbox: Sandbox::Engine, ..net.spec(2, &docker) };
+        let attached = one.attach(spec.clone()).await;
+        let path = docker.path().display();
+        run(&one.namespace, &format!("ip link set {} netns {path} name eth0", attached.ifname));
+        run(&docker, "ip addr add 10.1.0.2/24 dev eth0 && ip link set eth0 up");
+        eventually("the moved end answers", async || ping(&mine, net.ips(2)[0]).map(drop)).await;
+        // A repeated join finds it in its new place.
+        one.attach(spec).await;
+        ping(&mine, net.ips(2)[0]).unwrap();
+    });
+}
+
+#[test]
+fn a_socket_of_a_network_answers_on_its_gateway() {
+    in_lab(async |lab| {
+        let net = Net::new(1, &[(1, 1)]);
+        let one = one_host(lab, &[net.clone()]).await;
+        let sandbox = lab.namespace("sandbox");
+        one.attach(net.spec(1, &sandbox)).await;
+        let bind = || {
+            std::net::UdpSocket::bind("10.1.0.254:53")
+                .map_err(|error| weft_vxlan::NetlinkError::Socket(error))
+        };
+        let socket = one.plane.socket_in(net.id(), bind).await.unwrap();
+        run(&sandbox, "bash -c 'echo -n hello > /dev/udp/10.1.0.254/53'");
+        let mut buffer = [0; 16];
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], from.ip()), (&b"hello"[..], net.ips(1)[0]));
+    });
+}

@@ -18,7 +18,7 @@ pub struct Counters {
     pub pushes: u64,
     /// Times that a new or returning member was pushed all records.
     pub full_pushes: u64,
-    /// Extra exchanges started to spread news or to find lost members.
+    /// Extra exchanges started to find lost members.
     pub kicks: u64,
     /// Peers that became suspect.
     pub suspicions: u64,

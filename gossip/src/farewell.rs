@@ -30,10 +30,6 @@ impl Farewell {
         RECEIPT
     }
 
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = NodeId> {
-        self.waiting.iter().copied()
-    }
-
     /// Whether it has not been sent yet.
     pub(crate) fn is_new(&self) -> bool {
         self.pushes.is_empty()
@@ -44,8 +40,8 @@ impl Farewell {
         self.pushes = pushes;
     }
 
-    pub(crate) fn confirm(&mut self, node: NodeId, number: &[u8]) {
-        if number == RECEIPT.to_be_bytes() {
+    pub(crate) fn confirm(&mut self, node: NodeId, number: u64) {
+        if number == RECEIPT {
             self.waiting.remove(&node);
         }
     }
@@ -54,9 +50,9 @@ impl Farewell {
         self.repeat_at <= now || self.is_over(now)
     }
 
-    pub(crate) fn repeat(&mut self, now: Instant) -> (BTreeSet<NodeId>, Vec<Push>) {
+    pub(crate) fn repeat(&mut self, now: Instant) -> (Vec<NodeId>, Vec<Push>) {
         self.repeat_at = now + REPEAT;
-        (self.waiting.clone(), self.pushes.clone())
+        (self.waiting.iter().copied().collect(), self.pushes.clone())
     }
 
     pub(crate) fn is_over(&self, now: Instant) -> bool {

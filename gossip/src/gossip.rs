@@ -6,8 +6,9 @@ use weft_model::{ClusterId, NodeId};
 
 use crate::{
     Carrier, ClusterView, Counters, Liveness, Record,
+    command::Command,
     counters::Tally,
-    replicator::{Command, Replicator},
+    replicator::Replicator,
     table::{EncodeError, Key},
 };
 
@@ -26,9 +27,11 @@ pub struct GossipConfig {
     /// this list lacks, peers take for withdrawn.
     pub records: Vec<(Key, Record)>,
     pub timing: Timing,
-    /// To how many members a change is pushed directly: those in the same network first. The
-    /// others are reached through their neighbours.
-    pub push_limit: usize,
+    /// To how many members a change is pushed at a time, those in the same network first; the next
+    /// as many follow 10 ms later. Up to this cluster size a new or returning member is also pushed
+    /// all records by everybody, above it by those in the same networks. Zero pushes nothing and
+    /// leaves all to anti-entropy.
+    pub push_slice: usize,
     /// Seeds the choice of peers.
     pub seed: u64,
 }
@@ -43,7 +46,7 @@ impl GossipConfig {
             seeds: Vec::new(),
             records: Vec::new(),
             timing: Timing::default(),
-            push_limit: 64,
+            push_slice: 64,
             seed: rand::random(),
         }
     }

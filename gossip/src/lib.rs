@@ -6,6 +6,7 @@
 //! Both run over a [`Carrier`]: QUIC between hosts, [`memory`] in tests.
 
 mod carrier;
+mod command;
 mod counters;
 mod detector;
 mod farewell;
@@ -15,12 +16,15 @@ mod guard;
 pub mod identity;
 mod membership;
 pub mod memory;
+mod message;
+mod outbox;
 mod own;
 mod push;
 pub mod quic;
 mod replica;
 mod replicator;
 mod table;
+mod timers;
 mod view;
 mod wire;
 

@@ -17,23 +17,27 @@ use tokio_util::sync::CancellationToken;
 use weft_model::{NetworkId, NodeId};
 
 use crate::{
-    Carrier, ClusterView, ForgetError, GossipConfig, Member, Received, Record, Timing,
+    Carrier, ClusterView, ForgetError, GossipConfig, Received, Record, Timing,
+    command::Command,
     counters::{Tally, count},
     detector::{Detector, DetectorTiming},
     farewell::Farewell,
-    frame::{self, FrameError, Kind},
+    frame::{self, Kind},
     membership::{Membership, MembershipConfig, Observation, Write},
+    message::{Message, MessageError},
+    outbox::Outbox,
     own::{OwnRecords, Written},
-    push::{MAX_PUSH_BYTES, Push, PushError},
+    push::Push,
     replica::Replica,
     table::{EncodeError, Key},
+    timers::Timers,
 };
 
 /// The one task that owns the replica, the verdicts and the view.
 pub(crate) struct Replicator<C> {
     node: NodeId,
     timing: Timing,
-    push_limit: usize,
+    outbox: Outbox,
     membership_config: MembershipConfig,
     carrier: Arc<C>,
     commands: mpsc::Receiver<Command>,
@@ -54,14 +58,6 @@ pub(crate) struct Replicator<C> {
     rng: StdRng,
 }
 
-/// What the task is asked to do.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Publish { records: Vec<(Key, Option<Record>)>, reply: oneshot::Sender<Result<(), EncodeError>> },
-    Leave { reply: oneshot::Sender<usize> },
-    Forget { node: NodeId, reply: oneshot::Sender<Result<(), ForgetError>> },
-}
-
 enum Wake {
     Commands,
     Received(Received),
@@ -69,20 +65,6 @@ enum Wake {
     Timer,
     Tick,
     Ended(String),
-}
-
-/// When something is due that no event brings.
-#[derive(Debug)]
-struct Timers {
-    scan: Option<Instant>,
-    last_scan: Instant,
-    kick: Option<Instant>,
-    no_kick_before: Instant,
-    round: Instant,
-    /// When chitchat starts (again).
-    start: Option<Instant>,
-    started: Instant,
-    back_off: Duration,
 }
 
 type Ended = Pin<Box<dyn Future<Output = String> + Send>>;
@@ -94,7 +76,7 @@ impl<C: Carrier> Replicator<C> {
         commands: mpsc::Receiver<Command>,
         tally: Arc<Tally>,
     ) -> Result<(Self, watch::Receiver<Arc<ClusterView>>), EncodeError> {
-        let GossipConfig { node, cluster, generation, seeds, records, timing, push_limit, seed } =
+        let GossipConfig { node, cluster, generation, seeds, records, timing, push_slice, seed } =
             config;
         let now = Instant::now();
         let detector_timing = DetectorTiming {
@@ -106,7 +88,7 @@ impl<C: Carrier> Replicator<C> {
         let mut replicator = Self {
             node,
             timing,
-            push_limit,
+            outbox: Outbox::new(push_slice),
             membership_config: MembershipConfig { node, cluster, seeds, timing },
             carrier: Arc::new(carrier),
             commands,
@@ -237,35 +219,26 @@ impl<C: Carrier> Replicator<C> {
 
     fn receive(&mut self, received: Received, now: Instant) {
         let Received { from, address, message } = received;
-        if let Err(error) = self.take_in(from, address, message, now) {
-            count(&self.tally.rejected);
-            tracing::debug!(%from, %address, %error, "message is not readable");
-        }
-    }
-
-    fn take_in(
-        &mut self,
-        from: NodeId,
-        address: SocketAddr,
-        message: Bytes,
-        now: Instant,
-    ) -> Result<(), MessageError> {
-        if from == self.node {
-            return Err(MessageError::Echo);
-        }
-        let length = message.len();
-        let (kind, packed) = frame::kind_of(&message)?;
-        self.tally.received(kind, length);
+        let read =
+            if from == self.node { Err(MessageError::Echo) } else { Message::read(&message) };
+        let read = match read {
+            Ok(read) => read,
+            Err(error) => {
+                count(&self.tally.rejected);
+                tracing::debug!(%from, %address, %error, "message is not readable");
+                return;
+            }
+        };
+        self.tally.received(read.kind(), message.len());
         self.addresses.insert(from, address);
         self.hear(from, now);
-        match kind {
-            Kind::Gossip => {
+        match read {
+            Message::Gossip(packed) => {
                 if let Some(membership) = &self.membership {
                     membership.deliver(address, packed);
                 }
             }
-            Kind::Push => {
-                let push = Push::decode(&frame::decompress(&packed, MAX_PUSH_BYTES)?)?;
+            Message::Push(push) => {
                 for (key, value) in &push.records {
                     if self.replica.apply(from, key, value) {
                         self.dirty.insert(from);
@@ -275,15 +248,13 @@ impl<C: Carrier> Replicator<C> {
                     self.send(address, Kind::Receipt, &push.receipt.to_be_bytes());
                 }
             }
-            Kind::Receipt => {
-                let number = frame::decompress(&packed, size_of::<u64>())?;
+            Message::Receipt(number) => {
                 if let Some(farewell) = &mut self.farewell {
-                    farewell.confirm(from, &number);
+                    farewell.confirm(from, number);
                 }
                 self.end_farewell(now);
             }
         }
-        Ok(())
     }
 
     /// Notes a sign of life. Who was not alive before gets all of our records at once.
@@ -298,7 +269,9 @@ impl<C: Carrier> Replicator<C> {
             }
             self.timers.want_scan(now);
         }
-        let near = self.detector.alive().count() <= self.push_limit || self.shares_network(node);
+        // In a large cluster all would do so at the same time, so only those do that are needed.
+        let few = self.detector.alive().count() <= self.outbox.slice();
+        let near = few || self.outbox.slice() > 0 && self.shares_network(node);
         if let Some(&address) = self.addresses.get(&node).filter(|_| near) {
             count(&self.tally.full_pushes);
             let records = self.own.values().map(|(key, value)| (key.to_string(), value.clone()));
@@ -313,13 +286,8 @@ impl<C: Carrier> Replicator<C> {
         self.timers.last_scan = now;
         let Some(membership) = &mut self.membership else { return };
         let scan = membership.scan().await;
-        let mut news = false;
         for observation in scan.nodes {
-            news |= observation.changes.is_some();
             self.observe(observation, now);
-        }
-        if news {
-            self.want_kick(now);
         }
         if let Some(number) = scan.conflict {
             tracing::error!(
@@ -409,10 +377,10 @@ impl<C: Carrier> Replicator<C> {
         if self.timers.scan.is_some_and(|due| due <= now) {
             self.scan(now).await;
         }
-        if self.timers.kick.is_some_and(|due| due <= now) {
-            self.timers.kick = None;
-            self.timers.no_kick_before = now + KICK_PAUSE;
-            self.kick();
+        if self.outbox.due().is_some_and(|due| due <= now) {
+            for (message, slice) in self.outbox.take(now) {
+                self.send_to(&slice, &message);
+            }
         }
     }
 
@@ -439,7 +407,7 @@ impl<C: Carrier> Replicator<C> {
             Ok(membership) => {
                 *ended = membership.ended();
                 self.membership = Some(membership);
-                self.timers.started = now;
+                self.timers.has_started(now);
             }
             Err(error) => {
                 tracing::error!(%error, "gossip does not start, trying again");
@@ -460,43 +428,31 @@ impl<C: Carrier> Replicator<C> {
     fn push(&mut self, written: &[Written], now: Instant) {
         count(&self.tally.pushes);
         let networks: BTreeSet<_> = written.iter().filter_map(|w| w.key.network()).collect();
-        let mut targets: Vec<_> = self.detector.alive().collect();
-        if targets.len() > self.push_limit {
-            targets.sort_by_cached_key(|&node| {
+        let mut receivers: Vec<_> = self.detector.alive().collect();
+        if receivers.len() > self.outbox.slice() {
+            receivers.sort_by_cached_key(|&node| {
                 (!self.is_in_any(node, &networks), self.rng.random::<u32>())
             });
-            targets.truncate(self.push_limit);
         }
         let records = written.iter().map(|w| (w.key.to_string(), Arc::clone(&w.value)));
         let mut pushes = Push::split(records);
         if let Some(farewell) = self.farewell.as_mut().filter(|farewell| farewell.is_new()) {
-            targets.extend(farewell.waiting());
             let number = farewell.number();
             pushes.iter_mut().for_each(|push| push.receipt = number);
             farewell.set_pushes(pushes.clone());
         }
-        let targets: BTreeSet<_> = targets.into_iter().collect();
         for push in pushes {
             let message = frame::seal(Kind::Push, &push.encode());
-            for node in &targets {
-                if let Some(&address) = self.addresses.get(node) {
-                    self.tally.sent(Kind::Push, message.len());
-                    self.carrier.send(address, message.clone());
-                }
-            }
+            let first = self.outbox.post(message.clone(), receivers.clone(), now);
+            self.send_to(&first, &message);
         }
-        self.want_kick(now);
     }
 
     fn repeat_farewell(&mut self, now: Instant) {
         let Some(farewell) = &mut self.farewell else { return };
         let (nodes, pushes) = farewell.repeat(now);
         for push in &pushes {
-            for node in &nodes {
-                if let Some(&address) = self.addresses.get(node) {
-                    self.send(address, Kind::Push, &push.encode());
-                }
-            }
+            self.send_to(&nodes, &frame::seal(Kind::Push, &push.encode()));
         }
         self.end_farewell(now);
     }
@@ -507,21 +463,10 @@ impl<C: Carrier> Replicator<C> {
         }
     }
 
-    /// Where a push does not reach all, news travels on by exchanges with random members.
-    fn want_kick(&mut self, now: Instant) {
-        if self.detector.alive().count() > self.push_limit && self.timers.kick.is_none() {
-            let gather = Duration::from_micros(self.rng.random_range(2000..12_000));
-            self.timers.kick = Some((now + gather).max(self.timers.no_kick_before));
-        }
-    }
-
-    fn kick(&mut self) {
-        let alive: Vec<_> = self.detector.alive().collect();
-        let chosen = alive.choose_multiple(&mut self.rng, KICK_FAN_OUT);
-        for address in chosen.filter_map(|node| self.addresses.get(node)) {
-            if let Some(membership) = &self.membership {
-                membership.kick(*address);
-            }
+    fn send_to(&self, nodes: &[NodeId], push: &Bytes) {
+        for address in nodes.iter().filter_map(|node| self.addresses.get(node)) {
+            self.tally.sent(Kind::Push, push.len());
+            self.carrier.send(*address, push.clone());
         }
     }
 
@@ -541,7 +486,11 @@ impl<C: Carrier> Replicator<C> {
     fn shares_network(&self, node: NodeId) -> bool {
         let view = self.view.borrow();
         let own = view.members.get(&self.node);
-        let networks = own.into_iter().flat_map(|own| own.networks.keys()).copied().collect();
+        let networks = own
+            .into_iter()
+            .flat_map(|own| own.networks.keys().chain(own.endpoints.keys()))
+            .copied()
+            .collect();
         drop(view);
         self.is_in_any(node, &networks)
     }
@@ -550,57 +499,18 @@ impl<C: Carrier> Replicator<C> {
         if self.dirty.is_empty() {
             return;
         }
-        let mut view = ClusterView::clone(&self.view.borrow());
-        let mut changed = false;
-        for node in std::mem::take(&mut self.dirty) {
-            if self.replica.is_forgotten(node) {
-                changed |= view.members.remove(&node).is_some();
-                continue;
-            }
-            let heard = node == self.node || self.detector.is_alive(node);
-            let member = Member::assemble(node, heard, &self.replica);
-            if view.members.get(&node).is_none_or(|old| **old != member) {
-                view.members.insert(node, Arc::new(member));
-                changed = true;
-            }
-        }
-        if changed {
+        let dirty = std::mem::take(&mut self.dirty);
+        let heard = |node| node == self.node || self.detector.is_alive(node);
+        let refreshed = self.view.borrow().refreshed(dirty, &self.replica, heard);
+        if let Some(view) = refreshed {
             self.view.send_replace(Arc::new(view));
         }
     }
 
     fn next_timer(&self) -> Instant {
-        let Timers { scan, kick, start, .. } = self.timers;
+        let Timers { scan, start, .. } = self.timers;
         let idle = self.timers.round + self.timing.gossip_interval;
-        [scan, kick, start].into_iter().flatten().min().unwrap_or(idle)
-    }
-}
-
-impl Timers {
-    fn new(now: Instant) -> Self {
-        Self {
-            scan: None,
-            last_scan: now,
-            kick: None,
-            no_kick_before: now,
-            round: now,
-            start: Some(now),
-            started: now,
-            back_off: FIRST_BACK_OFF,
-        }
-    }
-
-    fn want_scan(&mut self, now: Instant) {
-        self.scan.get_or_insert((self.last_scan + SCAN_PAUSE).max(now));
-    }
-
-    /// Starts chitchat again later, and the later the more often it has ended.
-    fn restart(&mut self, now: Instant) {
-        if now.duration_since(self.started) > LONG_RUN {
-            self.back_off = FIRST_BACK_OFF;
-        }
-        self.start = Some(now + self.back_off);
-        self.back_off = (2 * self.back_off).min(LAST_BACK_OFF);
+        [scan, start, self.outbox.due()].into_iter().flatten().min().unwrap_or(idle)
     }
 }
 
@@ -614,24 +524,7 @@ impl From<Written> for Write {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum MessageError {
-    #[error("the sender has this node's own identity")]
-    Echo,
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    #[error(transparent)]
-    Push(#[from] PushError),
-}
-
 const TICKS_PER_INTERVAL: u32 = 5;
 const COMMAND_BATCH: usize = 64;
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two readings of chitchat's state: it is not the fast path.
-const SCAN_PAUSE: Duration = Duration::from_millis(20);
-const KICK_PAUSE: Duration = Duration::from_millis(80);
-const KICK_FAN_OUT: usize = 3;
 const TRIES_PER_ROUND: f64 = 4.0;
-const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
-const LAST_BACK_OFF: Duration = Duration::from_secs(30);
-const LONG_RUN: Duration = Duration::from_secs(60);

@@ -1,4 +1,7 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use weft_model::{
     Endpoint, EndpointId, HoldRecord, LoanRecord, NetworkId, NetworkRecord, Node, NodeId,
@@ -12,6 +15,32 @@ use crate::{Record, replica::Replica, table::Key};
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ClusterView {
     pub members: BTreeMap<NodeId, Arc<Member>>,
+}
+
+impl ClusterView {
+    /// The view with the members `dirty` made anew, unless that changes nothing. Members that the
+    /// replica has forgotten leave it.
+    pub(crate) fn refreshed(
+        &self,
+        dirty: BTreeSet<NodeId>,
+        replica: &Replica,
+        heard: impl Fn(NodeId) -> bool,
+    ) -> Option<Self> {
+        let mut members = self.members.clone();
+        let mut changed = false;
+        for node in dirty {
+            if replica.is_forgotten(node) {
+                changed |= members.remove(&node).is_some();
+                continue;
+            }
+            let member = Member::assemble(node, heard(node), replica);
+            if members.get(&node).is_none_or(|old| **old != member) {
+                members.insert(node, Arc::new(member));
+                changed = true;
+            }
+        }
+        changed.then_some(Self { members })
+    }
 }
 
 /// One node and the newest known of its records.

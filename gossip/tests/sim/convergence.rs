@@ -10,24 +10,24 @@ use crate::cluster::{Cluster, address, endpoint, endpoint_key, network, node_rec
 #[tokio::test(start_paused = true)]
 async fn fifty_nodes_converge_whatever_happens_to_them() {
     for seed in [1, 2, 3] {
-        converges(Story { seed, size: 50, steps: 120, push_limit: None }).await;
+        converges(Story { seed, size: 50, steps: 120, push_slice: None }).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn small_clusters_converge_whatever_happens_to_them() {
     for seed in 100..130 {
-        converges(Story { seed, size: 2 + (seed % 9) as u16, steps: 60, push_limit: None }).await;
+        converges(Story { seed, size: 2 + (seed % 9) as u16, steps: 60, push_slice: None }).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn clusters_in_which_few_are_pushed_to_converge_too() {
+async fn clusters_that_push_in_small_slices_or_not_at_all_converge_too() {
     for seed in 200..206 {
-        converges(Story { seed, size: 12, steps: 60, push_limit: Some(2) }).await;
+        converges(Story { seed, size: 12, steps: 60, push_slice: Some(2) }).await;
     }
     for seed in 300..304 {
-        converges(Story { seed, size: 8, steps: 60, push_limit: Some(0) }).await;
+        converges(Story { seed, size: 8, steps: 60, push_slice: Some(0) }).await;
     }
 }
 
@@ -35,19 +35,19 @@ struct Story {
     seed: u64,
     size: u16,
     steps: usize,
-    push_limit: Option<usize>,
+    push_slice: Option<usize>,
 }
 
 /// Plays a random story of joins, departures, crashes, restarts, partitions and writes, a fifth of
 /// all messages lost, and checks that all live nodes agree some time after its end.
 async fn converges(story: Story) {
-    let Story { seed, size, steps, push_limit } = story;
+    let Story { seed, size, steps, push_slice } = story;
     println!("seed {seed}: {size} nodes, {steps} steps");
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut cluster = match push_limit {
+    let mut cluster = match push_slice {
         None => Cluster::new(seed),
-        Some(0) => Cluster::configured(seed, |config| config.push_limit = 0),
-        Some(_) => Cluster::configured(seed, |config| config.push_limit = 2),
+        Some(0) => Cluster::configured(seed, |config| config.push_slice = 0),
+        Some(_) => Cluster::configured(seed, |config| config.push_slice = 2),
     };
     cluster.network.set_loss(0.2);
     let mut down = BTreeMap::new();

@@ -1,5 +1,7 @@
 //! Whole clusters in one process: the real code over a network in memory, in virtual time.
 
+#![expect(clippy::print_stdout, reason = "seeds and measured figures, shown when asked for")]
+
 mod cluster;
 mod convergence;
 mod life;

@@ -88,7 +88,7 @@ async fn a_generation_that_did_not_grow_is_noticed_and_overcome() {
 
 #[tokio::test(start_paused = true)]
 async fn the_longest_value_still_travels_by_anti_entropy_and_blocks_nothing() {
-    let mut cluster = Cluster::configured(5, |config| config.push_limit = 0);
+    let mut cluster = Cluster::configured(5, |config| config.push_slice = 0);
     cluster.start_all(3).await;
     let mut record = WantRecord::default();
     let key = Key::Want(network(1));

@@ -383,3 +383,114 @@ const ROUTER: Prefix =
     Prefix { ip: IpAddr::V6(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), len: 64 };
 const TTL: u8 = 64;
 const MARK: &str = "weft network ";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_links() -> impl Strategy<Value = Links> {
+        let mac = (0..3u8).prop_map(|n| MacAddr::try_from([2, 0, 0, 0, 0, n]).ok());
+        let settings = (mac, 1400..1403u32, any::<bool>(), any::<bool>()).prop_map(
+            |(mac, mtu, snooping, address_generation)| BridgeSettings {
+                mac,
+                mtu,
+                mark: None,
+                snooping,
+                address_generation,
+            },
+        );
+        let bridge = (settings, any::<bool>()).prop_map(|(settings, up)| Bridge { settings, up });
+        let identity = (1..3u32, 4789..4791u16, any::<bool>(), any::<bool>()).prop_map(
+            |(vni, port, proxy, learning)| TunnelIdentity {
+                vni: Vni::try_from(vni).ok(),
+                local: Some(IpAddr::from([192, 0, 2, 1]).into()),
+                port,
+                proxy,
+                learning,
+                l2miss: false,
+                l3miss: false,
+            },
+        );
+        let settings = (1400..1403u32, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(mtu, bridged, port_learning, port_flood)| TunnelSettings {
+                mtu,
+                bridged,
+                port_learning,
+                port_flood,
+                address_generation: false,
+            },
+        );
+        let tunnel = (identity, settings, any::<bool>())
+            .prop_map(|(identity, settings, up)| Tunnel { identity, settings, up });
+        let address = (1..4u8).prop_map(|n| Prefix { ip: IpAddr::from([10, 0, 0, n]), len: 24 });
+        (
+            any::<bool>(),
+            prop::option::of(bridge),
+            prop::option::of(tunnel),
+            prop::collection::btree_set(address, 0..3),
+        )
+            .prop_map(|(loopback_up, bridge, tunnel, addresses)| Links {
+                loopback_up,
+                bridge,
+                tunnel,
+                addresses,
+            })
+    }
+
+    /// What the kernel does with an operation.
+    fn apply(links: &mut Links, op: LinkOp) {
+        let plain = |settings| Bridge { settings, up: false };
+        match op {
+            LinkOp::Up("lo") => links.loopback_up = true,
+            LinkOp::Up(BRIDGE) => links.bridge.as_mut().unwrap().up = true,
+            LinkOp::Up(_) => links.tunnel.as_mut().unwrap().up = true,
+            LinkOp::CreateBridge(settings) => {
+                assert!(links.bridge.is_none(), "two bridges");
+                links.bridge = Some(plain(BridgeSettings { mtu: 1500, ..settings }));
+            }
+            LinkOp::ConfigureBridge(settings) => links.bridge.as_mut().unwrap().settings = settings,
+            LinkOp::CreateTunnel(identity) => {
+                assert!(links.tunnel.is_none(), "two tunnels");
+                let settings = TunnelSettings {
+                    mtu: 1500,
+                    bridged: false,
+                    port_learning: true,
+                    port_flood: true,
+                    address_generation: true,
+                };
+                links.tunnel = Some(Tunnel { identity, settings, up: false });
+            }
+            LinkOp::ConfigureTunnel(settings) => links.tunnel.as_mut().unwrap().settings = settings,
+            LinkOp::DeleteTunnel => links.tunnel = None,
+            LinkOp::AddAddress(prefix) => drop(links.addresses.insert(prefix)),
+            LinkOp::RemoveAddress(prefix) => drop(links.addresses.remove(&prefix)),
+        }
+    }
+
+    fn wanted() -> impl Strategy<Value = Links> {
+        any_links().prop_filter_map("whole", |links| {
+            let bridge = Bridge { up: true, ..links.bridge? };
+            let tunnel = Tunnel { up: true, ..links.tunnel? };
+            Some(Links {
+                loopback_up: true,
+                bridge: Some(bridge),
+                tunnel: Some(tunnel),
+                addresses: links.addresses,
+            })
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_links_converge_in_one_pass(desired in wanted(), actual in any_links()) {
+            let mut kernel = actual;
+            for op in plan(&desired, &kernel.clone()) {
+                apply(&mut kernel, op);
+            }
+            prop_assert_eq!(&kernel, &desired);
+            prop_assert!(plan(&desired, &kernel).is_empty());
+        }
+    }
+}

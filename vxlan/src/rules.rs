@@ -328,3 +328,88 @@ impl fmt::Display for Load {
         write!(f, "load {} ({})", tables.join(", "), self.0.digest())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weft_model::{MacAddr, NetworkId, Vni};
+
+    use super::*;
+    use crate::Uplink;
+
+    fn vteps(texts: &[&str]) -> BTreeSet<VtepAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn network(internal: bool) -> OverlayNetwork {
+        let id = NetworkId::from([1; 16]);
+        OverlayNetwork {
+            id,
+            name: "app".parse().unwrap(),
+            vni: Vni::try_from(4097).unwrap(),
+            mtu: 1450,
+            local: "192.0.2.1".parse().unwrap(),
+            port: 4789,
+            gateway_mac: MacAddr::for_gateway(id),
+            gateways: Vec::new(),
+            internal,
+            multicast: false,
+            remotes: BTreeMap::new(),
+            flood: BTreeSet::new(),
+            ports: BTreeMap::new(),
+            uplink: Some(Uplink::default()),
+        }
+    }
+
+    fn port(ips: &[&str]) -> Port {
+        Port {
+            mac: "02:00:00:00:00:07".parse().unwrap(),
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn the_host_lets_vxlan_in_from_present_peers_only() {
+        let rules = HostRules {
+            vxlan_port: 4789,
+            local: vteps(&["192.0.2.1"]),
+            vteps: vteps(&["192.0.2.2", "192.0.2.3"]),
+            uplink_pools: vec!["169.254.192.0/18".parse().unwrap()],
+        };
+        insta::assert_snapshot!(Ruleset::of_host(&rules).script());
+    }
+
+    #[test]
+    fn a_host_without_a_vtep_leaves_the_vxlan_port_alone() {
+        let script = Ruleset::of_host(&HostRules::default()).script();
+        assert!(!script.contains("4789"), "{script}");
+    }
+
+    #[test]
+    fn a_port_may_send_from_its_own_addresses_only() {
+        let ports = [("v01".to_owned(), port(&["10.0.0.7", "fd00::7"]))].into();
+        let pools = ["169.254.192.0/18".parse().unwrap()];
+        insta::assert_snapshot!(Ruleset::of_network(&network(false), &pools, &ports).script());
+    }
+
+    #[test]
+    fn an_internal_network_translates_nothing() {
+        let script = Ruleset::of_network(&network(true), &[], &BTreeMap::new()).script();
+        assert!(!script.contains("masquerade"), "{script}");
+    }
+
+    #[test]
+    fn rules_that_somebody_changed_are_loaded_again() {
+        let desired = Ruleset::of_host(&HostRules::default());
+        let listing = desired.script();
+        let loaded = Loaded { known: Some((desired.digest(), listing.clone())), seen: None };
+        assert_eq!(plan(&desired, &loaded, Some(&listing)), []);
+        // A predecessor's rules are ours if their digest is.
+        assert_eq!(plan(&desired, &Loaded::default(), Some(&listing)), []);
+        for changed in [None, Some(""), Some("table inet weft {\n}\n")] {
+            assert_eq!(plan(&desired, &loaded, changed).len(), 1, "{changed:?}");
+            assert_eq!(plan(&desired, &Loaded::default(), changed).len(), 1, "{changed:?}");
+        }
+        let shorter = listing.replace("drop", "accept");
+        assert_eq!(plan(&desired, &loaded, Some(&shorter)).len(), 1);
+    }
+}

@@ -241,3 +241,78 @@ impl fmt::Display for Side {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn end(mtu: u32, up: bool) -> End {
+        End { mtu, up }
+    }
+
+    fn any_uplink() -> impl Strategy<Value = UplinkState> {
+        let prefix = (0..4u8).prop_map(|n| Prefix { ip: [169, 254, 192, n].into(), len: 31 });
+        let prefixes = prop::collection::btree_set(prefix, 0..3);
+        let gateway = prop::option::of((0..4u8).prop_map(|n| IpAddr::from([169, 254, 192, n])));
+        (any::<(bool, bool)>(), 1400..1402u32, prefixes.clone(), prefixes, gateway).prop_map(
+            |((there, up), mtu, host_addresses, network_addresses, gateway)| match there {
+                false => UplinkState::default(),
+                true => UplinkState {
+                    veth: Some(Veth { host: end(mtu, up), network: end(mtu, true) }),
+                    host_addresses,
+                    network_addresses,
+                    gateways: gateway.into_iter().collect(),
+                },
+            },
+        )
+    }
+
+    fn apply(state: &mut UplinkState, op: UplinkOp) {
+        let side =
+            |state: &mut UplinkState, side: Side, op: &dyn Fn(&mut BTreeSet<Prefix>)| match side {
+                Side::Host => op(&mut state.host_addresses),
+                Side::Network => op(&mut state.network_addresses),
+            };
+        match op {
+            UplinkOp::Create { mtu } => {
+                assert_eq!(*state, UplinkState::default(), "made twice");
+                state.veth = Some(Veth { host: end(mtu, false), network: end(mtu, false) });
+            }
+            UplinkOp::Configure { side, mtu } => {
+                let veth = state.veth.as_mut().unwrap();
+                match side {
+                    Side::Host => veth.host = end(mtu, true),
+                    Side::Network => veth.network = end(mtu, true),
+                }
+            }
+            UplinkOp::Delete => *state = UplinkState::default(),
+            UplinkOp::AddAddress(at, prefix) => side(state, at, &|all| drop(all.insert(prefix))),
+            UplinkOp::RemoveAddress(at, prefix) => {
+                side(state, at, &|all| drop(all.remove(&prefix)))
+            }
+            UplinkOp::AddGateway(ip) => {
+                state.gateways.retain(|other| other.is_ipv4() != ip.is_ipv4());
+                state.gateways.insert(ip);
+            }
+            UplinkOp::RemoveGateway(ip) => drop(state.gateways.remove(&ip)),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_uplink_converges_in_one_pass(desired in any_uplink(), actual in any_uplink()) {
+            let mut desired = desired;
+            if let Some(veth) = &mut desired.veth {
+                veth.host.up = true;
+            }
+            let mut kernel = actual;
+            for op in plan(&desired, &kernel.clone()) {
+                apply(&mut kernel, op);
+            }
+            prop_assert_eq!(&kernel, &desired);
+            prop_assert!(plan(&desired, &kernel).is_empty());
+        }
+    }
+}

@@ -186,14 +186,17 @@ fn multicast_reaches_the_hosts_of_the_network_if_asked_for() {
         }
         let answer = run(&sandboxes[0], "ping -n -b -c 1 -W 2 10.1.0.255");
         assert!(answer.contains("10.1.0.2"), "{answer}");
-        let tally = Tally::on(&wire, "ether type ip udp dport 4789");
+        // Behind outer UDP and VXLAN headers: the inner type, and the inner destination.
+        let arp = Tally::on(&wire, "udp dport 4789 @th,224,16 0x0806");
         let _ = ping(&sandboxes[0], "10.1.0.99".parse().unwrap());
-        run(
-            &sandboxes[0],
-            "ip neigh replace 10.1.0.98 lladdr 02:00:00:00:00:98 dev eth0 nud permanent",
-        );
+        assert_eq!(arp.packets(), 0, "ARP stays");
+        drop(arp);
+        let unknown = Tally::on(&wire, "udp dport 4789 @th,128,48 0x020000000098");
+        let entry = "10.1.0.98 lladdr 02:00:00:00:00:98 dev eth0 nud permanent";
+        run(&sandboxes[0], &format!("ip neigh replace {entry}"));
         let _ = ping(&sandboxes[0], "10.1.0.98".parse().unwrap());
-        assert_eq!(tally.packets(), 0, "ARP for and frames to unknown stations stay");
+        assert_eq!(unknown.packets(), 0, "frames to unknown stations stay");
+        drop(unknown);
         // Switched off again, the flood list goes.
         one.desire_network(net.id(), |network| network.multicast = false);
         eventually("the flood list goes", async || {

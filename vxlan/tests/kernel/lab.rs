@@ -411,3 +411,10 @@ impl<'a> Tally<'a> {
         words[position + 1].parse().unwrap()
     }
 }
+
+impl Drop for Tally<'_> {
+    fn drop(&mut self) {
+        // The namespace may be on its way out, with a panic.
+        let _ = attempt(self.namespace, "nft delete table bridge tally");
+    }
+}

@@ -99,10 +99,10 @@ mod tests {
 
         #[test]
         fn no_bytes_break_the_frame_parser(message in prop::collection::vec(any::<u8>(), 0..512)) {
-            if let Ok((_, packed)) = kind_of(&message.into()) {
-                if let Ok(body) = decompress(&packed, 1 << 16) {
-                    prop_assert!(body.len() <= 1 << 16);
-                }
+            if let Ok((_, packed)) = kind_of(&message.into())
+                && let Ok(body) = decompress(&packed, 1 << 16)
+            {
+                prop_assert!(body.len() <= 1 << 16);
             }
         }
 

@@ -250,7 +250,7 @@ fn observe(
     let heard = heartbeat > seen.heartbeat;
     seen.heartbeat = heartbeat;
     let changes = seen.changes(id, state);
-    (heard || !known || changes.is_some()).then(|| Observation {
+    (heard || !known || changes.is_some()).then_some(Observation {
         node: seen.node,
         address: id.gossip_advertise_addr,
         heard,

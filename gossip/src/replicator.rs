@@ -289,7 +289,10 @@ impl<C: Carrier> Replicator<C> {
         for observation in scan.nodes {
             self.observe(observation, now);
         }
-        if let Some(number) = scan.conflict {
+        let Some(number) = scan.conflict else { return };
+        self.own.observe(number);
+        // Once is enough until the next start ends the conflict.
+        if self.timers.start.is_none() {
             tracing::error!(
                 number,
                 "records of an earlier life of this node are as new as its own: was its generation \
@@ -297,7 +300,6 @@ impl<C: Carrier> Replicator<C> {
                  with higher numbers"
             );
             count(&self.tally.conflicts);
-            self.own.observe(number);
             self.timers.restart(now);
         }
     }
@@ -362,10 +364,9 @@ impl<C: Carrier> Replicator<C> {
         // All members together try a lost one some times a round.
         let share = TRIES_PER_ROUND / (1.0 + self.detector.alive().count() as f64);
         let share = if old { share / 20.0 } else { share };
-        if self.rng.random_bool(share.min(1.0)) {
-            if let Some(membership) = &self.membership {
-                membership.kick(address);
-            }
+        let chosen = self.rng.random_bool(share.min(1.0));
+        if let Some(membership) = self.membership.as_ref().filter(|_| chosen) {
+            membership.kick(address);
         }
     }
 

@@ -28,7 +28,8 @@ impl Timers {
     }
 
     pub(crate) fn want_scan(&mut self, now: Instant) {
-        self.scan.get_or_insert((self.last_scan + SCAN_PAUSE).max(now));
+        let earliest = (self.last_scan + SCAN_PAUSE).max(now);
+        self.scan.get_or_insert(earliest);
     }
 
     /// Chitchat runs.

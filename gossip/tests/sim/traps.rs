@@ -87,6 +87,28 @@ async fn a_generation_that_did_not_grow_is_noticed_and_overcome() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_starts_as_its_own_double_overcomes_its_past() {
+    for seed in 0..5 {
+        let mut cluster = Cluster::of(3, seed).await;
+        for e in 0..10 {
+            let (key, record) = endpoint(1, e, 1);
+            cluster.publish(3, vec![(key, Some(record))]).await;
+        }
+        // Until anti-entropy has spread it too, not the push alone.
+        time::sleep(Duration::from_secs(5)).await;
+        // The same generation and the same first records: to chitchat the very same node.
+        let mut records = cluster.crash(3).await;
+        records.retain(|key, _| *key == Key::Node);
+        cluster.start_as(3, 1, records);
+        cluster.converge(Duration::from_secs(20)).await;
+        assert_eq!(cluster.running[&3].gossip.counters().conflicts, 1);
+        let (key, record) = endpoint(1, 3, 1);
+        cluster.publish(3, vec![(key, Some(record))]).await;
+        cluster.converge(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_longest_value_still_travels_by_anti_entropy_and_blocks_nothing() {
     let mut cluster = Cluster::configured(5, |config| config.push_slice = 0);
     cluster.start_all(3).await;

@@ -26,7 +26,7 @@ pub async fn keep_valid(
     let mut interval = clock::interval(INTERVAL);
     while stop.run_until_cancelled(interval.tick()).await.is_some() {
         let identity = carrier.identity();
-        if !is_due(identity.certificate().validity(), OffsetDateTime::now_utc()) {
+        if OffsetDateTime::now_utc() < identity.certificate().validity().renew_at() {
             continue;
         }
         match renew(&carrier, &identity, &view).await {
@@ -66,22 +66,4 @@ async fn renew(
     let until = certificate.validity().until;
     carrier.present(certificate).map_err(|error| Chain(&error).to_string())?;
     Ok(until)
-}
-
-/// Whether two thirds of a certificate's life have passed.
-fn is_due(validity: Validity, now: OffsetDateTime) -> bool {
-    now >= validity.from + (validity.until - validity.from) * 2 / 3
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_certificate_is_renewed_at_two_thirds_of_its_life() {
-        let from = OffsetDateTime::UNIX_EPOCH;
-        let validity = Validity { from, until: from + Duration::from_secs(300) };
-        assert!(!is_due(validity, from + Duration::from_secs(199)));
-        assert!(is_due(validity, from + Duration::from_secs(200)));
-    }
 }

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use crate::probe_tmp as underlay;
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use sd_notify::NotifyState;
@@ -25,7 +24,7 @@ use weft_gossip::{
     quic::{self, Admission, QuicCarrier, QuicConfig},
 };
 use weft_model::{Label, NetworkId, NodeId, VtepAddr};
-use weft_vxlan::DataPlane;
+use weft_vxlan::{DataPlane, Missing, Namespace, advertise_address, probe};
 
 use crate::{
     advertise::Advertise,
@@ -65,10 +64,12 @@ fn log_to_stderr() {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let identity = Identity::load(&config.state_dir)?;
-    let advertise = advertised(&config).await?;
+    let host = Namespace::current()?;
+    refuse_missing(&probe())?;
+    let advertise = advertised(&config, &host)?;
     let tracker = TaskTracker::new();
     let stop = CancellationToken::new();
-    let agent = Agent::start(&config, identity, advertise, &tracker, &stop).await?;
+    let agent = Agent::start(&config, host, identity, advertise, &tracker, &stop).await?;
 
     let socket = api::bind(&config.socket, config.socket_group.as_deref()).await?;
     agent.serve_api(socket, &tracker, &stop);
@@ -89,14 +90,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 /// The underlay address of this host: configured, given to `init` or `join`, or found.
-async fn advertised(config: &Config) -> anyhow::Result<SocketAddr> {
+fn advertised(config: &Config, host: &Namespace) -> anyhow::Result<SocketAddr> {
     let told = Advertise::load(&config.state_dir)?;
     let port = config.listen.map(|listen| listen.port()).or(told.and_then(|told| told.port));
     let ip = match config.advertise.or(told.map(|told| told.ip)) {
         Some(ip) => ip,
-        None => underlay::default_address().await?,
+        None => advertise_address(host)?.ip(),
     };
     Ok(SocketAddr::new(ip, port.unwrap_or(AGENT_PORT)))
+}
+
+/// Refuses to start on a system that lacks something, and says what.
+fn refuse_missing(missing: &[Missing]) -> anyhow::Result<()> {
+    let lines: Vec<_> = missing.iter().map(ToString::to_string).collect();
+    anyhow::ensure!(lines.is_empty(), "this system lacks what weft needs: {}", lines.join("; "));
+    Ok(())
 }
 
 /// The running parts.
@@ -116,21 +124,28 @@ struct Agent {
 impl Agent {
     async fn start(
         config: &Config,
+        host: Namespace,
         identity: Identity,
         advertise: SocketAddr,
         tracker: &TaskTracker,
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let me = identity.node();
-        let watcher = Watcher::new(identity.name().clone(), advertise, config.dns_upstream.clone());
-        let host = watcher.look().await?;
-        let (node, node_updates) = watch::channel(host.node);
-        let (resolvers, resolver_updates) = watch::channel(host.resolvers);
+        let watcher = Watcher::new(
+            host.clone(),
+            identity.name().clone(),
+            advertise,
+            config.dns_upstream.clone(),
+        );
+        let seen = watcher.look()?;
+        let (node, node_updates) = watch::channel(seen.node);
+        let (resolvers, resolver_updates) = watch::channel(seen.resolvers);
 
         // What is desired stays unknown until the keeper has understood what there is.
         let (desired, desired_updates) = watch::channel(None);
         let plane_config = weft_vxlan::Config {
             runtime_dir: config.runtime_dir.clone(),
+            host: Some(host),
             ..weft_vxlan::Config::default()
         };
         let plane = DataPlane::start(plane_config, desired_updates, tracker, stop)?;

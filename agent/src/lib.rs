@@ -19,7 +19,6 @@ pub mod joining;
 pub mod ledger;
 pub mod listeners;
 pub mod metrics;
-pub mod probe_tmp;
 pub mod projection;
 pub mod refusal;
 pub mod remembered;

@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use crate::probe_tmp as underlay;
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
 use weft_dns::resolv_conf;
 use weft_model::{Label, Node, NodeState, VtepAddr};
+use weft_vxlan::{Namespace, Underlay, UnderlayError};
 
 use crate::chain::Chain;
 
@@ -23,6 +23,7 @@ const DNS_PORT: u16 = 53;
 
 /// Keeps this host's record and its list of resolvers up to date.
 pub struct Watcher {
+    host: Namespace,
     name: Label,
     address: SocketAddr,
     /// Resolvers that the configuration names; the host's own when empty.
@@ -37,8 +38,8 @@ pub struct Host {
 }
 
 impl Watcher {
-    pub fn new(name: Label, address: SocketAddr, configured: Vec<IpAddr>) -> Self {
-        Self { name, address, configured }
+    pub fn new(host: Namespace, name: Label, address: SocketAddr, configured: Vec<IpAddr>) -> Self {
+        Self { host, name, address, configured }
     }
 
     /// Looks at the host.
@@ -46,9 +47,9 @@ impl Watcher {
     /// # Errors
     ///
     /// No interface has the advertised address.
-    pub async fn look(&self) -> Result<Host, underlay::UnderlayError> {
+    pub fn look(&self) -> Result<Host, UnderlayError> {
         let vtep = VtepAddr::from(self.address.ip());
-        let found = underlay::inspect(vtep).await?;
+        let found = Underlay::of(vtep, &self.host)?;
         let resolvers = self.resolvers();
         Ok(Host {
             node: Node {
@@ -57,7 +58,7 @@ impl Watcher {
                 address: self.address,
                 version: env!("CARGO_PKG_VERSION").into(),
                 state: NodeState::Up,
-                underlay_mtu: found.mtu,
+                underlay_mtu: u16::try_from(found.mtu).unwrap_or(u16::MAX),
                 routes: found.routes,
                 resolvers: resolvers
                     .iter()
@@ -79,7 +80,7 @@ impl Watcher {
         let mut interval = time::interval(INTERVAL);
         interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         while stop.run_until_cancelled(interval.tick()).await.is_some() {
-            match self.look().await {
+            match self.look() {
                 Ok(host) => {
                     replace(&node, host.node);
                     replace(&resolvers, host.resolvers);

@@ -123,6 +123,7 @@ impl Wire {
         for &prefix in &spec.addresses {
             netlink.add_address(index, prefix).map_err(failed("add the address"))?;
         }
+        self.await_addresses(spec, &mut netlink);
         for &gateway in &spec.gateways {
             self.route(spec, &mut netlink, index, gateway)?;
         }
@@ -137,15 +138,22 @@ impl Wire {
     /// Waits until the bridge forwards what the sandbox sends: it learns of the far end's rise from
     /// a kernel worker that may take its time. Asking for the link hurries it (Linux 6.8).
     fn await_carrier(&self, near: &mut Netlink) {
-        let start = Instant::now();
-        while start.elapsed() < CARRIER_TIMEOUT {
-            match near.link(&self.host_ifname) {
-                Ok(link) if !link.forwards() => thread::park_timeout(CARRIER_POLL),
-                // It forwards, or it has gone, which others will tell.
-                _ => return,
+        // A port that has gone will be told of by others.
+        let forwards = || near.link(&self.host_ifname).map_or(true, |link| link.forwards());
+        if !holds_in_time(forwards) {
+            tracing::warn!(port = %self.host_ifname, "the bridge does not forward the port yet");
+        }
+    }
+
+    /// Waits until the sandbox takes in what is sent to its addresses: for IPv6, another kernel
+    /// worker sees to it.
+    fn await_addresses(&self, spec: &AttachSpec, far: &mut Netlink) {
+        for prefix in &spec.addresses {
+            if !holds_in_time(|| far.takes_in(prefix.ip).unwrap_or(true)) {
+                let port = &self.host_ifname;
+                tracing::warn!(%port, ip = %prefix.ip, "the sandbox does not take in the address yet");
             }
         }
-        tracing::warn!(port = %self.host_ifname, "the bridge does not forward the new port yet");
     }
 
     fn route(
@@ -193,8 +201,21 @@ impl Wire {
     }
 }
 
-const CARRIER_TIMEOUT: Duration = Duration::from_secs(2);
-const CARRIER_POLL: Duration = Duration::from_millis(5);
+/// Looks again and again; a blocking thread has nothing better to do, and the kernel offers no
+/// event that all versions send.
+fn holds_in_time(mut condition: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < WORKER_TIMEOUT {
+        if condition() {
+            return true;
+        }
+        thread::park_timeout(WORKER_POLL);
+    }
+    false
+}
+
+const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
+const WORKER_POLL: Duration = Duration::from_millis(2);
 
 fn open_sandbox(spec: &AttachSpec, host: &Namespace) -> Result<Namespace, AttachError> {
     let opened = match &spec.sandbox {

@@ -6,7 +6,8 @@ use tokio::sync::watch;
 use weft_model::{EndpointId, NetworkId};
 
 use crate::{
-    NetworkStatus, Status, TableStatus, namespace::namespace_name, network::Passes, table::Chain,
+    NetworkStatus, OverlayNetwork, Status, TableStatus, namespace::namespace_name, network::Passes,
+    table::Chain,
 };
 
 /// The one place of the status; every task writes its own part of it.
@@ -45,10 +46,11 @@ impl Board {
         self.0.subscribe()
     }
 
+    /// Posts a pass over a network's tables that aimed at `target`, if the network is desired.
     pub(crate) fn post_network(
         &self,
         id: NetworkId,
-        desired: bool,
+        target: Option<Arc<OverlayNetwork>>,
         ports: BTreeSet<EndpointId>,
         passes: &Passes,
         occasion: Occasion,
@@ -59,7 +61,10 @@ impl Board {
                 namespace: namespace_name(id),
                 ..NetworkStatus::default()
             });
-            entry.desired = desired;
+            entry.desired = target.is_some();
+            if converged(passes) {
+                entry.reached = target;
+            }
             entry.ports = ports;
             count(&mut entry.tables, passes, occasion);
         });
@@ -78,12 +83,16 @@ impl Board {
     }
 }
 
+fn converged(passes: &Passes) -> bool {
+    passes.values().all(|pass| pass.errors.is_empty())
+}
+
 fn count(
     tables: &mut std::collections::BTreeMap<crate::Table, TableStatus>,
     passes: &Passes,
     Occasion { wake, settled, since }: Occasion,
 ) {
-    let converged = passes.values().all(|pass| pass.errors.is_empty());
+    let converged = converged(passes);
     let unasked = settled && matches!(wake, Wake::KernelChanged | Wake::Resync);
     for (&table, pass) in passes {
         let entry = tables.entry(table).or_default();

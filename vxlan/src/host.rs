@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Desired, Table,
     board::{Board, Occasion, Wake},
+    docker::{self, DockerChains},
     events::Events,
     namespace::Namespace,
     network::Passes,
@@ -104,6 +105,8 @@ fn pass(
             tracing::debug!(error = %Chain(error), "a kernel setting was not changed");
         }
         passes.insert(Table::Sysctls, pass);
+        let pass = reconcile(&mut DockerChains(namespace), docker::plan);
+        passes.insert(Table::Docker, pass);
     }
     (loaded, passes, sysctls)
 }

@@ -8,6 +8,7 @@
 mod attach;
 mod board;
 mod desired;
+mod docker;
 mod events;
 mod fdb;
 mod host;

@@ -232,6 +232,19 @@ impl Netlink {
         Ok(routes.collect())
     }
 
+    /// Whether packets to `ip` are taken in.
+    pub(crate) fn takes_in(&mut self, ip: IpAddr) -> Result<bool, NetlinkError> {
+        let mut all = RouteMessage::default();
+        all.header.address_family = family(ip);
+        let routes = self.dump(&RouteNetlinkMessage::GetRoute(all))?;
+        Ok(routes.iter().any(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => {
+                route.header.kind == RouteType::Local && destination(route) == Some(ip)
+            }
+            _ => false,
+        }))
+    }
+
     /// The main table's unicast routes of both families.
     pub(crate) fn routes(&mut self) -> Result<Vec<RouteMessage>, NetlinkError> {
         let mut found = Vec::new();
@@ -286,6 +299,13 @@ pub(crate) fn family(ip: IpAddr) -> AddressFamily {
 pub(crate) fn gateway(route: &RouteMessage) -> Option<IpAddr> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(address) => ip(address),
+        _ => None,
+    })
+}
+
+pub(crate) fn destination(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip(address),
         _ => None,
     })
 }

@@ -18,23 +18,32 @@ pub(crate) fn load(namespace: &Namespace, script: &str) -> Result<(), KernelErro
 
 /// Prints `tables` without their counters; `None` if one of them is missing.
 pub(crate) fn list(namespace: &Namespace, tables: &[&str]) -> Result<Option<String>, KernelError> {
-    namespace.run(|| {
-        let mut listing = String::new();
-        for table in tables {
-            // One at a time: nft 1.0 finds only the first of two families in one batch.
-            let output = run(&["-s", "-f", "-"], &format!("list table {table}\n"))?;
-            if !output.status.success() {
-                let message = complaint(&output);
-                // nft has no exit status of its own for it.
-                return match message.contains("No such file or directory") {
-                    true => Ok(None),
-                    false => Err(KernelError::NftRefused { message }),
-                };
-            }
-            listing += &String::from_utf8_lossy(&output.stdout);
-        }
-        Ok(Some(listing))
-    })
+    // One at a time: nft 1.0 finds only the first of two families in one batch.
+    let listings = tables.iter().map(|table| print(namespace, &format!("table {table}")));
+    listings.collect()
+}
+
+/// Prints a chain, whoever made it; `None` if it is missing.
+pub(crate) fn list_chain(
+    namespace: &Namespace,
+    family: &str,
+    table: &str,
+    chain: &str,
+) -> Result<Option<String>, KernelError> {
+    print(namespace, &format!("chain {family} {table} {chain}"))
+}
+
+fn print(namespace: &Namespace, object: &str) -> Result<Option<String>, KernelError> {
+    let output = namespace.run(|| run(&["-s", "-f", "-"], &format!("list {object}\n")))?;
+    if output.status.success() {
+        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    let message = complaint(&output);
+    // nft has no exit status of its own for it.
+    match message.contains("No such file or directory") {
+        true => Ok(None),
+        false => Err(KernelError::NftRefused { message }),
+    }
 }
 
 /// The version that `nft` gives of itself.

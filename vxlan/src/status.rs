@@ -1,9 +1,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use weft_model::{EndpointId, NetworkId};
+
+use crate::OverlayNetwork;
 
 /// What the data plane holds and how it gets on, as last seen by its reconcilers.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -23,6 +26,8 @@ pub struct NetworkStatus {
     pub namespace: String,
     /// False for a leftover: its namespace goes with its last port.
     pub desired: bool,
+    /// The last desired state that the kernel held whole: what it can reach.
+    pub reached: Option<Arc<OverlayNetwork>>,
     pub tables: BTreeMap<Table, TableStatus>,
     pub ports: BTreeSet<EndpointId>,
 }
@@ -44,6 +49,8 @@ pub enum Table {
     Rules,
     /// Kernel settings.
     Sysctls,
+    /// The exceptions in Docker's firewall, where there is one.
+    Docker,
 }
 
 /// Counts since the agent's start; the label values of its metrics.
@@ -72,6 +79,7 @@ impl Table {
             Self::Uplink => "uplink",
             Self::Rules => "rules",
             Self::Sysctls => "sysctls",
+            Self::Docker => "docker",
         }
     }
 }

@@ -151,18 +151,23 @@ impl NetworkTask {
             Ok(Some(opened)) => opened,
             Ok(None) => {
                 self.leave(memory).await;
-                command.map(|command| refuse(command, self.id));
+                if let Some(command) = command {
+                    refuse(command, self.id);
+                }
                 return None;
             }
             Err(error) => {
                 let reason = Chain(&error).to_string();
                 tracing::warn!(network = %self.id, error = %reason, "failed to open the network's namespace");
-                command.map(|command| fail(command, self.id, error));
+                if let Some(command) = command {
+                    fail(command, self.id, error);
+                }
                 memory.failures += 1;
                 return None;
             }
         };
         let Opened { kernel, events } = opened;
+        let aim = target.as_ref().map(|target| Arc::clone(&target.network));
         let work = Work { kernel, target, command, thorough };
         // Blocking, but only for as long as the kernel takes; nothing here changes the namespace
         // of the pool's thread.
@@ -187,7 +192,7 @@ impl NetworkTask {
             self.tell_gone(memory, &ports, detached);
             memory.ports = ports;
         }
-        self.around.board.post_network(self.id, desired, memory.ports.clone(), &passes, occasion);
+        self.around.board.post_network(self.id, aim, memory.ports.clone(), &passes, occasion);
 
         if (!desired && memory.ports.is_empty()) || memory.purge {
             memory.purge = false;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use weft_model::VtepAddr;
 
 use crate::{
@@ -103,25 +103,15 @@ fn destinations(routes: &[RouteMessage], links: &BTreeMap<String, Link>) -> Vec<
 }
 
 fn destination(route: &RouteMessage) -> Option<IpNet> {
-    let ip = address(route, |attribute| match attribute {
-        RouteAttribute::Destination(address) => Some(address),
-        _ => None,
-    })?;
+    let ip = link::destination(route)?;
     IpNet::new(ip, route.header.destination_prefix_length).ok()
 }
 
 fn source(route: &RouteMessage) -> Option<IpAddr> {
-    address(route, |attribute| match attribute {
-        RouteAttribute::PrefSource(address) => Some(address),
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(address) => link::ip(address),
         _ => None,
     })
-}
-
-fn address(
-    route: &RouteMessage,
-    pick: fn(&RouteAttribute) -> Option<&RouteAddress>,
-) -> Option<IpAddr> {
-    route.attributes.iter().find_map(pick).and_then(link::ip)
 }
 
 fn metric(route: &RouteMessage) -> u32 {

@@ -288,10 +288,12 @@ mod tests {
                 }
             }
             UplinkOp::Delete => *state = UplinkState::default(),
-            UplinkOp::AddAddress(at, prefix) => side(state, at, &|all| drop(all.insert(prefix))),
-            UplinkOp::RemoveAddress(at, prefix) => {
-                side(state, at, &|all| drop(all.remove(&prefix)))
-            }
+            UplinkOp::AddAddress(at, prefix) => side(state, at, &|all| {
+                all.insert(prefix);
+            }),
+            UplinkOp::RemoveAddress(at, prefix) => side(state, at, &|all| {
+                all.remove(&prefix);
+            }),
             UplinkOp::AddGateway(ip) => {
                 state.gateways.retain(|other| other.is_ipv4() != ip.is_ipv4());
                 state.gateways.insert(ip);

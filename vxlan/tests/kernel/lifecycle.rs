@@ -213,3 +213,31 @@ fn egress_leaves_with_the_hosts_address_and_nothing_comes_in_unasked() {
         ping(&sandboxes[1], "192.0.2.200".parse().unwrap()).unwrap();
     });
 }
+
+#[test]
+fn egress_passes_dockers_firewall() {
+    in_lab(async |lab| {
+        let wire = lab.wire();
+        run(&wire, "ip addr add 192.0.2.200/24 dev wire0");
+        let one = lab.host(1, &wire);
+        // As Docker sets it up.
+        for command in [
+            "nft add table ip filter",
+            "nft add chain ip filter DOCKER-USER",
+            "nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'",
+            "nft add rule ip filter FORWARD counter jump DOCKER-USER",
+        ] {
+            run(&one.namespace, command);
+        }
+        let mut net = Net::new(1, &[(1, 1)]);
+        net.internal = false;
+        one.carry(&net, Underlay::V4);
+        let sandbox = lab.namespace("sandbox");
+        one.attach(net.spec(1, &sandbox)).await;
+        let outside: IpAddr = "192.0.2.200".parse().unwrap();
+        eventually("the outside answers", async || ping(&sandbox, outside).map(drop)).await;
+        // Docker starts anew.
+        run(&one.namespace, "nft flush chain ip filter DOCKER-USER");
+        eventually("the outside answers again", async || ping(&sandbox, outside).map(drop)).await;
+    });
+}

@@ -1,6 +1,11 @@
 //! The data plane on the real kernel. Each test has namespaces of its own and leaves nothing
 //! behind, even if it fails; all of them can run at once.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "`allow-unwrap-in-tests` does not reach the helpers of an integration test"
+)]
+
 mod lab;
 
 mod hygiene;
@@ -9,3 +14,4 @@ mod overlay;
 mod ports;
 mod repair;
 mod scale;
+mod system;

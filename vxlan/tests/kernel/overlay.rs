@@ -1,4 +1,4 @@
-use crate::lab::{Net, Tally, Underlay, attempt, in_lab, ping, run};
+use crate::lab::{Net, Underlay, in_lab, ping, run};
 
 fn sandboxes_reach_each_other(underlay: Underlay) {
     in_lab(async move |lab| {

@@ -51,7 +51,7 @@ fn a_sandbox_may_be_in_several_networks_with_one_default_route() {
 fn a_sandbox_that_is_none_is_refused_by_name() {
     in_lab(async |lab| {
         let net = Net::new(1, &[(1, 1)]);
-        let one = one_host(lab, &[net.clone()]).await;
+        let one = one_host(lab, std::slice::from_ref(&net)).await;
         let sandbox = lab.namespace("sandbox");
         let spec = net.spec(1, &sandbox);
         let try_with = async |sandbox, ifname: Option<&str>| {
@@ -81,7 +81,7 @@ fn a_sandbox_that_is_none_is_refused_by_name() {
 fn the_end_of_a_sandbox_is_told_and_its_detaching_is_not() {
     in_lab(async |lab| {
         let net = Net::new(1, &[(1, 1), (2, 1)]);
-        let one = one_host(lab, &[net.clone()]).await;
+        let one = one_host(lab, std::slice::from_ref(&net)).await;
         let mut gone = one.plane.gone();
         let (first, second) = (lab.namespace("first"), lab.namespace("second"));
         one.attach(net.spec(1, &first)).await;
@@ -103,7 +103,7 @@ fn the_end_of_a_sandbox_is_told_and_its_detaching_is_not() {
 fn an_engine_moves_the_waiting_end_itself() {
     in_lab(async |lab| {
         let net = Net::new(1, &[(1, 1), (2, 1)]);
-        let one = one_host(lab, &[net.clone()]).await;
+        let one = one_host(lab, std::slice::from_ref(&net)).await;
         let (mine, docker) = (lab.namespace("mine"), lab.namespace("docker"));
         one.attach(net.spec(1, &mine)).await;
         let spec = AttachSpec { sandbox: Sandbox::Engine, ..net.spec(2, &docker) };
@@ -122,13 +122,11 @@ fn an_engine_moves_the_waiting_end_itself() {
 fn a_socket_of_a_network_answers_on_its_gateway() {
     in_lab(async |lab| {
         let net = Net::new(1, &[(1, 1)]);
-        let one = one_host(lab, &[net.clone()]).await;
+        let one = one_host(lab, std::slice::from_ref(&net)).await;
         let sandbox = lab.namespace("sandbox");
         one.attach(net.spec(1, &sandbox)).await;
-        let bind = || {
-            std::net::UdpSocket::bind("10.1.0.254:53")
-                .map_err(|error| weft_vxlan::NetlinkError::Socket(error))
-        };
+        let bind =
+            || std::net::UdpSocket::bind("10.1.0.254:53").map_err(weft_vxlan::NetlinkError::Socket);
         let socket = one.plane.socket_in(net.id(), bind).await.unwrap();
         run(&sandbox, "bash -c 'echo -n hello > /dev/udp/10.1.0.254/53'");
         let mut buffer = [0; 16];

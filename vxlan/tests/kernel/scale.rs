@@ -7,6 +7,7 @@ use weft_vxlan::Station;
 use crate::lab::{Net, Underlay, in_lab, run};
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the rate is what one runs it for")]
 fn two_thousand_remote_stations_are_programmed_within_a_second() {
     const STATIONS: usize = 2000;
     in_lab(async |lab| {

@@ -13,7 +13,7 @@ use weft_dns::Directory;
 use weft_gossip::{ClusterView, Gossip, Key, Record};
 use weft_ipam::{Ipam, Timing};
 use weft_model::{EndpointId, NetworkId, Node};
-use weft_vxlan::{DataPlane, Desired, Gone};
+use weft_vxlan::{DataPlane, Desired, Gone, Status};
 
 use super::{
     Command, Reply, Snapshot, Snapshots,
@@ -73,6 +73,7 @@ pub struct Keeper {
     pub(super) finished: mpsc::Sender<Finished>,
     pub(super) file: BookFile,
     view: watch::Receiver<Arc<ClusterView>>,
+    plane_status: watch::Receiver<Arc<Status>>,
     remembered: Remembered,
     published: BTreeMap<Key, Record>,
     names: NamesProjection,
@@ -96,6 +97,8 @@ enum Wake {
     Command(Option<Command>),
     View,
     Node,
+    /// The kernel's tables have changed.
+    Plane,
     Finished(Finished),
     /// A sandbox has ended; which one is unknown if there were too many to tell.
     Gone(Option<Gone>),
@@ -112,6 +115,7 @@ impl Keeper {
     ) -> (Self, Snapshots) {
         let Start { context, timing, file, book, spaces, published, remembered, names } = start;
         let view = links.gossip.view();
+        let plane_status = links.plane.status();
         let heard = remembered.complete(&view.borrow());
         let cluster = Arc::new(Cluster::resolve(heard, &book.networks));
         let book = Arc::new(book);
@@ -130,6 +134,7 @@ impl Keeper {
             finished,
             file,
             view,
+            plane_status,
             remembered,
             published,
             names,
@@ -169,6 +174,7 @@ impl Keeper {
                     Err(_) => Wake::Stop,
                 },
                 Ok(()) = self.links.node.changed() => Wake::Node,
+                Ok(()) = self.plane_status.changed() => Wake::Plane,
                 Some(outcome) = self.outcomes.recv() => Wake::Finished(outcome),
                 gone = gone.recv() => Wake::Gone(gone.ok()),
                 _ = tick.tick() => Wake::Tick,
@@ -180,6 +186,10 @@ impl Keeper {
                 Wake::Gone(Some(gone)) => self.sandbox_gone(gone.endpoint),
                 Wake::Gone(None) => self.look_for_lost().await,
                 Wake::Tick => self.retry_detaching(),
+                Wake::Plane => {
+                    self.project_names();
+                    continue;
+                }
                 Wake::View | Wake::Node => {}
             }
             self.settle().await?;
@@ -245,14 +255,21 @@ impl Keeper {
             }
             changed
         });
-        let directory = self.names.directory(&self.cluster, &self.book);
-        self.links.directory.send_replace(Arc::new(directory));
+        self.project_names();
         self.links.listeners.retain(&self.book.active());
         self.snapshot.send_replace(Arc::new(Snapshot {
             me: self.context.me,
             cluster: Arc::clone(&self.cluster),
             book: Arc::clone(&self.book),
         }));
+    }
+
+    /// Names follow what the kernel has, not what it shall have.
+    fn project_names(&mut self) {
+        let plane = Arc::clone(&self.plane_status.borrow_and_update());
+        let me = self.context.me;
+        let directory = self.names.directory(me, &self.cluster, &self.book, &plane);
+        self.links.directory.send_replace(Arc::new(directory));
     }
 
     /// Tells the others what changed of this node's records; returns whether anything did.

@@ -35,6 +35,13 @@ impl HostTask {
                 time::sleep(DEBOUNCE).await;
                 events.settle();
             }
+            // As for a network: what the newest state asks for is no repair.
+            if self.desired.has_changed().unwrap_or(false) {
+                changed = Some(time::Instant::now());
+                if matches!(wake, Wake::KernelChanged | Wake::Resync) {
+                    wake = Wake::DesiredChanged;
+                }
+            }
             let desired = self.desired.borrow_and_update().clone();
             if let Some(desired) = desired {
                 let namespace = self.namespace.clone();

@@ -107,6 +107,13 @@ impl NetworkTask {
                     events.settle();
                 }
             }
+            // The pass follows the newest state, whatever woke it; its changes are no repairs then.
+            if self.target.has_changed().unwrap_or(false) {
+                memory.changed = Some(Instant::now());
+                if matches!(wake, Wake::KernelChanged | Wake::Resync) {
+                    wake = Wake::DesiredChanged;
+                }
+            }
             let target = self.target.borrow_and_update().clone();
             opened = self.pass(opened, target, command.take(), wake, thorough, &mut memory).await;
             let look = memory.next_look(self.around.resync);

@@ -134,3 +134,24 @@ fn a_socket_of_a_network_answers_on_its_gateway() {
         assert_eq!((&buffer[..length], from.ip()), (&b"hello"[..], net.ips(1)[0]));
     });
 }
+
+#[test]
+fn a_network_whose_vni_is_taken_says_so_in_the_kernels_words() {
+    in_lab(async |lab| {
+        let wire = lab.wire();
+        let one = lab.host(1, &wire);
+        let other = "type vxlan id 4097 local 192.0.2.1 dstport 4789";
+        run(&one.namespace, &format!("ip link add other {other} && ip link set other up"));
+        let net = Net::new(1, &[(1, 1)]);
+        one.carry(&net, Underlay::V4);
+        let sandbox = lab.namespace("sandbox");
+        let refused = one.plane.attach(net.spec(1, &sandbox)).await;
+        let Err(AttachError::NotReady { reason, .. }) = refused else { panic!("{refused:?}") };
+        assert!(reason.contains("4097") && reason.contains("VNI already exists"), "{reason}");
+        assert!(attempt(&sandbox, "ip link show eth0").is_err());
+        // It recovers by itself.
+        run(&one.namespace, "ip link del other");
+        one.settled(net.id()).await;
+        one.attach(net.spec(1, &sandbox)).await;
+    });
+}

@@ -47,3 +47,29 @@ fn two_thousand_remote_stations_are_programmed_within_a_second() {
         assert_eq!(count.trim(), (2 * STATIONS).to_string());
     });
 }
+
+#[test]
+#[expect(clippy::print_stdout, reason = "the time is what one runs it for")]
+fn fifty_ports_are_attached_and_guarded_one_by_one() {
+    const PORTS: u8 = 50;
+    in_lab(async |lab| {
+        let wire = lab.wire();
+        let one = lab.host(1, &wire);
+        let net = Net::new(1, &[(1, 1)]);
+        one.carry(&net, Underlay::V4);
+        one.settled(net.id()).await;
+        let sandboxes: Vec<_> =
+            (1..=PORTS).map(|n| (n, lab.namespace(&format!("sandbox{n}")))).collect();
+        let mut times = Vec::new();
+        for (n, sandbox) in &sandboxes {
+            let start = Instant::now();
+            one.attach(net.spec(*n, sandbox)).await;
+            times.push(start.elapsed());
+        }
+        times.sort();
+        let (median, last) = (times[times.len() / 2], times[times.len() - 1]);
+        println!("attach: median {median:?}, worst of {PORTS} {last:?}");
+        let (first, last) = (&sandboxes[0].1, net.ips(PORTS)[1]);
+        crate::lab::ping(first, last).unwrap();
+    });
+}

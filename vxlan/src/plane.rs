@@ -180,6 +180,7 @@ impl DataPlane {
         self.gone.subscribe()
     }
 
+    /// What the reconcilers have done, and what they could not do.
     pub fn status(&self) -> watch::Receiver<Arc<Status>> {
         self.board.subscribe()
     }

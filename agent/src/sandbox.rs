@@ -1,38 +1,29 @@
 //! Sandboxes on this host: making one for `weft run`, and telling which one a reference names.
 
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
 use weft_model::SandboxId;
+use weft_vxlan::{Namespace, NamespaceError};
 
 use crate::api::types::Sandbox;
 
 impl Sandbox {
-    /// The file that stands for the namespace.
-    pub fn path(&self) -> PathBuf {
-        match self {
-            Self::Pid(pid) => format!("/proc/{pid}/ns/net").into(),
-            Self::Path(path) => path.clone(),
-        }
-    }
-
-    /// Identifies the namespace behind the reference: two references to one namespace agree.
+    /// Identifies the namespace behind the reference: two references to one namespace agree, and a
+    /// namespace that is made later never has the same identity.
     ///
     /// # Errors
     ///
-    /// There is no such process or file.
-    pub fn identify(&self) -> Result<SandboxId, SandboxError> {
-        let path = self.path();
-        let meta = fs::metadata(&path)
-            .map_err(|source| SandboxError::Missing { path: path.clone(), source })?;
-        Ok(format!("{}:{}", meta.dev(), meta.ino()))
+    /// There is no such process or file, or it is no network namespace.
+    pub fn identify(&self) -> Result<SandboxId, NamespaceError> {
+        let namespace = match self {
+            Self::Pid(pid) => Namespace::of_process(*pid),
+            Self::Path(path) => Namespace::open(path),
+        };
+        Ok(namespace?.cookie()?.to_string())
     }
 }
 
@@ -71,8 +62,6 @@ pub fn silence_output() -> Result<(), SandboxError> {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    #[error("there is no network namespace at {}: give a running process or a namespace's path", path.display())]
-    Missing { path: PathBuf, source: io::Error },
     #[error("cannot make new namespaces; weft run needs root")]
     Unshare(#[source] nix::Error),
     #[error("cannot lay a resolver file over /etc/resolv.conf; the file must exist")]

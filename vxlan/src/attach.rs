@@ -183,11 +183,9 @@ impl Wire {
     /// will do.
     fn announce(&self, spec: &AttachSpec) -> Result<(), KernelError> {
         self.far.run(|| {
-            for path in [
-                format!("/proc/sys/net/ipv4/conf/{}/arp_notify", self.ifname),
-                format!("/proc/sys/net/ipv6/conf/{}/ndisc_notify", self.ifname),
-            ] {
-                match fs::write(&path, "1") {
+            for (path, value) in sandbox_settings(&self.ifname) {
+                let path = format!("/proc/sys/net/{path}");
+                match fs::write(&path, value) {
                     // A kernel without IPv6.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(source) => return Err(KernelError::Sysctl { path, source }),
@@ -199,6 +197,22 @@ impl Wire {
         let mac = LinkAttribute::Address(spec.mac.octets().to_vec());
         Ok(Netlink::open(&self.far)?.change_link(&self.ifname, vec![mac])?)
     }
+}
+
+/// What an interface in a sandbox is told, by path under `/proc/sys/net`.
+///
+/// Neighbours are asked for every 50 ms rather than every second, for three seconds as before: the
+/// answer is always near, since this host gives it, but an endpoint that was attached elsewhere a
+/// moment ago may not be known to it yet.
+fn sandbox_settings(ifname: &str) -> [(String, &'static str); 6] {
+    [
+        (format!("ipv4/neigh/{ifname}/retrans_time_ms"), "50"),
+        (format!("ipv4/neigh/{ifname}/mcast_solicit"), "60"),
+        (format!("ipv6/neigh/{ifname}/retrans_time_ms"), "50"),
+        (format!("ipv6/neigh/{ifname}/mcast_solicit"), "60"),
+        (format!("ipv4/conf/{ifname}/arp_notify"), "1"),
+        (format!("ipv6/conf/{ifname}/ndisc_notify"), "1"),
+    ]
 }
 
 /// Looks again and again; a blocking thread has nothing better to do, and the kernel offers no

@@ -7,6 +7,7 @@
 
 mod attach;
 mod board;
+mod cookie;
 mod desired;
 mod docker;
 mod events;

@@ -16,6 +16,8 @@ use nix::{
 use tokio::sync::oneshot;
 use weft_model::NetworkId;
 
+use crate::cookie;
+
 /// An open network namespace. Keeps it alive.
 #[derive(Clone, Debug)]
 pub struct Namespace {
@@ -112,6 +114,21 @@ impl Namespace {
             Ok(result) => result,
             Err(_) => Err(NamespaceError::Panicked { path: self.path.clone() }.into()),
         }
+    }
+
+    /// A number that no other namespace has had since the host started, as inode numbers have not:
+    /// they are given out again at once (`SO_NETNS_COOKIE`, Linux 5.14).
+    ///
+    /// # Errors
+    ///
+    /// The namespace cannot be entered, or the kernel is too old.
+    pub fn cookie(&self) -> Result<u64, NamespaceError> {
+        self.run(|| {
+            cookie::of_current().map_err(|source| NamespaceError::Cookie {
+                path: self.path.clone(),
+                source,
+            })
+        })
     }
 
     /// Where it was opened.
@@ -244,6 +261,8 @@ pub enum NamespaceError {
     NotANamespace { path: PathBuf },
     #[error("failed to open the network namespace {path}")]
     Open { path: PathBuf, source: io::Error },
+    #[error("failed to tell the network namespace {path} from others (this needs Linux 5.14)")]
+    Cookie { path: PathBuf, source: io::Error },
     #[error("failed to enter the network namespace {path} (this needs CAP_SYS_ADMIN)")]
     Enter { path: PathBuf, source: io::Error },
     #[error("failed to create the network namespace {path} (this needs CAP_SYS_ADMIN)")]

@@ -327,5 +327,8 @@ fn check_request(request: &Attach) -> Result<SandboxId, Refusal> {
             );
         }
     }
-    request.sandbox.identify().map_err(|error| Refusal::field("sandbox", Chain(&error).to_string()))
+    request.sandbox.identify().map_err(|error| {
+        let why = Chain(&error);
+        Refusal::field("sandbox", format!("{why}: give a running process or a namespace's path"))
+    })
 }

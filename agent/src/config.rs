@@ -77,7 +77,7 @@ impl Config {
     ///
     /// A file that was named is absent, or a file is not valid.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let file = path.unwrap_or(Path::new(DEFAULT_CONFIG));
+        let file = path.unwrap_or_else(|| Path::new(DEFAULT_CONFIG));
         match fs::read_to_string(file) {
             Ok(text) => Self::parse(&text)
                 .map_err(|source| ConfigError::Invalid { path: file.into(), source }),

@@ -92,8 +92,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 /// The underlay address of this host: configured, given to `init` or `join`, or found.
 fn advertised(config: &Config, host: &Namespace) -> anyhow::Result<SocketAddr> {
     let told = Advertise::load(&config.state_dir)?;
-    let port = config.listen.map(|listen| listen.port()).or(told.and_then(|told| told.port));
-    let ip = match config.advertise.or(told.map(|told| told.ip)) {
+    let port = config.listen.map(|listen| listen.port()).or_else(|| told?.port);
+    let ip = match config.advertise.or_else(|| Some(told?.ip)) {
         Some(ip) => ip,
         None => advertise_address(host)?.ip(),
     };

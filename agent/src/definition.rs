@@ -37,17 +37,16 @@ pub fn define(
     cluster: &Cluster,
     now: u64,
 ) -> Result<Network, Refusal> {
-    if let Some(network) = cluster.find_network(request.name.as_str()) {
-        if network.name == request.name {
-            return Err(Refusal::conflict(
-                "name",
-                format!(
-                    "network {} exists already, with id {}: use it, or remove it first",
-                    request.name,
-                    network.id.short()
-                ),
-            ));
-        }
+    let taken = cluster.find_network(request.name.as_str());
+    if let Some(network) = taken.filter(|network| network.name == request.name) {
+        return Err(Refusal::conflict(
+            "name",
+            format!(
+                "network {} exists already, with id {}: use it, or remove it first",
+                request.name,
+                network.id.short()
+            ),
+        ));
     }
     let pools = pools(request, id, cluster)?;
     let network = Network {

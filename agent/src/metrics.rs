@@ -177,7 +177,7 @@ impl Reading {
         out.counters("gossip_bytes", "Bytes of messages between agents", bytes)?;
         let messages = each(|f| [("received", f.received_messages), ("sent", f.sent_messages)]);
         out.counters("gossip_messages", "Messages between agents", messages)?;
-        let plain = |n: u64| [([("", String::new()); 0], n)];
+        let plain = |n: u64| [(NO_LABELS, n)];
         out.counters("gossip_rounds", "Rounds of anti-entropy", plain(gossip.rounds))?;
         out.counters("gossip_pushes", "Changes pushed to members", plain(gossip.pushes))?;
         out.counters("gossip_suspicions", "Peers that became suspect", plain(gossip.suspicions))?;
@@ -238,6 +238,8 @@ impl Reading {
     }
 }
 
+const NO_LABELS: [(&str, String); 0] = [];
+
 /// Writes families of values with labels.
 struct Writer<'a, 'b> {
     encoder: &'a mut DescriptorEncoder<'b>,
@@ -245,7 +247,7 @@ struct Writer<'a, 'b> {
 
 impl Writer<'_, '_> {
     fn gauge(&mut self, name: &str, help: &str, value: impl Number) -> fmt::Result {
-        self.gauges(name, help, [([("", String::new()); 0], value)])
+        self.gauges(name, help, [(NO_LABELS, value)])
     }
 
     fn gauges<const L: usize, N: Number>(

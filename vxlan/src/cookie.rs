@@ -6,8 +6,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// The cookie of the calling thread's network namespace.
 pub(crate) fn of_current() -> io::Result<u64> {
-    let socket =
-        socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: `cookie` and `length` live across the call, and `length` is the size of `cookie`.

@@ -124,10 +124,8 @@ impl Namespace {
     /// The namespace cannot be entered, or the kernel is too old.
     pub fn cookie(&self) -> Result<u64, NamespaceError> {
         self.run(|| {
-            cookie::of_current().map_err(|source| NamespaceError::Cookie {
-                path: self.path.clone(),
-                source,
-            })
+            cookie::of_current()
+                .map_err(|source| NamespaceError::Cookie { path: self.path.clone(), source })
         })
     }
 

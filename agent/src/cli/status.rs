@@ -45,7 +45,7 @@ fn show(status: &types::Status, out: &mut impl Write) -> anyhow::Result<()> {
         status.tables.iter().map(|table| {
             [
                 table.table.clone(),
-                table.network.as_ref().map_or("-".into(), ToString::to_string),
+                table.network.as_ref().map_or_else(|| "-".into(), ToString::to_string),
                 table.operations.to_string(),
                 table.drift_repaired.to_string(),
                 format!("{:.1} ms", table.lag_ms),

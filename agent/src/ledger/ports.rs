@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use weft_model::{EndpointId, NetworkId};
+use weft_model::{EndpointId, Family, NetworkId};
 use weft_vxlan::{AttachSpec, Attached, Prefix};
 
 use super::{
@@ -281,11 +281,9 @@ impl Keeper {
         let network = self.cluster.network(endpoint.network).map(AsRef::as_ref);
         let network = network.or_else(|| self.book.networks.get(&endpoint.network));
         let prefix = |ip| {
+            let whole = if Family::of(ip) == Family::V4 { 32 } else { 128 };
             let pool = network.and_then(|network| network.pool_of(ip));
-            Prefix {
-                ip,
-                len: pool.map_or(if ip.is_ipv4() { 32 } else { 128 }, |p| p.subnet.prefix_len()),
-            }
+            Prefix { ip, len: pool.map_or(whole, |pool| pool.subnet.prefix_len()) }
         };
         AttachSpec {
             network: endpoint.network,

@@ -76,7 +76,8 @@ impl Capture {
     fn end(&mut self) -> anyhow::Result<()> {
         let pid = pid_of(self.process.id());
         eventually(Duration::from_secs(5), "tcpdump has written what passed", || {
-            // Upon this signal it prints `N packets captured, M packets received by filter, …`.
+            // Upon this signal it prints `N packets captured, M packets received by filter, K
+            // packets dropped by kernel`; M includes K, and a capture with holes proves nothing.
             kill(pid, Signal::SIGUSR1)?;
             let mut line = String::new();
             self.said.read_line(&mut line)?;

@@ -93,16 +93,18 @@ impl Pinger {
 pub struct PingStream {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<anyhow::Result<u64>>,
-    receiver: JoinHandle<anyhow::Result<(u64, Duration)>>,
+    receiver: JoinHandle<anyhow::Result<PingSummary>>,
 }
 
 /// What became of a [`PingStream`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct PingSummary {
     pub sent: u64,
     pub received: u64,
     /// The longest time between two answers.
     pub longest_gap: Duration,
+    /// Where answers were missing: when the next one came, and how many were not there.
+    pub holes: Vec<(Duration, u16)>,
 }
 
 impl PingSummary {
@@ -134,21 +136,27 @@ impl PingStream {
         });
         let stopped = Arc::clone(&stop);
         let receiver = thread::spawn(move || {
-            let (mut received, mut longest, mut last) = (0, Duration::ZERO, Instant::now());
+            let (start, mut last) = (Instant::now(), Instant::now());
+            let (mut summary, mut expected) = (PingSummary::default(), 0_u16);
             let mut silent_since_stop = 0;
             // Half a second of silence after the last echo ends it.
             while silent_since_stop < 5 {
                 match incoming.receive(Duration::from_millis(100))? {
-                    Some(_) => {
-                        received += 1;
-                        longest = longest.max(last.elapsed());
+                    Some(sequence) => {
+                        summary.received += 1;
+                        summary.longest_gap = summary.longest_gap.max(last.elapsed());
+                        if sequence != expected {
+                            let missing = sequence.wrapping_sub(expected);
+                            summary.holes.push((start.elapsed(), missing));
+                        }
+                        expected = sequence.wrapping_add(1);
                         last = Instant::now();
                     }
                     None if stopped.load(Ordering::Relaxed) => silent_since_stop += 1,
                     None => {}
                 }
             }
-            Ok((received, longest))
+            Ok(summary)
         });
         Ok(Self { stop, sender, receiver })
     }
@@ -161,8 +169,7 @@ impl PingStream {
     pub fn stop(self) -> anyhow::Result<PingSummary> {
         self.stop.store(true, Ordering::Relaxed);
         let sent = joined(self.sender)?;
-        let (received, longest_gap) = joined(self.receiver)?;
-        Ok(PingSummary { sent, received, longest_gap })
+        Ok(PingSummary { sent, ..joined(self.receiver)? })
     }
 }
 

@@ -64,6 +64,7 @@ fn a_restarted_agent_rewrites_nothing() -> anyhow::Result<()> {
 
     let host = lab.host(1);
     let links = app.sh(host, "ip -o link show")?;
+    // With handles: a table that was loaded anew has another one.
     let rules = "nft -a list ruleset | sed 's/counter packets [0-9]* bytes [0-9]*//'";
     let rules_before = app.sh(host, rules)? + &host.sh(rules)?;
     for how in [Stop::Killed, Stop::Gracefully] {
@@ -105,11 +106,18 @@ fn names_of_a_lost_host_vanish_and_return() -> anyhow::Result<()> {
     let one = attached(lab.host(1), "c1", "")?;
     let two = attached(lab.host(2), "c2", "")?;
     let three = attached(lab.host(3), "c3", "--ip 10.40.0.77")?;
-    let moving = attached(lab.host(1), "moving", "--ip 10.40.0.88")?;
+    // One in each third of the subnet: each of the three hosts lends one third.
+    let thirds = ["10.40.0.40", "10.40.0.120", "10.40.0.200"];
+    let mut moving = Vec::new();
+    for ip in thirds {
+        moving.push(attached(lab.host(1), &format!("old-{}", &ip[8..]), &format!("--ip {ip}"))?);
+    }
     for from in [&one, &two] {
         from.reaches("c3", SOON)?;
     }
-    three.reaches("10.40.0.88", SOON)?;
+    for ip in thirds {
+        three.reaches(ip, SOON)?;
+    }
 
     lab.cut(3)?;
     let lost = Instant::now();
@@ -123,10 +131,21 @@ fn names_of_a_lost_host_vanish_and_return() -> anyhow::Result<()> {
     // What the lost host holds is not given out twice.
     let thief = lab.host(1).container("thief")?;
     thief.try_attach("app", "--ip 10.40.0.77")?.refused(1, &["10.40.0.77", "h3"])?;
-    // What the others hold may move while it is away.
-    moving.detach("app")?;
-    let moved = attached(lab.host(2), "moved", "--ip 10.40.0.88")?;
-    resolves_to(&one, "moved", &["10.40.0.88"], SOON)?;
+    // What the others lend may move while it is away; what it lends may not.
+    let mut moved = Vec::new();
+    for (old, ip) in moving.iter().zip(thirds) {
+        old.detach("app")?;
+        let new = lab.host(2).container(&format!("new-{}", &ip[8..]))?;
+        let ran = new.try_attach("app", &format!("--ip {ip}"))?;
+        match ran.code {
+            0 => moved.push((new, ip)),
+            _ => ran.refused(1, &["h3"]).map(drop)?,
+        }
+    }
+    ensure!(moved.len() == 2, "two of three thirds are lent by hosts that are there: {moved:?}");
+    for (new, ip) in &moved {
+        resolves_to(&one, new.name(), &[ip], SOON)?;
+    }
 
     lab.mend(3)?;
     let healed = Instant::now();
@@ -134,12 +153,16 @@ fn names_of_a_lost_host_vanish_and_return() -> anyhow::Result<()> {
         resolves_to(from, "c3", &["10.40.0.77"], SOON)?;
     }
     let returned = healed.elapsed();
-    resolves_to(&three, "moved", &["10.40.0.88"], SOON)?;
+    for (new, ip) in &moved {
+        resolves_to(&three, new.name(), &[ip], SOON)?;
+    }
     let seen = healed.elapsed();
     report("mend to names back on both other hosts", returned);
     report("mend to the lost host's knowledge of a moved address", seen);
     ensure!(returned <= Duration::from_secs(2), "back after {returned:?}");
-    transfer(&three, &moved, "10.40.0.88".parse()?, 100_000).context("to the right host")?;
+    for (new, ip) in &moved {
+        transfer(&three, new, ip.parse()?, 100_000).context("to the right host")?;
+    }
     one.reaches("c3", SOON)?;
     lab.finish();
     Ok(())

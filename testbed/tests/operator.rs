@@ -54,6 +54,7 @@ fn wrong_arguments_are_refused_by_value_and_change_nothing() -> anyhow::Result<(
         ("ps --format yaml", &["yaml", "--format"]),
         ("agent --metrics nine", &["nine", "--metrics"]),
         ("completion tcsh2", &["tcsh2"]),
+        ("join nonsense", &["nonsense", "weft token create"]),
     ];
     let refusals: &[(&str, &[&str])] = &[
         ("network create app", &["app", "exists"]),
@@ -99,7 +100,6 @@ fn wrong_arguments_are_refused_by_value_and_change_nothing() -> anyhow::Result<(
         ("resolve nobody --network app", &["nobody"]),
         ("token rm 00000000", &["00000000"]),
         ("init --name other", &["/var/lib/weft"]),
-        ("join nonsense", &["nonsense"]),
         ("agent --config /nowhere", &["/nowhere"]),
         ("run --network nowhere --name x -- true", &["nowhere"]),
         ("run --network app --name x -- /no/such/command", &["/no/such/command"]),
@@ -129,7 +129,8 @@ fn wrong_api_fields_are_refused_by_name_and_change_nothing() -> anyhow::Result<(
     let host = lab.host(1);
     lab.create_network("app --subnet 10.40.0.0/24")?;
     let before = state(host)?;
-    let pid = host.container("free")?.pid();
+    let free = host.container("free")?;
+    let pid = free.pid();
 
     let attach =
         |rest: &str| format!(r#"{{"network":"app","name":"x","sandbox":{{"pid":{pid}}}{rest}}}"#);

@@ -79,12 +79,7 @@ fn large_packets_pass_at_the_mtu_of_the_smallest_underlay() -> anyhow::Result<()
     }
 
     let file = lab.dir().join("underlay.pcap");
-    let capture = Capture::start(
-        &lab.underlay_namespace(),
-        "p1",
-        "udp port 4789 or ip[6:2] & 0x3fff != 0",
-        file,
-    )?;
+    let capture = Capture::start(&lab.underlay_namespace(), "p1", "ip[6:2] & 0x3fff != 0", file)?;
     for (from, to) in
         pairs(&containers).filter(|(from, to)| from.name() == "c1" || to.name() == "c1")
     {
@@ -94,8 +89,8 @@ fn large_packets_pass_at_the_mtu_of_the_smallest_underlay() -> anyhow::Result<()
             transfer(from, to, ip, 5_000_000)?;
         }
     }
-    // On the wire nothing was cut in pieces by a host, and nothing went over the smaller link.
-    let fragments = capture.stop("ip[6:2] & 0x3fff != 0")?;
+    // No host had to cut an outer packet in pieces.
+    let fragments = capture.stop("")?;
     ensure!(fragments.is_empty(), "{} outer fragments: {:?}", fragments.len(), fragments.first());
     lab.finish();
     Ok(())

@@ -120,7 +120,7 @@ fn stay_apart(lab: &Lab, containers: &[Container]) -> anyhow::Result<()> {
     let address = address.split_whitespace().nth(3).and_then(|cidr| cidr.split('/').next());
     let address = address.context("store has an address")?;
     for (command, word) in [
-        ("run --network app --name asker -- ping -c 1 -W 1 store".to_owned(), "not known"),
+        ("run --network app --name asker -- ping -c 1 -W 1 store".to_owned(), "ping: store:"),
         (
             format!("run --network app --name stranger -- ping -c 2 -i 0.2 -W 1 {address}"),
             "100% packet loss",

@@ -1,24 +1,29 @@
 //! The task of the host's namespace: its rules and its forwarding switches.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::{sync::watch, task, time};
 use tokio_util::sync::CancellationToken;
+use weft_model::Vni;
 
 use crate::{
     Desired, Table,
     board::{Board, Occasion, Wake},
     docker::{self, DockerChains},
     events::Events,
-    namespace::Namespace,
-    network::Passes,
+    guard::Guard,
+    namespace::{Directory, Namespace},
+    network::{self, Passes},
     rules::{self, HOST_TABLES, Loaded, Ruleset},
     sysctl::{self, KernelSettings},
-    table::{Chain, reconcile},
+    table::{Chain, Pass, TableError, reconcile},
 };
 
 pub(crate) struct HostTask {
     pub(crate) namespace: Namespace,
+    /// Of the networks' namespaces.
+    pub(crate) directory: Directory,
+    pub(crate) guard: watch::Sender<Guard>,
     pub(crate) desired: watch::Receiver<Option<Arc<Desired>>>,
     pub(crate) board: Board,
     pub(crate) resync: time::Duration,
@@ -26,7 +31,14 @@ pub(crate) struct HostTask {
 
 impl HostTask {
     pub(crate) async fn run(mut self, mut events: Events, stop: CancellationToken) {
-        let mut loaded = Loaded::default();
+        let Self { namespace, directory, guard, .. } = &self;
+        let mut kernel = HostKernel {
+            namespace: namespace.clone(),
+            directory: directory.clone(),
+            guard: guard.clone(),
+            loaded: Loaded::default(),
+            vnis: BTreeSet::new(),
+        };
         let (mut wake, mut thorough, mut settled) = (Wake::Start, true, false);
         let mut changed = Some(time::Instant::now());
         let mut failures = 0u32;
@@ -44,14 +56,15 @@ impl HostTask {
             }
             let desired = self.desired.borrow_and_update().clone();
             if let Some(desired) = desired {
-                let namespace = self.namespace.clone();
-                let pass =
-                    task::spawn_blocking(move || pass(&namespace, loaded, &desired, thorough));
-                let Ok((now_loaded, passes, sysctls)) = pass.await else {
+                let pass = task::spawn_blocking(move || {
+                    let (passes, sysctls) = kernel.reconcile(&desired, thorough);
+                    (kernel, passes, sysctls)
+                });
+                let Ok((returned, passes, sysctls)) = pass.await else {
                     tracing::error!("a pass over the host's tables panicked");
                     return;
                 };
-                loaded = now_loaded;
+                kernel = returned;
                 let since = changed.map(|changed| changed.elapsed());
                 self.board.post_host(&passes, sysctls, Occasion { wake, settled, since });
                 settled = passes.values().all(|pass| pass.errors.is_empty());
@@ -80,42 +93,83 @@ impl HostTask {
     }
 }
 
-fn pass(
-    namespace: &Namespace,
-    mut loaded: Loaded,
-    desired: &Desired,
-    thorough: bool,
-) -> (Loaded, Passes, Vec<String>) {
-    let mut passes = Passes::new();
-    let ruleset = Ruleset::of_host(&desired.host);
-    // Before forwarding is switched on.
-    if thorough || !loaded.is(&ruleset) {
-        let pass = rules::reconcile(namespace, HOST_TABLES, &mut loaded, &ruleset);
-        passes.insert(Table::Rules, pass);
+/// The host's namespace, and what is remembered of it between passes.
+struct HostKernel {
+    namespace: Namespace,
+    directory: Directory,
+    guard: watch::Sender<Guard>,
+    loaded: Loaded,
+    /// Those that the rules guard.
+    vnis: BTreeSet<Vni>,
+}
+
+impl HostKernel {
+    fn reconcile(&mut self, desired: &Desired, thorough: bool) -> (Passes, Vec<String>) {
+        let mut passes = Passes::new();
+        // Before forwarding is switched on.
+        if let Some(pass) = self.reconcile_rules(desired, thorough) {
+            passes.insert(Table::Rules, pass);
+        }
+        let uplinks = desired.networks.values().filter(|network| !network.internal);
+        let uplinks: Vec<_> = uplinks.filter_map(|network| network.uplink.as_ref()).collect();
+        let v4 = uplinks.iter().any(|uplink| uplink.v4.is_some());
+        let v6 = uplinks.iter().any(|uplink| uplink.v6.is_some());
+        let mut sysctls = Vec::new();
+        if v4 || v6 {
+            let mut kernel = KernelSettings::of_host(&self.namespace);
+            let pass = reconcile(&mut kernel, |found| {
+                let ops = sysctl::plan_forwarding(v4, v6, found);
+                sysctls = ops.iter().map(ToString::to_string).collect();
+                ops
+            });
+            if !sysctls.is_empty() {
+                tracing::info!(settings = ?sysctls, "changed kernel settings, so that networks reach outside");
+            }
+            for error in &pass.errors {
+                tracing::debug!(error = %Chain(error), "a kernel setting was not changed");
+            }
+            passes.insert(Table::Sysctls, pass);
+            let pass = reconcile(&mut DockerChains(&self.namespace), docker::plan);
+            passes.insert(Table::Docker, pass);
+        }
+        (passes, sysctls)
     }
-    let uplinks = desired.networks.values().filter(|network| !network.internal);
-    let uplinks: Vec<_> = uplinks.filter_map(|network| network.uplink.as_ref()).collect();
-    let v4 = uplinks.iter().any(|uplink| uplink.v4.is_some());
-    let v6 = uplinks.iter().any(|uplink| uplink.v6.is_some());
-    let mut sysctls = Vec::new();
-    if v4 || v6 {
-        let mut kernel = KernelSettings::of_host(namespace);
-        let pass = reconcile(&mut kernel, |found| {
-            let ops = sysctl::plan_forwarding(v4, v6, found);
-            sysctls = ops.iter().map(ToString::to_string).collect();
-            ops
+
+    /// Brings the rules up to date, and tells the networks' tasks how that went.
+    fn reconcile_rules(&mut self, desired: &Desired, thorough: bool) -> Option<Pass> {
+        let wanted = desired.networks.values().map(|network| network.vni);
+        let mut unread = None;
+        if thorough {
+            // A network that is no longer desired is guarded as long as it is there.
+            match network::present_vnis(&self.directory) {
+                Ok(present) => self.vnis = present,
+                Err(source) => {
+                    unread = Some(TableError::Read { table: Table::Rules.as_str(), source });
+                }
+            }
+        }
+        self.vnis.extend(wanted);
+        let ruleset = Ruleset::of_host(&desired.host, &self.vnis);
+        let mut pass = (thorough || !self.loaded.is(&ruleset))
+            .then(|| rules::reconcile(&self.namespace, HOST_TABLES, &mut self.loaded, &ruleset));
+        if let Some(pass) = &mut pass {
+            let error = pass.errors.first().map(|error| Chain(error).to_string());
+            self.tell(error);
+            pass.errors.extend(unread);
+        } else {
+            self.tell(None);
+        }
+        pass
+    }
+
+    fn tell(&self, error: Option<String>) {
+        let now = Guard { vnis: self.vnis.clone(), error };
+        self.guard.send_if_modified(|guard| {
+            let changed = *guard != now;
+            *guard = now;
+            changed
         });
-        if !sysctls.is_empty() {
-            tracing::info!(settings = ?sysctls, "changed kernel settings, so that networks reach outside");
-        }
-        for error in &pass.errors {
-            tracing::debug!(error = %Chain(error), "a kernel setting was not changed");
-        }
-        passes.insert(Table::Sysctls, pass);
-        let pass = reconcile(&mut DockerChains(namespace), docker::plan);
-        passes.insert(Table::Docker, pass);
     }
-    (loaded, passes, sysctls)
 }
 
 const RETRY: time::Duration = time::Duration::from_secs(1);

@@ -12,6 +12,7 @@ mod desired;
 mod docker;
 mod events;
 mod fdb;
+mod guard;
 mod host;
 mod link;
 mod links;

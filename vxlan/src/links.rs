@@ -173,6 +173,14 @@ pub(crate) fn marked_network(alias: &str) -> Option<NetworkId> {
     alias.strip_prefix(MARK)?.parse().ok()
 }
 
+/// The VNI of a tunnel.
+pub(crate) fn carried_vni(tunnel: &Link) -> Option<Vni> {
+    tunnel.vxlan.iter().find_map(|setting| match *setting {
+        InfoVxlan::Id(vni) => Vni::try_from(vni).ok(),
+        _ => None,
+    })
+}
+
 fn mark(network: NetworkId) -> String {
     format!("{MARK}{network}")
 }

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use weft_model::{EndpointId, NetworkId};
+use weft_model::{EndpointId, NetworkId, Vni};
 
 use crate::{
     AttachSpec, Attached, OverlayNetwork, Port, Table,
     attach::{AttachError, Wire},
     fdb::{self, Fdb, KernelFdb},
     links::{self, BRIDGE, KernelLinks, Links, TUNNEL},
-    namespace::{Directory, Namespace, namespace_name},
+    namespace::{Directory, Namespace, NamespaceError, namespace_name},
     neighbours::{self, KernelNeighbours, Neighbours},
     netlink::{Netlink, NetlinkError},
     ports::{self, KernelPorts, Ports},
@@ -224,6 +224,22 @@ impl NetworkKernel {
 pub(crate) fn marked_network(inside: &mut Netlink) -> Result<Option<NetworkId>, NetlinkError> {
     let bridge = inside.links()?.remove(BRIDGE);
     Ok(bridge.and_then(|link| links::marked_network(link.alias.as_deref()?)))
+}
+
+/// The VNIs that the namespaces in `directory` carry, whether or not their networks are desired.
+pub(crate) fn present_vnis(directory: &Directory) -> Result<BTreeSet<Vni>, KernelError> {
+    let mut found = BTreeSet::new();
+    for name in directory.names()? {
+        let namespace = match directory.open(&name) {
+            Ok(namespace) => namespace,
+            // On its way out.
+            Err(NamespaceError::NotANamespace { .. } | NamespaceError::Missing { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let tunnel = Netlink::open(&namespace)?.links()?.remove(TUNNEL);
+        found.extend(tunnel.and_then(|link| links::carried_vni(&link)));
+    }
+    Ok(found)
 }
 
 /// Adds up what two rounds of passes did; the later one's errors stand.

@@ -14,6 +14,7 @@ use crate::{
     attach::AttachError,
     board::Board,
     events::Events,
+    guard::Guard,
     host::HostTask,
     namespace::{Directory, Namespace, NamespaceError, namespace_name},
     netlink::NetlinkError,
@@ -86,9 +87,12 @@ impl DataPlane {
         let (gone, _) = broadcast::channel(GONE_CAPACITY);
         let (lookups, lookup_queue) = mpsc::channel(QUEUE);
         let (idle, idle_queue) = mpsc::channel(QUEUE);
+        let (guard, guarded) = watch::channel(Guard::default());
 
         let host_task = HostTask {
             namespace: host.clone(),
+            directory: directory.clone(),
+            guard,
             desired: desired.clone(),
             board: board.clone(),
             resync: config.resync,
@@ -101,6 +105,7 @@ impl DataPlane {
                 resync: config.resync,
                 board: board.clone(),
                 gone: gone.clone(),
+                guard: guarded,
                 idle,
             },
             desired,

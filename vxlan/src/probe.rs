@@ -78,7 +78,7 @@ fn attempts() -> Vec<Missing> {
 }
 
 /// What our rules use beyond the plainest, each tried by itself.
-const RULES: [(&str, &str, &str); 4] = [
+const RULES: [(&str, &str, &str); 5] = [
     (
         "nftables for bridges",
         "use a kernel with CONFIG_NF_TABLES_BRIDGE",
@@ -90,6 +90,11 @@ const RULES: [(&str, &str, &str); 4] = [
         "use a kernel with CONFIG_NFT_FIB_INET",
         "table inet probe1 {\n chain a {\n type filter hook input priority 0;\n \
          fib saddr . iif oif exists accept\n }\n}\n",
+    ),
+    (
+        "sets of VNIs in nftables",
+        "use nftables 1.0.1 or later",
+        "table inet probe4 {\n set a {\n typeof @th,96,24\n elements = { 1 }\n }\n}\n",
     ),
     (
         "masquerading",

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
-use weft_model::VtepAddr;
+use weft_model::{Vni, VtepAddr};
 
 use crate::{
     HostRules, OverlayNetwork, Port, Table,
@@ -29,11 +29,13 @@ pub(crate) struct Ruleset {
 impl Ruleset {
     /// The rules of the host's namespace.
     ///
-    /// VXLAN packets are accepted from present peers only, and only by the interface through which
-    /// the route to that peer leads: a container that forges a peer's address comes in by another
-    /// one. And none is forwarded to a peer: a container's packet that the host masquerades would
-    /// arrive there with the host's own address, and pass for the host's.
-    pub(crate) fn of_host(host: &HostRules) -> Self {
+    /// VXLAN packets of `vnis` are accepted from present peers only, and only by the interface
+    /// through which the route to that peer leads: a container that forges a peer's address comes in
+    /// by another one. Other VNIs may be somebody else's on the same port, who has rules of his own.
+    /// And none is forwarded to a peer, whatever its VNI, which the peer may have and we not: a
+    /// container's packet that the host masquerades would arrive there with the host's own address,
+    /// and pass for the host's.
+    pub(crate) fn of_host(host: &HostRules, vnis: &BTreeSet<Vni>) -> Self {
         let HostRules { vxlan_port: port, local, vteps, uplink_pools } = host;
         let mut body = String::new();
         if !local.is_empty() {
@@ -43,12 +45,16 @@ impl Ruleset {
             body += &set("vteps6", "ipv6_addr", &vteps6);
             body += &set("local4", "ipv4_addr", &local4);
             body += &set("local6", "ipv6_addr", &local6);
+            let vnis: Vec<_> = vnis.iter().map(ToString::to_string).collect();
+            body += &typeof_set("vnis", VNI, &vnis);
             body += &chain(
                 "vxlan",
                 None,
                 &[
                     "ip daddr @local4 ip saddr @vteps4 fib saddr . iif oif exists accept".into(),
                     "ip6 daddr @local6 ip6 saddr @vteps6 fib saddr . iif oif exists accept".into(),
+                    // A packet that is too short to have a VNI does not match, and is dropped.
+                    format!("{VNI} != @vnis accept"),
                     "counter drop".into(),
                 ],
             );
@@ -292,6 +298,8 @@ impl KernelTable for KernelRules<'_> {
 /// The tables of the two kinds of namespace.
 pub(crate) const HOST_TABLES: &[&str] = &["inet weft"];
 pub(crate) const NETWORK_TABLES: &[&str] = &["inet weft", "bridge weft"];
+/// Where a VXLAN packet has its VNI (RFC 7348 §5): behind 8 bytes of UDP header and 4 of flags.
+const VNI: &str = "@th,96,24";
 
 fn ip(net: &IpNet) -> &'static str {
     match net {
@@ -307,11 +315,19 @@ fn by_family(vteps: &BTreeSet<VtepAddr>) -> (Vec<String>, Vec<String>) {
 }
 
 fn set(name: &str, kind: &str, elements: &[String]) -> String {
+    set_of(name, &format!("type {kind}"), elements)
+}
+
+fn typeof_set(name: &str, expression: &str, elements: &[String]) -> String {
+    set_of(name, &format!("typeof {expression}"), elements)
+}
+
+fn set_of(name: &str, key: &str, elements: &[String]) -> String {
     let elements = match elements.is_empty() {
         true => String::new(),
         false => format!("\t\telements = {{ {} }}\n", elements.join(", ")),
     };
-    format!("\tset {name} {{\n\t\ttype {kind}\n{elements}\t}}\n")
+    format!("\tset {name} {{\n\t\t{key}\n{elements}\t}}\n")
 }
 
 fn chain(name: &str, hook: Option<&str>, rules: &[String]) -> String {
@@ -331,13 +347,17 @@ impl fmt::Display for Load {
 
 #[cfg(test)]
 mod tests {
-    use weft_model::{MacAddr, NetworkId, Vni};
+    use weft_model::{MacAddr, NetworkId};
 
     use super::*;
     use crate::Uplink;
 
     fn vteps(texts: &[&str]) -> BTreeSet<VtepAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn vnis(numbers: &[u32]) -> BTreeSet<Vni> {
+        numbers.iter().map(|&vni| Vni::try_from(vni).unwrap()).collect()
     }
 
     fn network(internal: bool) -> OverlayNetwork {
@@ -368,19 +388,19 @@ mod tests {
     }
 
     #[test]
-    fn the_host_lets_vxlan_in_from_present_peers_only() {
+    fn the_host_lets_its_networks_frames_in_from_present_peers_only() {
         let rules = HostRules {
             vxlan_port: 4789,
             local: vteps(&["192.0.2.1"]),
             vteps: vteps(&["192.0.2.2", "192.0.2.3"]),
             uplink_pools: vec!["169.254.192.0/18".parse().unwrap()],
         };
-        insta::assert_snapshot!(Ruleset::of_host(&rules).script());
+        insta::assert_snapshot!(Ruleset::of_host(&rules, &vnis(&[4097, 70_000])).script());
     }
 
     #[test]
     fn a_host_without_a_vtep_leaves_the_vxlan_port_alone() {
-        let script = Ruleset::of_host(&HostRules::default()).script();
+        let script = Ruleset::of_host(&HostRules::default(), &vnis(&[4097])).script();
         assert!(!script.contains("4789"), "{script}");
     }
 
@@ -399,7 +419,7 @@ mod tests {
 
     #[test]
     fn rules_that_somebody_changed_are_loaded_again() {
-        let desired = Ruleset::of_host(&HostRules::default());
+        let desired = Ruleset::of_host(&HostRules::default(), &vnis(&[4097]));
         let listing = desired.script();
         let loaded = Loaded { known: Some((desired.digest(), listing.clone())), seen: None };
         assert_eq!(plan(&desired, &loaded, Some(&listing)), []);

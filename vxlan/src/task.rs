@@ -16,6 +16,7 @@ use crate::{
     attach::AttachError,
     board::{Board, Occasion, Wake},
     events::{Change, Events},
+    guard::Guard,
     namespace::{Directory, Namespace, NamespaceError},
     network::{Goal, NetworkKernel, Passes},
     plane::{DetachError, Gone},
@@ -46,6 +47,7 @@ pub(crate) struct Surroundings {
     pub(crate) resync: Duration,
     pub(crate) board: Board,
     pub(crate) gone: broadcast::Sender<Gone>,
+    pub(crate) guard: watch::Receiver<Guard>,
     /// Tells the supervisor that a network's task has nothing left to look after.
     pub(crate) idle: mpsc::Sender<NetworkId>,
 }
@@ -61,6 +63,15 @@ pub(crate) struct NetworkTask {
 struct Opened {
     kernel: NetworkKernel,
     events: Events,
+}
+
+/// Why a pass is made, and what it has to do besides.
+struct Errand {
+    command: Option<Command>,
+    /// Why the host's rules do not protect the network, if they do not: it takes no ports then.
+    unguarded: Option<String>,
+    wake: Wake,
+    thorough: bool,
 }
 
 /// What the task remembers between passes.
@@ -114,8 +125,22 @@ impl NetworkTask {
                     wake = Wake::DesiredChanged;
                 }
             }
-            let target = self.target.borrow_and_update().clone();
-            opened = self.pass(opened, target, command.take(), wake, thorough, &mut memory).await;
+            // Nor is a network brought up whose VNI the host's rules do not know of yet.
+            let (target, unguarded) = loop {
+                let target = self.target.borrow_and_update().clone();
+                let Some(Target { network, .. }) = &target else { break (target, None) };
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    fault = Guard::fault(&self.around.guard, network.vni) => break (target, fault),
+                    // The host's task may have seen the newer state only.
+                    changed = self.target.changed() => match changed {
+                        Ok(()) => memory.changed = Some(Instant::now()),
+                        Err(_) => return,
+                    },
+                }
+            };
+            let errand = Errand { command: command.take(), unguarded, wake, thorough };
+            opened = self.pass(opened, target, errand, &mut memory).await;
             let look = memory.next_look(self.around.resync);
 
             // Every arm is cancel-safe and none awaits in its body.
@@ -149,11 +174,10 @@ impl NetworkTask {
         &self,
         opened: Option<Opened>,
         target: Option<Target>,
-        command: Option<Command>,
-        wake: Wake,
-        thorough: bool,
+        errand: Errand,
         memory: &mut Memory,
     ) -> Option<Opened> {
+        let Errand { command, unguarded, wake, thorough } = errand;
         let opened = match self.opened(opened, target.is_some()) {
             Ok(Some(opened)) => opened,
             Ok(None) => {
@@ -175,7 +199,7 @@ impl NetworkTask {
         };
         let Opened { kernel, events } = opened;
         let aim = target.as_ref().map(|target| Arc::clone(&target.network));
-        let work = Work { kernel, target, command, thorough };
+        let work = Work { kernel, target, command, unguarded, thorough };
         // Blocking, but only for as long as the kernel takes; nothing here changes the namespace
         // of the pool's thread.
         let Ok(done) = task::spawn_blocking(move || work.carry_out()).await else {
@@ -280,6 +304,7 @@ struct Work {
     kernel: NetworkKernel,
     target: Option<Target>,
     command: Option<Command>,
+    unguarded: Option<String>,
     thorough: bool,
 }
 
@@ -295,19 +320,22 @@ struct Done {
 
 impl Work {
     fn carry_out(self) -> Done {
-        let Self { mut kernel, target, command, thorough } = self;
+        let Self { mut kernel, target, command, unguarded, thorough } = self;
         let goal =
             target.as_ref().map(|Target { network, pools }| Goal { network, pools, thorough });
         let (mut detached, mut purge, mut passes) = (None, false, Passes::new());
         match command {
             Some(Command::Attach(spec, reply)) => {
-                let result = match &goal {
-                    Some(goal) => {
+                let result = match (&goal, unguarded) {
+                    (Some(_), Some(reason)) => {
+                        Err(AttachError::NotReady { network: kernel.id, reason })
+                    }
+                    (Some(goal), None) => {
                         let (result, made) = kernel.attach(goal, &spec);
                         passes = made;
                         result
                     }
-                    None => Err(AttachError::UnknownNetwork { network: kernel.id }),
+                    (None, _) => Err(AttachError::UnknownNetwork { network: kernel.id }),
                 };
                 // A caller that has gone away finds the port by its endpoint's id later.
                 let _ = reply.send(result);

@@ -52,11 +52,7 @@ const FORGED: &str = "ether type ip icmp type echo-request ip saddr 10.1.0.2";
 fn a_strangers_vxlan_frames_are_dropped_and_a_peers_are_not() {
     in_lab(async |lab| {
         let Scene { wire, one, two, net, .. } = scene(lab).await;
-        let stranger = lab.namespace("stranger");
-        let at = stranger.path().display();
-        run(&wire, &format!("ip link add s0 type veth peer name eth0 netns {at}"));
-        run(&wire, "ip link set s0 master wire0 up");
-        run(&stranger, "ip addr add 192.0.2.66/24 dev eth0 && ip link set eth0 up");
+        let stranger = stranger(lab, &wire);
         let inside = one.network_namespace(net.id());
         let tally = Tally::on(&inside, FORGED);
 
@@ -81,6 +77,68 @@ fn a_strangers_vxlan_frames_are_dropped_and_a_peers_are_not() {
         run(&namespace, "nft flush ruleset");
         inject(&stranger, &net, "192.0.2.1");
         assert_eq!(arrivals(&tally), 6);
+    });
+}
+
+/// 192.0.2.66, which is no peer.
+fn stranger(lab: &Lab, wire: &Namespace) -> Namespace {
+    let stranger = lab.namespace("stranger");
+    let at = stranger.path().display();
+    run(wire, &format!("ip link add s0 type veth peer name eth0 netns {at}"));
+    run(wire, "ip link set s0 master wire0 up");
+    run(&stranger, "ip addr add 192.0.2.66/24 dev eth0 && ip link set eth0 up");
+    stranger
+}
+
+#[test]
+fn somebody_elses_vxlan_works_on_the_same_port_while_ours_is_guarded() {
+    in_lab(async |lab| {
+        let Scene { wire, one, net, .. } = scene(lab).await;
+        let stranger = stranger(lab, &wire);
+        // Both ends next to weft's VNI 4097 in number, so that no shorter comparison will do.
+        for (vni, subnet) in [(4096, "10.9.1"), (4097 + 65_536, "10.9.2"), (1, "10.9.3")] {
+            let (here, there) = ("192.0.2.1", "192.0.2.66");
+            for (end, n, local, remote) in
+                [(&one.namespace, 1, here, there), (&stranger, 2, there, here)]
+            {
+                let link = format!("type vxlan id {vni} local {local} remote {remote}");
+                run(end, &format!("ip link add other{vni} {link} dstport 4789"));
+                run(end, &format!("ip addr add {subnet}.{n}/24 dev other{vni}"));
+                run(end, &format!("ip link set other{vni} up"));
+            }
+            ping(&stranger, format!("{subnet}.1").parse().unwrap()).unwrap();
+        }
+        let inside = one.network_namespace(net.id());
+        let tally = Tally::on(&inside, FORGED);
+        inject(&stranger, &net, "192.0.2.1");
+        assert_eq!(arrivals(&tally), 0);
+        // A network that holds a port is guarded although nobody desires it any more.
+        one.desire(|desired| drop(desired.networks.remove(&net.id())));
+        let one = one.restart().await;
+        eventually("the new agent has seen to the rules", async || {
+            let status = one.plane.status().borrow().clone();
+            match status.host.contains_key(&weft_vxlan::Table::Rules) {
+                true => Ok(()),
+                false => Err(format!("{status:#?}")),
+            }
+        })
+        .await;
+        inject(&stranger, &net, "192.0.2.1");
+        assert_eq!(arrivals(&tally), 0);
+        ping(&stranger, "10.9.1.1".parse().unwrap()).unwrap();
+        // A network that is gone is not.
+        one.plane.detach(net.id(), net.endpoint(1)).await.unwrap();
+        eventually("the namespace goes", async || match one.plane.namespace(net.id()) {
+            Err(_) => Ok(()),
+            Ok(_) => Err(format!("{:#?}", one.plane.status().borrow())),
+        })
+        .await;
+        let one = one.restart().await;
+        eventually("the VNI is free for others", async || {
+            let vnis = run(&one.namespace, "nft list set inet weft vnis");
+            if vnis.contains("0x") { Err(vnis) } else { Ok(()) }
+        })
+        .await;
     });
 }
 

@@ -75,6 +75,8 @@ pub struct Keeper {
     view: watch::Receiver<Arc<ClusterView>>,
     plane_status: watch::Receiver<Arc<Status>>,
     remembered: Remembered,
+    /// Whether the cluster must be understood anew although the view is the same.
+    pub(super) stale: bool,
     published: BTreeMap<Key, Record>,
     names: NamesProjection,
     snapshot: watch::Sender<Arc<Snapshot>>,
@@ -136,6 +138,7 @@ impl Keeper {
             view,
             plane_status,
             remembered,
+            stale: true,
             published,
             names,
             snapshot,
@@ -190,7 +193,8 @@ impl Keeper {
                     self.project_names();
                     continue;
                 }
-                Wake::View | Wake::Node => {}
+                Wake::View => self.stale = true,
+                Wake::Node => {}
             }
             self.settle().await?;
         }
@@ -235,8 +239,12 @@ impl Keeper {
         Ok(())
     }
 
-    /// Understands the newest view.
+    /// Understands the newest view, if there is a newer one or the networks have changed here.
     fn refresh(&mut self) {
+        self.stale |= self.view.has_changed().unwrap_or(false);
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
         let view = self.remembered.complete(&self.view.borrow_and_update());
         self.cluster = Arc::new(Cluster::resolve(view, &self.book.networks));
         let known: BTreeMap<NetworkId, _> =

@@ -16,6 +16,7 @@ impl Keeper {
         let network = definition::define(request, id, self.context.me, &self.cluster, now)?;
         tracing::info!(network = %network.name, %id, vni = %network.vni, "network created");
         Arc::make_mut(&mut self.book).networks.insert(id, network);
+        self.stale = true;
         Ok(id)
     }
 
@@ -67,6 +68,7 @@ impl Keeper {
             .chain(self.book.active())
             .filter(|id| self.cluster.is_removed(*id) || self.book.removed.contains(id))
             .collect();
+        self.stale |= !removed.is_empty();
         for id in removed {
             let endpoints: Vec<_> =
                 self.book.endpoints_of(id).map(|local| local.endpoint.id).collect();

@@ -18,7 +18,7 @@ use crate::{
     link::{self, Link},
     namespace::Namespace,
     netlink::Netlink,
-    ports,
+    ports::{self, Label},
     table::{Chain, KernelError},
 };
 
@@ -287,18 +287,20 @@ fn create(
     far: &Namespace,
     ifname: &str,
 ) -> Result<(), NetlinkError> {
-    let mtu = LinkAttribute::Mtu(spec.mtu.unwrap_or(mtu).into());
+    let width = LinkAttribute::Mtu(spec.mtu.unwrap_or(mtu).into());
     let mut peer = link::named(ifname);
     peer.attributes.extend([
         LinkAttribute::Address(spec.mac.octets().to_vec()),
-        mtu.clone(),
+        width.clone(),
         LinkAttribute::NetNsFd(far.file().as_raw_fd()),
     ]);
     let mut message = link::veth(host_ifname, peer);
-    message.attributes.push(mtu);
+    message.attributes.push(width);
     near.create_link(message)?;
-    let port = Port { mac: spec.mac, ips: spec.addresses.iter().map(|p: &Prefix| p.ip).collect() };
-    let alias = LinkAttribute::IfAlias(ports::alias(spec.endpoint, &port));
+    let identity =
+        Port { mac: spec.mac, ips: spec.addresses.iter().map(|p: &Prefix| p.ip).collect() };
+    let label = Label { endpoint: spec.endpoint, identity, mtu: spec.mtu };
+    let alias = LinkAttribute::IfAlias(label.to_string());
     near.change_link(host_ifname, vec![alias, link::no_address_generation()])
 }
 

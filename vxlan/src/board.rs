@@ -6,8 +6,8 @@ use tokio::sync::watch;
 use weft_model::{EndpointId, NetworkId};
 
 use crate::{
-    NetworkStatus, OverlayNetwork, Status, TableStatus, namespace::namespace_name, network::Passes,
-    table::Chain,
+    NetworkStatus, OverlayNetwork, Status, Table, TableStatus, namespace::namespace_name,
+    network::Passes, table::Chain,
 };
 
 /// The one place of the status; every task writes its own part of it.
@@ -62,7 +62,7 @@ impl Board {
                 ..NetworkStatus::default()
             });
             entry.desired = target.is_some();
-            if converged(passes) {
+            if reaches(passes) {
                 entry.reached = target;
             }
             entry.ports = ports;
@@ -87,8 +87,13 @@ fn converged(passes: &Passes) -> bool {
     passes.values().all(|pass| pass.errors.is_empty())
 }
 
+/// Whether the kernel now reaches what it should. A sandbox with an old MTU is reached all the same.
+fn reaches(passes: &Passes) -> bool {
+    passes.iter().all(|(&table, pass)| table == Table::Mtu || pass.errors.is_empty())
+}
+
 fn count(
-    tables: &mut std::collections::BTreeMap<crate::Table, TableStatus>,
+    tables: &mut std::collections::BTreeMap<Table, TableStatus>,
     passes: &Passes,
     Occasion { wake, settled, since }: Occasion,
 ) {

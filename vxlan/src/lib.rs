@@ -16,6 +16,7 @@ mod guard;
 mod host;
 mod link;
 mod links;
+mod mtu;
 mod namespace;
 mod neighbours;
 mod netlink;

@@ -11,6 +11,7 @@ use netlink_packet_route::{
         InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
         LinkFlags, LinkInfo, LinkMessage,
     },
+    nsid::{NsidAttribute, NsidMessage},
     route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
         RouteType,
@@ -37,6 +38,8 @@ pub(crate) struct Link {
     pub(crate) controller: Option<u32>,
     /// The other end of a veth, by its index in its own namespace.
     pub(crate) peer: Option<u32>,
+    /// That namespace's number in this one, if it is another.
+    pub(crate) peer_nsid: Option<i32>,
     pub(crate) kind: Option<InfoKind>,
     pub(crate) vxlan: Vec<InfoVxlan>,
     pub(crate) bridge: Vec<InfoBridge>,
@@ -55,6 +58,7 @@ impl Link {
             alias: None,
             controller: None,
             peer: None,
+            peer_nsid: None,
             kind: None,
             vxlan: Vec::new(),
             bridge: Vec::new(),
@@ -69,6 +73,7 @@ impl Link {
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Link(index) => link.peer = Some(index),
+                LinkAttribute::LinkNetNsId(nsid) => link.peer_nsid = Some(nsid),
                 LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|i| link.learn(i)),
                 LinkAttribute::AfSpecUnspec(families) => {
                     link.address_generation = families.iter().find_map(address_generation);
@@ -161,6 +166,34 @@ impl Netlink {
         }
     }
 
+    /// The link with `index` in the namespace that this one numbers `nsid`; in this one itself if
+    /// there is no number.
+    pub(crate) fn link_elsewhere(
+        &mut self,
+        nsid: Option<i32>,
+        index: u32,
+    ) -> Result<Link, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.extend(nsid.map(LinkAttribute::IfNetnsId));
+        match self.get(RouteNetlinkMessage::GetLink(message))? {
+            RouteNetlinkMessage::NewLink(message) => Ok(Link::read(message)),
+            _ => Err(NetlinkError::NoInterface { name: index.to_string() }),
+        }
+    }
+
+    /// The number that this namespace has given to `other`, if it has.
+    pub(crate) fn nsid(&mut self, other: &Namespace) -> Result<Option<i32>, NetlinkError> {
+        let mut message = NsidMessage::default();
+        message.attributes.push(NsidAttribute::Fd(other.file().as_raw_fd().cast_unsigned()));
+        let answer = self.get(RouteNetlinkMessage::GetNsId(message))?;
+        let RouteNetlinkMessage::NewNsId(answer) = answer else { return Ok(None) };
+        Ok(answer.attributes.iter().find_map(|attribute| match attribute {
+            NsidAttribute::Id(nsid) if *nsid >= 0 => Some(*nsid),
+            _ => None,
+        }))
+    }
+
     pub(crate) fn index(&mut self, name: &str) -> Result<u32, NetlinkError> {
         Ok(self.link(name)?.index)
     }
@@ -178,6 +211,18 @@ impl Netlink {
     ) -> Result<(), NetlinkError> {
         let mut message = named(name);
         message.attributes.extend(attributes);
+        self.request(RouteNetlinkMessage::NewLink(message), 0)
+    }
+
+    /// Changes the link with `index`.
+    pub(crate) fn change_link_at(
+        &mut self,
+        index: u32,
+        attributes: Vec<LinkAttribute>,
+    ) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = attributes;
         self.request(RouteNetlinkMessage::NewLink(message), 0)
     }
 

@@ -246,6 +246,33 @@ impl Directory {
     }
 }
 
+/// The network namespaces that mounts and processes lead to, as far as we may see them. Each at
+/// least once; opened one by one.
+pub(crate) fn visible() -> impl Iterator<Item = Namespace> {
+    // Read from the table of this thread's mounts; `proc_pid_mountinfo(5)`.
+    let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let mounts: Vec<_> = table.lines().filter_map(namespace_mount).collect();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        Some(PathBuf::from(format!("/proc/{pid}/ns/net")))
+    });
+    let mut seen = BTreeSet::new();
+    mounts.into_iter().chain(processes).filter_map(move |path| {
+        let namespace = Namespace::open(path).ok()?;
+        let meta = namespace.file.metadata().ok()?;
+        seen.insert((meta.dev(), meta.ino())).then_some(namespace)
+    })
+}
+
+/// Where a line of a mount table says that a network namespace is mounted.
+fn namespace_mount(line: &str) -> Option<PathBuf> {
+    let mut fields = line.split(' ').skip(3);
+    let (root, path) = (fields.next()?, fields.next()?);
+    // Blanks in it are written in octal.
+    let path = path.replace("\\040", " ");
+    root.starts_with("net:[").then(|| path.into())
+}
+
 /// The name of `network`'s namespace.
 pub fn namespace_name(network: NetworkId) -> String {
     format!("{PREFIX}{}", network.short())

@@ -10,6 +10,7 @@ use crate::{
     attach::{AttachError, Wire},
     fdb::{self, Fdb, KernelFdb},
     links::{self, BRIDGE, KernelLinks, Links, TUNNEL},
+    mtu::{self, KernelWidths},
     namespace::{Directory, Namespace, NamespaceError, namespace_name},
     neighbours::{self, KernelNeighbours, Neighbours},
     netlink::{Netlink, NetlinkError},
@@ -42,6 +43,8 @@ pub(crate) struct NetworkKernel {
     host: Netlink,
     loaded: Loaded,
     settled: bool,
+    /// The network's, when all ports were last seen to have it.
+    mtu: Option<u16>,
 }
 
 impl NetworkKernel {
@@ -65,6 +68,7 @@ impl NetworkKernel {
             host_namespace: host_namespace.clone(),
             loaded: Loaded::default(),
             settled: false,
+            mtu: None,
         })
     }
 
@@ -72,6 +76,14 @@ impl NetworkKernel {
     pub(crate) fn reconcile(&mut self, goal: &Goal<'_>) -> Passes {
         let Goal { network, pools, thorough } = *goal;
         let mut passes = Passes::new();
+
+        // Of no concern to a pass that nothing but other changes has woken.
+        let widths = thorough || !self.settled || self.mtu != Some(network.mtu);
+        if widths {
+            let mut kernel = KernelWidths { inside: &mut self.inside, host: &self.host_namespace };
+            let plan = |found: &_| mtu::plan_narrower(network.mtu, found);
+            passes.insert(Table::Mtu, reconcile(&mut kernel, plan));
+        }
 
         let wanted = Links::of(network);
         let mut kernel = KernelLinks {
@@ -126,7 +138,20 @@ impl NetworkKernel {
         };
         passes.insert(Table::Uplink, reconcile(&mut kernel, |found| uplink::plan(&wanted, found)));
 
+        let whole = [Table::Links, Table::Uplink]
+            .iter()
+            .all(|table| passes.get(table).is_some_and(|pass: &Pass| pass.errors.is_empty()));
+        if widths && whole {
+            let mut kernel = KernelWidths { inside: &mut self.inside, host: &self.host_namespace };
+            let plan = |found: &_| mtu::plan_wider(network.mtu, found);
+            let pass = reconcile(&mut kernel, plan);
+            passes.entry(Table::Mtu).or_default().join(pass);
+        }
+
         self.settled = passes.values().all(|pass| pass.errors.is_empty());
+        if self.settled {
+            self.mtu = Some(network.mtu);
+        }
         passes
     }
 

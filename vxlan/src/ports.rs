@@ -20,6 +20,8 @@ pub(crate) struct PortLink {
     pub(crate) name: String,
     /// What the sandbox may use as source; kept in the link's alias, so that it outlives us.
     pub(crate) identity: Port,
+    /// The MTU that it was attached with, if that is not to be the network's.
+    mtu: Option<u16>,
     bridged: bool,
     /// Off: the FDB reconciler says where a port's MAC is, not the frames that come from it.
     learning: bool,
@@ -40,7 +42,11 @@ pub(crate) fn plan(desired: &BTreeMap<EndpointId, Port>, actual: &Ports) -> Vec<
     for (endpoint, port) in actual {
         let name = &port.name;
         if let Some(wanted) = desired.get(endpoint).filter(|wanted| **wanted != port.identity) {
-            ops.push(PortOp::Label { name: name.clone(), alias: alias(*endpoint, wanted) });
+            ops.push(PortOp::Label {
+                name: name.clone(),
+                alias: Label { endpoint: *endpoint, identity: wanted.clone(), mtu: port.mtu }
+                    .to_string(),
+            });
         }
         if !port.bridged || port.learning {
             ops.push(PortOp::Bridge { name: name.clone() });
@@ -57,19 +63,35 @@ pub(crate) fn host_name(endpoint: EndpointId) -> String {
     format!("{NAME_PREFIX}{}", endpoint.short())
 }
 
-/// The label of a port: whose it is, and what it may send from.
-pub(crate) fn alias(endpoint: EndpointId, port: &Port) -> String {
-    let ips: Vec<_> = port.ips.iter().map(ToString::to_string).collect();
-    format!("{MARK}{endpoint} {} {}", port.mac, ips.join(","))
+/// The label of a port, which the alias of its host end bears: whose it is, and what it was attached
+/// with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Label {
+    pub(crate) endpoint: EndpointId,
+    pub(crate) identity: Port,
+    /// Absent if the port follows its network.
+    pub(crate) mtu: Option<u16>,
 }
 
-fn parse_alias(alias: &str) -> Option<(EndpointId, Port)> {
-    let mut fields = alias.strip_prefix(MARK)?.split(' ');
-    let endpoint = fields.next()?.parse().ok()?;
-    let mac: MacAddr = fields.next()?.parse().ok()?;
-    let ips = fields.next().unwrap_or_default().split(',').filter(|text| !text.is_empty());
-    let ips = ips.map(str::parse::<IpAddr>).collect::<Result<_, _>>().ok()?;
-    Some((endpoint, Port { mac, ips }))
+impl Label {
+    pub(crate) fn parse(alias: &str) -> Option<Self> {
+        let mut fields = alias.strip_prefix(MARK)?.split(' ');
+        let endpoint = fields.next()?.parse().ok()?;
+        let mac: MacAddr = fields.next()?.parse().ok()?;
+        let ips = fields.next().unwrap_or_default().split(',').filter(|text| !text.is_empty());
+        let ips = ips.map(str::parse::<IpAddr>).collect::<Result<_, _>>().ok()?;
+        let mtu = fields.next().map(str::parse).transpose().ok()?;
+        Some(Self { endpoint, identity: Port { mac, ips }, mtu })
+    }
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoint, identity: Port { mac, ips }, mtu } = self;
+        let ips: Vec<_> = ips.iter().map(ToString::to_string).collect();
+        write!(f, "{MARK}{endpoint} {mac} {}", ips.join(","))?;
+        mtu.map(|mtu| write!(f, " {mtu}")).transpose().map(drop)
+    }
 }
 
 /// The ports of one network's namespace.
@@ -109,11 +131,12 @@ impl KernelPorts<'_> {
 }
 
 fn port(link: &Link, bridge: Option<u32>) -> Option<(EndpointId, PortLink)> {
-    let (endpoint, identity) = parse_alias(link.alias.as_deref()?)?;
+    let Label { endpoint, identity, mtu } = Label::parse(link.alias.as_deref()?)?;
     let learning = link.port.iter().any(|s| matches!(s, InfoBridgePort::Learning(true)));
     let port = PortLink {
         name: link.name.clone(),
         identity,
+        mtu,
         bridged: bridge.is_some() && link.controller == bridge,
         learning,
         up: link.up,
@@ -148,12 +171,15 @@ mod tests {
     #[test]
     fn a_label_reads_what_it_prints() {
         let endpoint = EndpointId::from([0xab; 16]);
-        for port in [identity(&[]), identity(&["10.0.0.7", "fd00::7"])] {
-            let text = alias(endpoint, &port);
-            assert_eq!(parse_alias(&text), Some((endpoint, port)), "{text}");
+        for identity in [identity(&[]), identity(&["10.0.0.7", "fd00::7"])] {
+            for mtu in [None, Some(1400)] {
+                let label = Label { endpoint, identity: identity.clone(), mtu };
+                let text = label.to_string();
+                assert_eq!(Label::parse(&text), Some(label), "{text}");
+            }
         }
-        assert_eq!(parse_alias("weft port nonsense"), None);
-        assert_eq!(parse_alias("someone else's"), None);
+        assert_eq!(Label::parse("weft port nonsense"), None);
+        assert_eq!(Label::parse("someone else's"), None);
     }
 
     #[test]
@@ -162,6 +188,7 @@ mod tests {
         let fine = PortLink {
             name: "v01".into(),
             identity: identity(&["10.0.0.7"]),
+            mtu: None,
             bridged: true,
             learning: false,
             up: true,

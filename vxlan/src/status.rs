@@ -39,6 +39,8 @@ pub enum Table {
     Links,
     /// The host ends of the ports.
     Ports,
+    /// The MTU of the ports, at both ends.
+    Mtu,
     /// MAC → VTEP.
     Fdb,
     /// IP → MAC.
@@ -74,6 +76,7 @@ impl Table {
         match self {
             Self::Links => "links",
             Self::Ports => "ports",
+            Self::Mtu => "mtu",
             Self::Fdb => "fdb",
             Self::Neighbours => "neighbours",
             Self::Uplink => "uplink",

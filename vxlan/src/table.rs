@@ -26,6 +26,14 @@ pub(crate) struct Pass {
     pub(crate) errors: Vec<TableError>,
 }
 
+impl Pass {
+    /// Adds what a further pass over the same table did.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.applied += other.applied;
+        self.errors.extend(other.errors);
+    }
+}
+
 /// Reads `table`, lets `plan` say what differs, and applies it. A failed operation does not stop
 /// the rest: the next pass starts from what the kernel then holds.
 pub(crate) fn reconcile<T: KernelTable>(
@@ -76,6 +84,8 @@ pub enum KernelError {
     Sysctl { path: String, source: io::Error },
     #[error("failed to run nft: install nftables (package `nftables`)")]
     NftMissing { source: io::Error },
+    #[error("neither a process nor a mount on this host leads into the sandbox: attach it again")]
+    HiddenSandbox,
     #[error("nft refused the rules: {message}")]
     NftRefused { message: String },
 }

@@ -172,6 +172,18 @@ impl Host {
         Self::start(n, namespace, runtime_dir, desired)
     }
 
+    /// A new agent that finds one network of the desired state changed since.
+    pub(crate) async fn restart_with(
+        self,
+        network: NetworkId,
+        change: impl FnOnce(&mut OverlayNetwork),
+    ) -> Self {
+        let (n, namespace, runtime_dir, mut desired) = self.crash().await;
+        let networks = &mut desired.as_mut().unwrap().networks;
+        change(Arc::make_mut(networks.get_mut(&network).unwrap()));
+        Self::start(n, namespace, runtime_dir, desired)
+    }
+
     /// Changes the desired state.
     pub(crate) fn desire(&self, change: impl FnOnce(&mut Desired)) {
         self.desired.send_modify(|desired| {

@@ -10,6 +10,7 @@ mod lab;
 
 mod hygiene;
 mod lifecycle;
+mod mtu;
 mod overlay;
 mod ports;
 mod repair;

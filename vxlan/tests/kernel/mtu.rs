@@ -1,0 +1,193 @@
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use weft_vxlan::{AttachSpec, Namespace, NetlinkError, OverlayNetwork, Table};
+
+use crate::lab::{Host, Net, Underlay, attempt, eventually, in_lab, run};
+
+fn mtu_of(namespace: &Namespace, link: &str) -> u16 {
+    let text = run(namespace, &format!("ip -o link show {link}"));
+    let mut words = text.split(' ').skip_while(|word| *word != "mtu");
+    words.nth(1).unwrap().parse().unwrap()
+}
+
+/// Waits until everything that a packet of the sandbox behind `port` passes on `host` has `mtu`.
+async fn has_mtu(host: &Host, net: &Net, sandbox: &Namespace, port: &str, mtu: u16) {
+    let inside = host.network_namespace(net.id());
+    eventually(&format!("host {} has MTU {mtu}", host.n), async || {
+        let found = [
+            mtu_of(sandbox, "eth0"),
+            mtu_of(&inside, port),
+            mtu_of(&inside, "br0"),
+            mtu_of(&inside, "vx0"),
+            mtu_of(&inside, "up0"),
+            mtu_of(&host.namespace, "wfu010101010101"),
+        ];
+        let state = || format!("{found:?} {:#?}", host.plane.status().borrow());
+        if found == [mtu; 6] { Ok(()) } else { Err(state()) }
+    })
+    .await;
+}
+
+/// Whether packets of exactly `mtu` bytes get through, and larger ones do not even leave.
+fn passes_exactly(mtu: u16, from: &Namespace, net: &Net, station: u8) {
+    for (ip, headers) in net.ips(station).into_iter().zip([28, 48]) {
+        let ping = |size: u16| attempt(from, &format!("ping -n -M do -c 1 -W 1 -s {size} {ip}"));
+        ping(mtu - headers).unwrap();
+        let larger = ping(mtu - headers + 1);
+        assert!(larger.as_ref().is_err_and(|text| text.contains("too long")), "{larger:?}");
+    }
+}
+
+/// A TCP connection from station 1 to station 2 that is never idle.
+struct Stream {
+    received: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    ends: Vec<JoinHandle<()>>,
+}
+
+impl Stream {
+    fn open(net: &Net, [from, to]: &[Namespace; 2]) -> Self {
+        let (received, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let address = (net.ips(2)[0], 7777);
+        let listener = to.run(|| Ok::<_, NetlinkError>(TcpListener::bind(address)?)).unwrap();
+        let mut sender = from.run(|| Ok::<_, NetlinkError>(TcpStream::connect(address)?)).unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&received));
+        let send = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                sender.write_all(&[7; 8 << 10]).unwrap();
+            }
+        };
+        let receive = move || {
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                match receiver.read(&mut buffer).unwrap() {
+                    0 => return,
+                    length => count.fetch_add(length as u64, Ordering::Relaxed),
+                };
+            }
+        };
+        Self { received, stop, ends: vec![thread::spawn(send), thread::spawn(receive)] }
+    }
+
+    async fn goes_on(&self) {
+        let before = self.received.load(Ordering::Relaxed);
+        eventually("the connection goes on", async || {
+            let now = self.received.load(Ordering::Relaxed);
+            if now > before + (4 << 20) { Ok(()) } else { Err(format!("{before} {now}")) }
+        })
+        .await;
+    }
+
+    fn close(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.ends.drain(..).for_each(|end| end.join().unwrap());
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_changed_mtu_reaches_running_sandboxes_and_breaks_no_connection() {
+    in_lab(async |lab| {
+        let (_wire, mut one, mut two) = lab.two_hosts();
+        let mut net = Net::new(1, &[(1, 1), (2, 2), (3, 1)]);
+        net.internal = false;
+        let sandboxes = [lab.namespace("sandbox1"), lab.namespace("sandbox2")];
+        let mut ports = Vec::new();
+        for (host, sandbox) in [&one, &two].into_iter().zip(&sandboxes) {
+            host.carry(&net, Underlay::V4);
+            ports.push(host.attach(net.spec(host.n, sandbox)).await.host_ifname);
+            host.settled(net.id()).await;
+        }
+        // A port that was asked to have an MTU of its own.
+        let own = lab.namespace("own");
+        one.attach(AttachSpec { mtu: Some(1300), ..net.spec(3, &own) }).await;
+        let stream = Stream::open(&net, &sandboxes);
+        stream.goes_on().await;
+
+        // Down and up, first under a running agent, then while there is none.
+        for (mtu, restart) in [(1400, false), (1450, false), (1380, true), (1430, true)] {
+            let set = |network: &mut OverlayNetwork| network.mtu = mtu;
+            match restart {
+                false => {
+                    one.desire_network(net.id(), set);
+                    two.desire_network(net.id(), set);
+                }
+                true => {
+                    one = one.restart_with(net.id(), set).await;
+                    two = two.restart_with(net.id(), set).await;
+                }
+            }
+            has_mtu(&one, &net, &sandboxes[0], &ports[0], mtu).await;
+            has_mtu(&two, &net, &sandboxes[1], &ports[1], mtu).await;
+            passes_exactly(mtu, &sandboxes[0], &net, 2);
+            passes_exactly(mtu, &sandboxes[1], &net, 1);
+            stream.goes_on().await;
+        }
+        stream.close();
+        assert_eq!(mtu_of(&own, "eth0"), 1300);
+        one.settled(net.id()).await;
+        two.settled(net.id()).await;
+    });
+}
+
+#[test]
+fn a_sandbox_that_nothing_leads_into_is_named_and_does_not_stop_the_others() {
+    in_lab(async |lab| {
+        let wire = lab.wire();
+        let one = lab.host(1, &wire);
+        let net = Net::new(1, &[(1, 1), (2, 1), (3, 1)]);
+        one.carry(&net, Underlay::V4);
+        let (hidden, plain) = (lab.namespace("hidden"), lab.namespace("plain"));
+        one.attach(net.spec(1, &hidden)).await;
+        one.attach(net.spec(2, &plain)).await;
+        one.settled(net.id()).await;
+        let held = hidden.clone();
+        lab.kill(hidden);
+        one.desire_network(net.id(), |network| network.mtu = 1400);
+
+        let error = || {
+            let status = one.plane.status().borrow().clone();
+            status.networks[&net.id()].tables[&Table::Mtu].error.clone()
+        };
+        let endpoint = net.endpoint(1).to_string();
+        eventually("the table names the endpoint", async || match error() {
+            Some(error) if error.contains(&endpoint) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        assert_eq!((mtu_of(&plain, "eth0"), mtu_of(&held, "eth0")), (1400, 1450));
+        // It is the only thing that is amiss.
+        let third = lab.namespace("third");
+        one.attach(net.spec(3, &third)).await;
+        assert_eq!(mtu_of(&third, "eth0"), 1400);
+        let status = one.plane.status().borrow().clone();
+        assert_eq!(status.networks[&net.id()].reached.as_ref().map(|net| net.mtu), Some(1400));
+
+        // A process shows the way.
+        let spawn = || Ok::<_, NetlinkError>(Command::new("sleep").arg("60").spawn()?);
+        let mut process = held.run(spawn).unwrap();
+        eventually("the sandbox is found", async || match error() {
+            None => Ok(()),
+            Some(error) => Err(error),
+        })
+        .await;
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert_eq!(mtu_of(&held, "eth0"), 1400);
+    });
+}

@@ -77,6 +77,11 @@ impl Remembered {
         Arc::new(whole)
     }
 
+    /// Whether every node that is remembered has been heard.
+    pub fn are_all_in(&self, view: &ClusterView) -> bool {
+        self.nodes.keys().all(|id| is_heard(view, *id))
+    }
+
     /// Takes in what is heard now; forgets who was silent too long.
     pub fn learn(&mut self, view: &ClusterView, me: NodeId, now: u64) {
         for member in view.members.values().filter(|member| member.id != me) {
@@ -144,8 +149,8 @@ pub async fn keep(
     loop {
         let stopping = match stop.run_until_cancelled(view.changed()).await {
             None => true,
+            Some(Ok(())) => false,
             Some(Err(_)) => return,
-            Some(Ok(())) => stop.run_until_cancelled(time::sleep(settle)).await.is_none(),
         };
         let heard = Arc::clone(&view.borrow_and_update());
         remembered.learn(&heard, me, clock::unix_seconds());
@@ -164,6 +169,8 @@ pub async fn keep(
         if stopping {
             return;
         }
+        // A change is kept at once; a flood of them is kept now and then.
+        let _ = stop.run_until_cancelled(time::sleep(settle)).await;
     }
 }
 

@@ -40,6 +40,9 @@ pub struct OverlayNetwork {
     pub internal: bool,
     /// Replicate broadcast and multicast to `flood`.
     pub multicast: bool,
+    /// Whether `remotes` and `flood` may lack some that exist: then none is taken out of the
+    /// kernel. So an agent that has just started cuts off nobody that it has not heard of yet.
+    pub provisional: bool,
     /// Stations on other hosts. A MAC that is also a local port's is ignored: the port wins.
     pub remotes: BTreeMap<MacAddr, Station>,
     /// Hosts that have endpoints in the network. Used only if `multicast` is set.

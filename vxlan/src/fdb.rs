@@ -44,6 +44,16 @@ pub(crate) enum FdbOp {
     StopFloodTo(VtepAddr),
 }
 
+impl FdbOp {
+    /// Whether a destination is lost by it.
+    pub(crate) fn is_removal(&self) -> bool {
+        match self {
+            Self::Set(..) | Self::Bridge(..) | Self::FloodTo(_) => false,
+            Self::Remove(..) | Self::Unbridge(..) | Self::StopFloodTo(_) => true,
+        }
+    }
+}
+
 /// Lists the operations that turn `actual` into `desired`.
 ///
 /// A MAC that moved yields one replacement and no removal, and additions come first, so no

@@ -24,6 +24,12 @@ pub(crate) enum NeighbourOp {
     Remove(IpAddr),
 }
 
+impl NeighbourOp {
+    pub(crate) fn is_removal(&self) -> bool {
+        matches!(self, Self::Remove(_))
+    }
+}
+
 /// Lists the operations that turn `actual` into `desired`: replacements first, then removals.
 pub(crate) fn plan(desired: &Neighbours, actual: &Neighbours) -> Vec<NeighbourOp> {
     let set = desired

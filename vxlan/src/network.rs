@@ -108,9 +108,17 @@ impl NetworkKernel {
 
         let (wanted_fdb, wanted_neighbours) = destinations(network, &ports);
         let mut kernel = KernelFdb(&mut self.inside);
-        passes.insert(Table::Fdb, reconcile(&mut kernel, |found| fdb::plan(&wanted_fdb, found)));
+        passes.insert(Table::Fdb, reconcile(&mut kernel, |found| {
+            let mut ops = fdb::plan(&wanted_fdb, found);
+            ops.retain(|op| !(network.provisional && op.is_removal()));
+            ops
+        }));
         let mut kernel = KernelNeighbours(&mut self.inside);
-        let pass = reconcile(&mut kernel, |found| neighbours::plan(&wanted_neighbours, found));
+        let pass = reconcile(&mut kernel, |found| {
+            let mut ops = neighbours::plan(&wanted_neighbours, found);
+            ops.retain(|op| !(network.provisional && op.is_removal()));
+            ops
+        });
         passes.insert(Table::Neighbours, pass);
 
         if thorough || !self.settled {
@@ -155,6 +163,11 @@ impl NetworkKernel {
         passes
     }
 
+    /// What can wait until the one who asked for a pass has his answer.
+    pub(crate) fn follow_up(&mut self) {
+        self.loaded.look(&self.namespace, NETWORK_TABLES);
+    }
+
     /// The ports that are there.
     pub(crate) fn ports(&mut self) -> Result<Ports, KernelError> {
         KernelPorts(&mut self.inside).read()
@@ -171,7 +184,8 @@ impl NetworkKernel {
         goal: &Goal<'_>,
         spec: &AttachSpec,
     ) -> (Result<Attached, AttachError>, Passes) {
-        let ready = self.reconcile(goal);
+        // After a pass that left nothing to do, the links are there, or the next pass sees to them.
+        let ready = if self.settled { Passes::new() } else { self.reconcile(goal) };
         if let Some(error) = ready.get(&Table::Links).and_then(|pass| pass.errors.first()) {
             let reason = Chain(error).to_string();
             return (Err(AttachError::NotReady { network: self.id, reason }), ready);
@@ -182,7 +196,7 @@ impl NetworkKernel {
             Err(error) => return (Err(error), ready),
         };
         let passes = self.reconcile(goal);
-        let unprotected = [Table::Ports, Table::Fdb, Table::Rules]
+        let unprotected = [Table::Links, Table::Ports, Table::Fdb, Table::Rules]
             .iter()
             .find_map(|table| passes.get(table)?.errors.first())
             .map(|error| AttachError::NotReady {

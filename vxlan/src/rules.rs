@@ -24,6 +24,8 @@ use crate::{
 pub(crate) struct Ruleset {
     /// Family and name of each, with its chains and sets.
     tables: Vec<(&'static str, String)>,
+    /// The chain of each of the bridge's ports, in the bridge's table.
+    ports: BTreeMap<String, String>,
 }
 
 impl Ruleset {
@@ -82,7 +84,7 @@ impl Ruleset {
             .collect();
         let hook = "type nat hook postrouting priority srcnat; policy accept;";
         body += &chain("postrouting", Some(hook), &masquerade);
-        Self { tables: vec![("inet weft", body)] }
+        Self { tables: vec![("inet weft", body)], ports: BTreeMap::new() }
     }
 
     /// The rules of a network's namespace: what may pass the uplink, and what each port may send
@@ -126,19 +128,52 @@ impl Ruleset {
             let masquerade = [format!("oifname \"{UPLINK}\" masquerade")];
             body += &chain("postrouting", Some(&hook("nat", "postrouting", "srcnat")), &masquerade);
         }
-        Self { tables: vec![("inet weft", body), ("bridge weft", bridge_rules(ports))] }
+        let tables = vec![("inet weft", body), (BRIDGE_TABLE, bridge_rules())];
+        Self { tables, ports: ports.iter().map(|(name, port)| port_chain(name, port)).collect() }
     }
 
     /// What `nft -f` loads: our tables anew, in place of what they held.
     fn script(&self) -> String {
-        let digest = self.digest();
+        let digest = self.digest_rule();
         self.tables.iter().fold(String::new(), |mut script, (table, body)| {
             // Declared first, because only a table that is there can be deleted.
             let _ = writeln!(script, "table {table}\ndelete table {table}\ntable {table} {{");
-            script += &chain("digest", None, &[format!("return comment \"{digest}\"")]);
+            script += &chain("digest", None, std::slice::from_ref(&digest));
+            if *table == BRIDGE_TABLE {
+                let tunnel = format!("\"{TUNNEL}\" : accept");
+                let ports = self.ports.keys().map(|name| verdict(name));
+                let elements: Vec<_> = [tunnel].into_iter().chain(ports).collect();
+                script += &map("ports", "ifname : verdict", &elements);
+                script.extend(self.ports.values().map(String::as_str));
+            }
             script += body;
             script + "}\n"
         })
+    }
+
+    /// What `nft -f` loads to get here from `older`, if that takes nothing but further ports.
+    ///
+    /// Whoever deletes anything waits for the kernel to be rid of it, ten times as long as the rest
+    /// takes. So the digest is added, too: the last one counts.
+    fn addition(&self, older: &Self) -> Option<String> {
+        let kept = older.ports.iter().all(|(name, chain)| self.ports.get(name) == Some(chain));
+        if older.tables != self.tables || !kept || older.ports.len() == self.ports.len() {
+            return None;
+        }
+        let mut script = format!("table {BRIDGE_TABLE} {{\n");
+        let new = || self.ports.iter().filter(|(name, _)| !older.ports.contains_key(*name));
+        script.extend(new().map(|(_, chain)| chain.as_str()));
+        script += "}\n";
+        let verdicts: Vec<_> = new().map(|(name, _)| verdict(name)).collect();
+        let _ = writeln!(script, "add element {BRIDGE_TABLE} ports {{ {} }}", verdicts.join(", "));
+        for (table, _) in &self.tables {
+            let _ = writeln!(script, "add rule {table} digest {}", self.digest_rule());
+        }
+        Some(script)
+    }
+
+    fn digest_rule(&self) -> String {
+        format!("return comment \"{}\"", self.digest())
     }
 
     fn digest(&self) -> String {
@@ -147,6 +182,10 @@ impl Ruleset {
             hash.update(table);
             hash.update(body);
         }
+        for (port, chain) in &self.ports {
+            hash.update(port);
+            hash.update(chain);
+        }
         let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = hash.finalize().into();
         format!("weft {:016x}", u64::from_be_bytes([a, b, c, d, e, f, g, h]))
     }
@@ -154,17 +193,17 @@ impl Ruleset {
 
 /// Drops what a port sends from an address that is not its own, as Ethernet, ARP, IP or neighbour
 /// discovery source, and what only a router may say.
-fn bridge_rules(ports: &BTreeMap<String, Port>) -> String {
-    let mut body = String::new();
-    let mut verdicts = vec![format!("\"{TUNNEL}\" : accept")];
-    for (name, port) in ports {
-        verdicts.push(format!("\"{name}\" : goto port-{name}"));
-        body += &chain(&format!("port-{name}"), None, &port_rules(port));
-    }
-    let prerouting =
-        [format!("iifname vmap {{ {} }}", verdicts.join(", ")), "counter drop".to_owned()];
+fn bridge_rules() -> String {
     let hook = "type filter hook prerouting priority -300; policy accept;";
-    body + &chain("prerouting", Some(hook), &prerouting)
+    chain("prerouting", Some(hook), &["iifname vmap @ports".to_owned(), "counter drop".to_owned()])
+}
+
+fn port_chain(name: &str, port: &Port) -> (String, String) {
+    (name.to_owned(), chain(&format!("port-{name}"), None, &port_rules(port)))
+}
+
+fn verdict(port: &str) -> String {
+    format!("\"{port}\" : goto port-{port}")
 }
 
 fn port_rules(Port { mac, ips }: &Port) -> Vec<String> {
@@ -210,29 +249,60 @@ fn port_rules(Port { mac, ips }: &Port) -> Vec<String> {
     rules
 }
 
-/// A change of rules: the whole of them.
+/// A change of rules, by what is loaded of them.
 #[derive(Clone, Debug, Eq, PartialEq)]
-struct Load(Ruleset);
+enum Load {
+    Whole(Ruleset),
+    /// The script that adds what the ruleset has more than what is there.
+    Addition(Ruleset, String),
+}
 
-/// What the kernel printed of our tables right after we loaded them; how we know that nobody has
-/// changed them since.
+/// What is known of our tables since we loaded them; how we know that nobody has changed them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Loaded {
-    /// The digest of what was loaded last, and what it looked like.
-    known: Option<(String, String)>,
+    known: Option<Known>,
     seen: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    ruleset: Ruleset,
+    /// What the kernel printed of it right afterwards; absent as long as it was not asked.
+    listing: Option<String>,
 }
 
 impl Loaded {
     /// Whether `ruleset` is what was loaded last, as far as is known without asking the kernel.
     pub(crate) fn is(&self, ruleset: &Ruleset) -> bool {
-        self.known.as_ref().is_some_and(|(digest, _)| *digest == ruleset.digest())
+        self.known.as_ref().is_some_and(|known| known.ruleset == *ruleset)
+    }
+
+    /// Whether `ruleset` will replace what was loaded last, whatever has become of it.
+    fn is_past(&self, ruleset: &Ruleset) -> bool {
+        self.known.as_ref().is_some_and(|known| {
+            known.ruleset != *ruleset && ruleset.addition(&known.ruleset).is_none()
+        })
     }
 
     /// Notes that what was read last is `ruleset`: a predecessor loaded it.
     fn adopt(&mut self, ruleset: &Ruleset) {
         if self.known.is_none() {
-            self.known = self.seen.take().map(|listing| (ruleset.digest(), listing));
+            let listing = self.seen.take();
+            self.known = listing.map(|listing| Known {
+                ruleset: ruleset.clone(),
+                listing: Some(listing),
+            });
+        }
+    }
+
+    /// Has the kernel print what was loaded, if it has not yet. To be called after every
+    /// [`reconcile`], once nobody waits.
+    pub(crate) fn look(&mut self, namespace: &Namespace, tables: &[&str]) {
+        let Some(known) = self.known.as_mut().filter(|known| known.listing.is_none()) else { return };
+        match nft::list(namespace, tables) {
+            Ok(listing) => known.listing = listing,
+            // The next thorough pass goes by the digest.
+            Err(error) => tracing::debug!(error = %table::Chain(&error), "failed to list the rules"),
         }
     }
 }
@@ -244,9 +314,12 @@ pub(crate) fn reconcile(
     loaded: &mut Loaded,
     desired: &Ruleset,
 ) -> Pass {
-    let known = loaded.clone();
-    let mut kernel = KernelRules { namespace, tables, loaded };
-    let pass = table::reconcile(&mut kernel, |listing| plan(desired, &known, listing.as_deref()));
+    let known = loaded.known.clone();
+    let blind = loaded.is_past(desired);
+    let mut kernel = KernelRules { namespace, tables, loaded, blind };
+    let pass = table::reconcile(&mut kernel, |listing| {
+        plan(desired, known.as_ref(), listing.as_deref())
+    });
     if pass.errors.is_empty() {
         loaded.adopt(desired);
     }
@@ -254,14 +327,34 @@ pub(crate) fn reconcile(
 }
 
 /// Lists what makes `listing` say `desired`.
-fn plan(desired: &Ruleset, loaded: &Loaded, listing: Option<&str>) -> Vec<Load> {
-    let digest = desired.digest();
-    let intact = listing.is_some_and(|listing| match &loaded.known {
-        Some((known, printed)) => *known == digest && printed == listing,
+fn plan(desired: &Ruleset, known: Option<&Known>, listing: Option<&str>) -> Vec<Load> {
+    let whole = || vec![Load::Whole(desired.clone())];
+    let Some(listing) = listing else { return whole() };
+    let ours = |ruleset: &Ruleset| {
+        let digest = ruleset.digest();
+        let found = digests(listing);
+        found.len() == ruleset.tables.len() && found.iter().all(|found| *found == digest)
+    };
+    let Some(Known { ruleset, listing: printed }) = known else {
         // A predecessor's: its digest is all that can be checked.
-        None => listing.matches(&digest).count() == desired.tables.len(),
-    });
-    if intact { Vec::new() } else { vec![Load(desired.clone())] }
+        return if ours(desired) { Vec::new() } else { whole() };
+    };
+    let intact = match printed {
+        Some(printed) => printed == listing,
+        None => ours(ruleset),
+    };
+    match desired.addition(ruleset) {
+        _ if !intact => whole(),
+        _ if ruleset == desired => Vec::new(),
+        Some(script) => vec![Load::Addition(desired.clone(), script)],
+        None => whole(),
+    }
+}
+
+/// The last digest of each table in `listing`.
+fn digests(listing: &str) -> Vec<&str> {
+    let chains = listing.split("chain digest {").skip(1);
+    chains.filter_map(|rest| rest.split('}').next()?.rsplit('"').nth(1)).collect()
 }
 
 /// Our tables in one namespace.
@@ -269,15 +362,20 @@ struct KernelRules<'a> {
     namespace: &'a Namespace,
     tables: &'static [&'static str],
     loaded: &'a mut Loaded,
+    /// Whether there is no use in reading.
+    blind: bool,
 }
 
 impl KernelTable for KernelRules<'_> {
     const TABLE: Table = Table::Rules;
-    /// What `nft list table` prints; absent if a table is missing.
+    /// What `nft list table` prints; absent if a table is missing, or nobody asks.
     type State = Option<String>;
     type Op = Load;
 
     fn read(&mut self) -> Result<Option<String>, KernelError> {
+        if self.blind {
+            return Ok(None);
+        }
         let listing = nft::list(self.namespace, self.tables)?;
         self.loaded.seen.clone_from(&listing);
         Ok(listing)
@@ -285,10 +383,19 @@ impl KernelTable for KernelRules<'_> {
 
     fn apply(&mut self, ops: &[Load]) -> Vec<Result<(), KernelError>> {
         ops.iter()
-            .map(|Load(ruleset)| {
+            .map(|load| {
                 self.loaded.known = None;
-                nft::load(self.namespace, &ruleset.script())?;
-                self.loaded.known = self.read()?.map(|listing| (ruleset.digest(), listing));
+                let ruleset = match load {
+                    Load::Whole(ruleset) => {
+                        nft::load(self.namespace, &ruleset.script())?;
+                        ruleset
+                    }
+                    Load::Addition(ruleset, script) => {
+                        nft::load(self.namespace, script)?;
+                        ruleset
+                    }
+                };
+                self.loaded.known = Some(Known { ruleset: ruleset.clone(), listing: None });
                 Ok(())
             })
             .collect()
@@ -297,7 +404,8 @@ impl KernelTable for KernelRules<'_> {
 
 /// The tables of the two kinds of namespace.
 pub(crate) const HOST_TABLES: &[&str] = &["inet weft"];
-pub(crate) const NETWORK_TABLES: &[&str] = &["inet weft", "bridge weft"];
+pub(crate) const NETWORK_TABLES: &[&str] = &["inet weft", BRIDGE_TABLE];
+const BRIDGE_TABLE: &str = "bridge weft";
 /// Where a VXLAN packet has its VNI (RFC 7348 §5): behind 8 bytes of UDP header and 4 of flags.
 const VNI: &str = "@th,96,24";
 
@@ -323,11 +431,19 @@ fn typeof_set(name: &str, expression: &str, elements: &[String]) -> String {
 }
 
 fn set_of(name: &str, key: &str, elements: &[String]) -> String {
+    container(&format!("set {name}"), key, elements)
+}
+
+fn map(name: &str, kind: &str, elements: &[String]) -> String {
+    container(&format!("map {name}"), &format!("type {kind}"), elements)
+}
+
+fn container(head: &str, key: &str, elements: &[String]) -> String {
     let elements = match elements.is_empty() {
         true => String::new(),
         false => format!("\t\telements = {{ {} }}\n", elements.join(", ")),
     };
-    format!("\tset {name} {{\n\t\t{key}\n{elements}\t}}\n")
+    format!("\t{head} {{\n\t\t{key}\n{elements}\t}}\n")
 }
 
 fn chain(name: &str, hook: Option<&str>, rules: &[String]) -> String {
@@ -340,8 +456,15 @@ fn chain(name: &str, hook: Option<&str>, rules: &[String]) -> String {
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tables: Vec<_> = self.0.tables.iter().map(|(table, _)| *table).collect();
-        write!(f, "load {} ({})", tables.join(", "), self.0.digest())
+        match self {
+            Self::Whole(ruleset) => {
+                let tables: Vec<_> = ruleset.tables.iter().map(|(table, _)| *table).collect();
+                write!(f, "load {} ({})", tables.join(", "), ruleset.digest())
+            }
+            Self::Addition(ruleset, _) => {
+                write!(f, "add ports to {BRIDGE_TABLE} ({})", ruleset.digest())
+            }
+        }
     }
 }
 
@@ -373,6 +496,7 @@ mod tests {
             gateways: Vec::new(),
             internal,
             multicast: false,
+            provisional: false,
             remotes: BTreeMap::new(),
             flood: BTreeSet::new(),
             ports: BTreeMap::new(),
@@ -421,15 +545,46 @@ mod tests {
     fn rules_that_somebody_changed_are_loaded_again() {
         let desired = Ruleset::of_host(&HostRules::default(), &vnis(&[4097]));
         let listing = desired.script();
-        let loaded = Loaded { known: Some((desired.digest(), listing.clone())), seen: None };
-        assert_eq!(plan(&desired, &loaded, Some(&listing)), []);
-        // A predecessor's rules are ours if their digest is.
-        assert_eq!(plan(&desired, &Loaded::default(), Some(&listing)), []);
-        for changed in [None, Some(""), Some("table inet weft {\n}\n")] {
-            assert_eq!(plan(&desired, &loaded, changed).len(), 1, "{changed:?}");
-            assert_eq!(plan(&desired, &Loaded::default(), changed).len(), 1, "{changed:?}");
+        let known = |listing| Known { ruleset: desired.clone(), listing };
+        let (printed, unread) = (known(Some(listing.clone())), known(None));
+        // Rules that were not printed yet, and a predecessor's, are ours if their digest is.
+        for known in [Some(&printed), Some(&unread), None] {
+            assert_eq!(plan(&desired, known, Some(&listing)), []);
+            for changed in [None, Some(""), Some("table inet weft {\n}\n")] {
+                assert_eq!(plan(&desired, known, changed).len(), 1, "{changed:?}");
+            }
         }
         let shorter = listing.replace("drop", "accept");
-        assert_eq!(plan(&desired, &loaded, Some(&shorter)).len(), 1);
+        assert_eq!(plan(&desired, Some(&printed), Some(&shorter)).len(), 1);
+    }
+
+    #[test]
+    fn further_ports_are_added_and_nothing_is_deleted_for_them() {
+        let with = |names: &[&str]| {
+            let ports = names.iter().map(|name| ((*name).to_owned(), port(&["10.0.0.7"])));
+            Ruleset::of_network(&network(true), &[], &ports.collect())
+        };
+        let (one, two) = (with(&["v01"]), with(&["v01", "v02"]));
+        let script = two.addition(&one).unwrap();
+        assert!(!script.contains("delete") && !script.contains("v01"), "{script}");
+        assert_eq!(one.addition(&two), None);
+        assert_eq!(one.addition(&one), None);
+        assert_eq!(two.addition(&with(&["v03"])), None);
+
+        let listing = one.script();
+        let known = Known { ruleset: one, listing: Some(listing.clone()) };
+        let loads = plan(&two, Some(&known), Some(&listing));
+        assert_eq!(loads, [Load::Addition(two.clone(), script)]);
+        // To rules that somebody changed nothing is added: they are replaced.
+        let changed = listing.replace("drop", "accept");
+        assert_eq!(plan(&two, Some(&known), Some(&changed)), [Load::Whole(two)]);
+    }
+
+    #[test]
+    fn of_several_digests_the_last_one_counts() {
+        let listing = "table inet weft {\n\tchain digest {\n\t\treturn comment \"weft 1\"\n\t\treturn \
+                       comment \"weft 2\"\n\t}\n}\ntable bridge weft {\n\tchain digest {\n\t\treturn \
+                       comment \"weft 3\"\n\t}\n}\n";
+        assert_eq!(digests(listing), ["weft 2", "weft 3"]);
     }
 }

@@ -6,7 +6,7 @@ use std::{
 
 use tokio::{
     sync::{broadcast, mpsc, watch},
-    time,
+    time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_dns::Directory;
@@ -75,6 +75,7 @@ pub struct Keeper {
     view: watch::Receiver<Arc<ClusterView>>,
     plane_status: watch::Receiver<Arc<Status>>,
     remembered: Remembered,
+    started: Instant,
     /// Whether the cluster must be understood anew although the view is the same.
     pub(super) stale: bool,
     published: BTreeMap<Key, Record>,
@@ -138,6 +139,7 @@ impl Keeper {
             view,
             plane_status,
             remembered,
+            started: Instant::now(),
             stale: true,
             published,
             names,
@@ -255,7 +257,7 @@ impl Keeper {
     }
 
     fn project(&mut self) {
-        let desired = plane(self.context, &self.cluster, &self.book);
+        let desired = plane(self.context, &self.cluster, &self.book, self.is_warming_up());
         self.links.desired.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&desired);
             if changed {
@@ -270,6 +272,12 @@ impl Keeper {
             cluster: Arc::clone(&self.cluster),
             book: Arc::clone(&self.book),
         }));
+    }
+
+    /// Whether others may have endpoints here that this agent, just started, has not heard of.
+    fn is_warming_up(&self) -> bool {
+        let age = self.started.elapsed();
+        age < WARM_UP || (age < LONGEST_WARM_UP && !self.remembered.are_all_in(&self.view.borrow()))
     }
 
     /// Names follow what the kernel has, not what it shall have.
@@ -320,5 +328,9 @@ fn keep_empty_buckets(
     }
 }
 
+/// How long an agent listens before it takes entries out of the kernel, at least, and at most
+/// while nodes that it remembers are silent.
+const WARM_UP: Duration = Duration::from_secs(2);
+const LONGEST_WARM_UP: Duration = Duration::from_secs(10);
 /// More rounds than any chain of own consequences has; what is left waits for the next wake.
 const MAX_ROUNDS: usize = 8;

@@ -138,7 +138,7 @@ mod tests {
             vxlan_port: 4789,
             uplink_pool: "169.254.192.0/18".parse().unwrap(),
         };
-        let desired = plane(context, &cluster, &book);
+        let desired = plane(context, &cluster, &book, false);
 
         let named = |status: &Status| -> Vec<String> {
             let entries = entries(node_id(1), &cluster, &app, Some(reached(status, app.id)));

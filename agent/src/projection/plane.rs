@@ -31,11 +31,14 @@ const OVERHEAD_V4: u16 = 20 + 30;
 const OVERHEAD_V6: u16 = 40 + 30;
 
 /// The kernel's desired state on this host.
-pub fn plane(context: PlaneContext, cluster: &Cluster, book: &Book) -> Desired {
+///
+/// It is `provisional` as long as other nodes may have more than what was heard.
+pub fn plane(context: PlaneContext, cluster: &Cluster, book: &Book, provisional: bool) -> Desired {
     let active = book.active();
     let networks = active.iter().filter_map(|id| {
         let network = cluster.network(*id).map(AsRef::as_ref).or_else(|| book.networks.get(id))?;
-        Some((*id, Arc::new(overlay_network(context, cluster, book, network))))
+        let network = overlay_network(context, cluster, book, network);
+        Some((*id, Arc::new(OverlayNetwork { provisional, ..network })))
     });
     let peers = cluster.members().filter(|member| member.id != context.me);
     Desired {
@@ -88,6 +91,7 @@ fn overlay_network(
         gateways: gateways(network),
         internal: network.internal,
         multicast: network.options.multicast,
+        provisional: false,
         remotes,
         flood: if network.options.multicast { flood } else { BTreeSet::new() },
         ports: ports.collect(),
@@ -189,7 +193,7 @@ mod tests {
             .endpoint(2, &app, "far", "10.1.0.9")
             .endpoint(2, &db, "other", "10.2.0.9")
             .build();
-        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.1.0.8"));
+        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.1.0.8"), false);
         assert_eq!(desired.networks.keys().copied().collect::<Vec<_>>(), [app.id]);
         let carried = &desired.networks[&app.id];
         let remotes: Vec<_> = carried.remotes.values().map(|s| s.vtep.to_string()).collect();
@@ -212,7 +216,7 @@ mod tests {
             .endpoint(2, &app, "far", "10.1.0.9")
             .change(2, |member| member.liveness = weft_gossip::Liveness::Suspect)
             .build();
-        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.1.0.8"));
+        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.1.0.8"), false);
         assert_eq!(desired.networks[&app.id].remotes.len(), 1);
     }
 
@@ -247,7 +251,7 @@ mod tests {
             .network(1, &other)
             .endpoint(2, &app, "far", "10.2.0.9")
             .build();
-        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.2.0.8"));
+        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.2.0.8"), false);
         let carried = &desired.networks[&app.id];
         assert!(carried.uplink.is_none());
         assert!(carried.remotes.is_empty());

@@ -321,6 +321,7 @@ impl Net {
             ],
             internal: self.internal,
             multicast: self.multicast,
+            provisional: false,
             remotes: remotes.collect(),
             flood: others.into_iter().map(|&at| underlay.vtep(at)).collect(),
             ports: ports.collect(),

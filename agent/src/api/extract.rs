@@ -21,9 +21,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let bytes = axum::body::Bytes::from_request(request, state)
             .await
             .map_err(IntoResponse::into_response)?;
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|error| invalid(format!("the request's body does not fit: {error}")))
+        let mut json = serde_json::Deserializer::from_slice(&bytes);
+        serde_path_to_error::deserialize(&mut json).map(Self).map_err(|error| misfit(&error))
     }
 }
 
@@ -38,6 +37,17 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
             .map(|Query(params)| Self(params))
             .map_err(|error| invalid(format!("the request's parameters do not fit: {error}")))
     }
+}
+
+/// Refuses a body, and names the field that does not fit.
+fn misfit(error: &serde_path_to_error::Error<serde_json::Error>) -> Response {
+    let why = error.inner();
+    let field = Some(error.path().to_string()).filter(|path| path != ".");
+    let error = match &field {
+        Some(field) => format!("{field} does not fit: {why}"),
+        None => format!("the request's body does not fit: {why}"),
+    };
+    (StatusCode::BAD_REQUEST, Json(Problem { error, field })).into_response()
 }
 
 fn invalid(error: String) -> Response {

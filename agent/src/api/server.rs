@@ -13,15 +13,10 @@ use super::{
     extract::{Body, Params},
     types::{
         Attach, Attached, CreateNetwork, CreateToken, CreatedToken, EndpointStatus, NetworkStatus,
-        NodeStatus, Resolved, Status, TokenStatus,
+        NodeStatus, Problem, Resolved, Status, TokenStatus,
     },
 };
-use crate::{
-    ledger::Ledger,
-    refusal::{Refusal, RefusalKind},
-    status::Report,
-    tokens::Tokens,
-};
+use crate::{ledger::Ledger, refusal::Refusal, status::Report, tokens::Tokens};
 
 /// What the API's handlers work with.
 #[derive(Clone)]
@@ -149,7 +144,8 @@ async fn no_such_path(uri: Uri) -> Refusal {
     Refusal::missing(format!("there is nothing at {}: see docs/api.md", uri.path()))
 }
 
-async fn no_such_method(uri: Uri) -> Refusal {
-    let message = format!("{} does not take this method: see docs/api.md", uri.path());
-    Refusal::new(RefusalKind::Invalid, message)
+async fn no_such_method(uri: Uri) -> Response {
+    let error = format!("{} does not take this method: see docs/api.md", uri.path());
+    let problem = Problem { error, field: None };
+    (StatusCode::METHOD_NOT_ALLOWED, Json(problem)).into_response()
 }

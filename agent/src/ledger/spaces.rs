@@ -14,6 +14,7 @@ use super::{
 use crate::{
     api::types::SpaceStatus,
     clock,
+    cluster::Cluster,
     refusal::{Refusal, RefusalKind},
 };
 
@@ -48,10 +49,7 @@ impl Keeper {
         let space = self.spaces.get_mut(&network.id).expect("every network was stepped before");
         let view = cluster.space_view(network.id);
         space.allocate(endpoint, ask, &view, clock::unix_seconds()).map_err(|why| {
-            // People know nodes by name.
-            let message = cluster.members().fold(why.to_string(), |text, m| {
-                text.replace(&m.id.short(), &cluster.node_name(m.id))
-            });
+            let message = with_names(&cluster, network.id, &why);
             let reason = Refusal::new(RefusalKind::Unavailable, message);
             match why {
                 why if why.may_pass() => Obstacle::Waits { reason, patience: GRANT_DEADLINE },
@@ -131,6 +129,22 @@ pub fn restore_spaces(
         }
     }
     Ok(spaces)
+}
+
+/// What `why` says, with the names of nodes and endpoints in place of their ids.
+fn with_names(cluster: &Cluster, network: NetworkId, why: &weft_ipam::Refusal) -> String {
+    let text = cluster.members().fold(why.to_string(), |text, member| {
+        text.replace(&member.id.short(), &cluster.node_name(member.id))
+    });
+    match why {
+        weft_ipam::Refusal::InUse { endpoint, .. } => {
+            let owner = cluster.endpoints(network).find(|placed| placed.endpoint.id == *endpoint);
+            owner.map_or(text.clone(), |owner| {
+                text.replace(&endpoint.short(), owner.endpoint.name.as_str())
+            })
+        }
+        _ => text,
+    }
 }
 
 /// How long addresses rest, and blocks stay; the rest as the state machine has it.

@@ -65,6 +65,10 @@ impl Join {
                 }
             }
         }
+        // An answer that was lost may have used up the token; the key can fetch it again.
+        if attempts.iter().all(|attempt| is_answer(attempt.failure.reason)) {
+            pending.discard()?;
+        }
         Err(JoinError::Refused { token: Box::new(self.token), attempts: Attempts(attempts) })
     }
 
@@ -198,6 +202,30 @@ fn settles(reason: FailureReason) -> bool {
         | FailureReason::TokenUnknown
         | FailureReason::NotIssuer
         | FailureReason::Busy
+        | FailureReason::Internal
+        | FailureReason::Timeout
+        | FailureReason::Unreachable
+        | FailureReason::Closed
+        | FailureReason::Protocol => false,
+    }
+}
+
+/// Whether the failure is what an issuer, or this node, decided; not a break on the way.
+fn is_answer(reason: FailureReason) -> bool {
+    match reason {
+        FailureReason::TokenExpired
+        | FailureReason::TokenUsedUp
+        | FailureReason::TokenUnknown
+        | FailureReason::NameTaken
+        | FailureReason::Clock
+        | FailureReason::WrongCluster
+        | FailureReason::WrongAuthority
+        | FailureReason::Certificate
+        | FailureReason::NoCertificate
+        | FailureReason::Revoked
+        | FailureReason::OwnIdentity
+        | FailureReason::NotIssuer => true,
+        FailureReason::Busy
         | FailureReason::Internal
         | FailureReason::Timeout
         | FailureReason::Unreachable

@@ -46,7 +46,7 @@ impl Events {
             // An error is ENOBUFS: some were dropped, and they may have been of interest.
             tokio::select! {
                 read = self.route.recv_from(&mut route) => {
-                    if read.is_err() || is_loss(&route) || drain(&mut self.route) {
+                    if read.is_err() || is_loss(&route) || drain(&mut self.route, is_loss) {
                         return Change::Links;
                     }
                 }
@@ -57,8 +57,9 @@ impl Events {
 
     /// Forgets what has been told so far.
     pub(crate) fn settle(&mut self) {
-        drain(&mut self.route);
-        drain(&mut self.rules);
+        drain(&mut self.route, is_loss);
+        // Not routing messages: what they say is not looked at.
+        drain(&mut self.rules, |_| true);
     }
 }
 
@@ -81,13 +82,13 @@ fn open(
 }
 
 /// Reads all that is there; tells whether any of it is of interest.
-fn drain(socket: &mut TokioSocket) -> bool {
+fn drain(socket: &mut TokioSocket, interesting: impl Fn(&[u8]) -> bool) -> bool {
     let mut found = false;
     let mut buffer = Vec::with_capacity(DATAGRAM);
     loop {
         buffer.clear();
         match socket.socket_ref().recv_from(&mut buffer, libc::MSG_DONTWAIT) {
-            Ok(_) => found |= is_loss(&buffer),
+            Ok(_) => found |= interesting(&buffer),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return found,
             Err(_) => return true,
         }

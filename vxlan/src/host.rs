@@ -159,6 +159,7 @@ impl HostKernel {
         } else {
             self.tell(None);
         }
+        self.loaded.look(&self.namespace, HOST_TABLES);
         pass
     }
 

@@ -108,11 +108,14 @@ impl NetworkKernel {
 
         let (wanted_fdb, wanted_neighbours) = destinations(network, &ports);
         let mut kernel = KernelFdb(&mut self.inside);
-        passes.insert(Table::Fdb, reconcile(&mut kernel, |found| {
-            let mut ops = fdb::plan(&wanted_fdb, found);
-            ops.retain(|op| !(network.provisional && op.is_removal()));
-            ops
-        }));
+        passes.insert(
+            Table::Fdb,
+            reconcile(&mut kernel, |found| {
+                let mut ops = fdb::plan(&wanted_fdb, found);
+                ops.retain(|op| !(network.provisional && op.is_removal()));
+                ops
+            }),
+        );
         let mut kernel = KernelNeighbours(&mut self.inside);
         let pass = reconcile(&mut kernel, |found| {
             let mut ops = neighbours::plan(&wanted_neighbours, found);
@@ -193,7 +196,8 @@ impl NetworkKernel {
         let wire = Wire::ensure(spec, goal.network.mtu, &mut self.inside, &self.host_namespace);
         let wire = match wire {
             Ok(wire) => wire,
-            Err(error) => return (Err(error), ready),
+            // The pass is due all the same: the goal may be a new one.
+            Err(error) => return (Err(error), merge(ready, self.reconcile(goal))),
         };
         let passes = self.reconcile(goal);
         let unprotected = [Table::Links, Table::Ports, Table::Fdb, Table::Rules]

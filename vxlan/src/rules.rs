@@ -288,21 +288,23 @@ impl Loaded {
     fn adopt(&mut self, ruleset: &Ruleset) {
         if self.known.is_none() {
             let listing = self.seen.take();
-            self.known = listing.map(|listing| Known {
-                ruleset: ruleset.clone(),
-                listing: Some(listing),
-            });
+            self.known =
+                listing.map(|listing| Known { ruleset: ruleset.clone(), listing: Some(listing) });
         }
     }
 
     /// Has the kernel print what was loaded, if it has not yet. To be called after every
     /// [`reconcile`], once nobody waits.
     pub(crate) fn look(&mut self, namespace: &Namespace, tables: &[&str]) {
-        let Some(known) = self.known.as_mut().filter(|known| known.listing.is_none()) else { return };
+        let Some(known) = self.known.as_mut().filter(|known| known.listing.is_none()) else {
+            return;
+        };
         match nft::list(namespace, tables) {
             Ok(listing) => known.listing = listing,
             // The next thorough pass goes by the digest.
-            Err(error) => tracing::debug!(error = %table::Chain(&error), "failed to list the rules"),
+            Err(error) => {
+                tracing::debug!(error = %table::Chain(&error), "failed to list the rules")
+            }
         }
     }
 }
@@ -317,9 +319,8 @@ pub(crate) fn reconcile(
     let known = loaded.known.clone();
     let blind = loaded.is_past(desired);
     let mut kernel = KernelRules { namespace, tables, loaded, blind };
-    let pass = table::reconcile(&mut kernel, |listing| {
-        plan(desired, known.as_ref(), listing.as_deref())
-    });
+    let pass =
+        table::reconcile(&mut kernel, |listing| plan(desired, known.as_ref(), listing.as_deref()));
     if pass.errors.is_empty() {
         loaded.adopt(desired);
     }

@@ -327,7 +327,8 @@ impl Work {
         match command {
             Some(Command::Attach(spec, reply)) => {
                 let result = match (&goal, unguarded) {
-                    (Some(_), Some(reason)) => {
+                    (Some(goal), Some(reason)) => {
+                        passes = kernel.reconcile(goal);
                         Err(AttachError::NotReady { network: kernel.id, reason })
                     }
                     (Some(goal), None) => {
@@ -358,9 +359,11 @@ impl Work {
                     true => Ok(()),
                     false => Err(DetachError::StillDesired { network }),
                 });
+                passes = goal.map(|goal| kernel.reconcile(&goal)).unwrap_or_default();
             }
             None => passes = goal.map(|goal| kernel.reconcile(&goal)).unwrap_or_default(),
         }
+        kernel.follow_up();
         let ports = match kernel.endpoints() {
             Ok(ports) => Some(ports),
             Err(error) => {

@@ -78,6 +78,28 @@ fn a_sandbox_that_is_none_is_refused_by_name() {
 }
 
 #[test]
+fn a_refused_attach_does_not_cost_a_change_of_the_desired_state() {
+    in_lab(async |lab| {
+        let net = Net::new(1, &[(1, 1)]);
+        let one = one_host(lab, std::slice::from_ref(&net)).await;
+        let sandbox = lab.namespace("sandbox");
+        let spec = AttachSpec { ifname: Some("lo".into()), ..net.spec(1, &sandbox) };
+        let inside = one.network_namespace(net.id());
+        // The task may hear of the change first, or of the attach.
+        for mtu in 1400..1410 {
+            one.desire_network(net.id(), |network| network.mtu = mtu);
+            let refused = one.plane.attach(spec.clone()).await;
+            assert!(matches!(refused, Err(AttachError::IfnameTaken { .. })), "{refused:?}");
+            eventually("the change is made", async || {
+                let link = run(&inside, "ip -o link show br0");
+                if link.contains(&format!("mtu {mtu} ")) { Ok(()) } else { Err(link) }
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
 fn the_end_of_a_sandbox_is_told_and_its_detaching_is_not() {
     in_lab(async |lab| {
         let net = Net::new(1, &[(1, 1), (2, 1)]);

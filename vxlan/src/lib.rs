@@ -12,6 +12,7 @@ mod desired;
 mod docker;
 mod events;
 mod fdb;
+mod generation;
 mod guard;
 mod host;
 mod link;

@@ -166,7 +166,7 @@ impl NetworkKernel {
         passes
     }
 
-    /// What can wait until the one who asked for a pass has his answer.
+    /// What need not be done while somebody waits.
     pub(crate) fn follow_up(&mut self) {
         self.loaded.look(&self.namespace, NETWORK_TABLES);
     }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use weft_model::{Vni, VtepAddr};
 
 use crate::{
-    HostRules, OverlayNetwork, Port, Table,
+    HostRules, OverlayNetwork, Port, Table, generation,
     links::{BRIDGE, TUNNEL},
     namespace::Namespace,
     nft,
@@ -267,8 +267,20 @@ pub(crate) struct Loaded {
 #[derive(Clone, Debug)]
 struct Known {
     ruleset: Ruleset,
-    /// What the kernel printed of it right afterwards; absent as long as it was not asked.
+    /// What the kernel printed of it, before anybody else changed any rule.
     listing: Option<String>,
+    /// What the namespace's rules had come to then.
+    generation: Option<u32>,
+}
+
+/// What a pass sees of our tables.
+#[derive(Clone, Debug)]
+enum Sight {
+    /// Nobody has changed any rule since we did.
+    Untouched,
+    /// What `nft list table` prints; absent if a table is missing, or what is there is of no
+    /// interest.
+    Listing(Option<String>),
 }
 
 impl Loaded {
@@ -284,27 +296,32 @@ impl Loaded {
         })
     }
 
-    /// Notes that what was read last is `ruleset`: a predecessor loaded it.
-    fn adopt(&mut self, ruleset: &Ruleset) {
-        if self.known.is_none() {
-            let listing = self.seen.take();
-            self.known =
-                listing.map(|listing| Known { ruleset: ruleset.clone(), listing: Some(listing) });
-        }
-    }
-
-    /// Has the kernel print what was loaded, if it has not yet. To be called after every
-    /// [`reconcile`], once nobody waits.
+    /// Has the kernel print what was loaded, if it has not yet. To be called when nobody waits:
+    /// without it, the next change of any rule has ours loaded again.
     pub(crate) fn look(&mut self, namespace: &Namespace, tables: &[&str]) {
         let Some(known) = self.known.as_mut().filter(|known| known.listing.is_none()) else {
             return;
         };
         match nft::list(namespace, tables) {
-            Ok(listing) => known.listing = listing,
-            // The next thorough pass goes by the digest.
+            Ok(listing) if generation::of(namespace).ok() == known.generation => {
+                known.listing = listing;
+            }
+            Ok(_) => {}
             Err(error) => {
                 tracing::debug!(error = %table::Chain(&error), "failed to list the rules")
             }
+        }
+    }
+
+    /// Notes that what was read last is `ruleset`: a predecessor loaded it.
+    fn adopt(&mut self, ruleset: &Ruleset) {
+        if self.known.is_none() {
+            let listing = self.seen.take();
+            self.known = listing.map(|listing| Known {
+                ruleset: ruleset.clone(),
+                listing: Some(listing),
+                generation: None,
+            });
         }
     }
 }
@@ -319,30 +336,26 @@ pub(crate) fn reconcile(
     let known = loaded.known.clone();
     let blind = loaded.is_past(desired);
     let mut kernel = KernelRules { namespace, tables, loaded, blind };
-    let pass =
-        table::reconcile(&mut kernel, |listing| plan(desired, known.as_ref(), listing.as_deref()));
+    let pass = table::reconcile(&mut kernel, |sight| plan(desired, known.as_ref(), sight));
     if pass.errors.is_empty() {
         loaded.adopt(desired);
     }
     pass
 }
 
-/// Lists what makes `listing` say `desired`.
-fn plan(desired: &Ruleset, known: Option<&Known>, listing: Option<&str>) -> Vec<Load> {
+/// Lists what turns what is seen into `desired`.
+fn plan(desired: &Ruleset, known: Option<&Known>, sight: &Sight) -> Vec<Load> {
     let whole = || vec![Load::Whole(desired.clone())];
-    let Some(listing) = listing else { return whole() };
-    let ours = |ruleset: &Ruleset| {
-        let digest = ruleset.digest();
-        let found = digests(listing);
-        found.len() == ruleset.tables.len() && found.iter().all(|found| *found == digest)
-    };
-    let Some(Known { ruleset, listing: printed }) = known else {
+    let Some(Known { ruleset, listing: printed, .. }) = known else {
         // A predecessor's: its digest is all that can be checked.
-        return if ours(desired) { Vec::new() } else { whole() };
+        let Sight::Listing(Some(listing)) = sight else { return whole() };
+        let (digest, found) = (desired.digest(), digests(listing));
+        let ours = found.len() == desired.tables.len() && found.iter().all(|d| *d == digest);
+        return if ours { Vec::new() } else { whole() };
     };
-    let intact = match printed {
-        Some(printed) => printed == listing,
-        None => ours(ruleset),
+    let intact = match sight {
+        Sight::Untouched => true,
+        Sight::Listing(listing) => listing.is_some() && listing == printed,
     };
     match desired.addition(ruleset) {
         _ if !intact => whole(),
@@ -369,37 +382,63 @@ struct KernelRules<'a> {
 
 impl KernelTable for KernelRules<'_> {
     const TABLE: Table = Table::Rules;
-    /// What `nft list table` prints; absent if a table is missing, or nobody asks.
-    type State = Option<String>;
+    type State = Sight;
     type Op = Load;
 
-    fn read(&mut self) -> Result<Option<String>, KernelError> {
+    fn read(&mut self) -> Result<Sight, KernelError> {
         if self.blind {
-            return Ok(None);
+            return Ok(Sight::Listing(None));
+        }
+        let before = self.generation();
+        let known = self.loaded.known.as_ref();
+        if before.is_some() && known.is_some_and(|known| known.generation == before) {
+            return Ok(Sight::Untouched);
         }
         let listing = nft::list(self.namespace, self.tables)?;
+        let generation = before.filter(|_| before == self.generation());
+        let same = |known: &&mut Known| listing.is_some() && known.listing == listing;
+        if let Some(known) = self.loaded.known.as_mut().filter(same) {
+            // Somebody changed other rules than ours.
+            known.generation = generation;
+        }
         self.loaded.seen.clone_from(&listing);
-        Ok(listing)
+        Ok(Sight::Listing(listing))
     }
 
     fn apply(&mut self, ops: &[Load]) -> Vec<Result<(), KernelError>> {
-        ops.iter()
-            .map(|load| {
-                self.loaded.known = None;
-                let ruleset = match load {
-                    Load::Whole(ruleset) => {
-                        nft::load(self.namespace, &ruleset.script())?;
-                        ruleset
-                    }
-                    Load::Addition(ruleset, script) => {
-                        nft::load(self.namespace, script)?;
-                        ruleset
-                    }
-                };
-                self.loaded.known = Some(Known { ruleset: ruleset.clone(), listing: None });
-                Ok(())
-            })
-            .collect()
+        ops.iter().map(|load| self.load(load)).collect()
+    }
+}
+
+impl KernelRules<'_> {
+    fn load(&mut self, load: &Load) -> Result<(), KernelError> {
+        self.loaded.known = None;
+        let before = self.generation();
+        let ruleset = match load {
+            Load::Whole(ruleset) => {
+                nft::load(self.namespace, &ruleset.script())?;
+                ruleset
+            }
+            Load::Addition(ruleset, script) => {
+                nft::load(self.namespace, script)?;
+                ruleset
+            }
+        };
+        // Ours was the only transaction: what is there needs no looking at.
+        let generation = before.map(generation::next);
+        let known = match generation.is_some() && generation == self.generation() {
+            true => Known { ruleset: ruleset.clone(), listing: None, generation },
+            false => {
+                let listing = nft::list(self.namespace, self.tables)?;
+                Known { ruleset: ruleset.clone(), listing, generation: None }
+            }
+        };
+        self.loaded.known = Some(known);
+        Ok(())
+    }
+
+    fn generation(&self) -> Option<u32> {
+        generation::of(self.namespace).ok()
     }
 }
 
@@ -542,21 +581,30 @@ mod tests {
         assert!(!script.contains("masquerade"), "{script}");
     }
 
+    fn seen(listing: &str) -> Sight {
+        Sight::Listing(Some(listing.to_owned()))
+    }
+
     #[test]
     fn rules_that_somebody_changed_are_loaded_again() {
         let desired = Ruleset::of_host(&HostRules::default(), &vnis(&[4097]));
         let listing = desired.script();
-        let known = |listing| Known { ruleset: desired.clone(), listing };
-        let (printed, unread) = (known(Some(listing.clone())), known(None));
-        // Rules that were not printed yet, and a predecessor's, are ours if their digest is.
-        for known in [Some(&printed), Some(&unread), None] {
-            assert_eq!(plan(&desired, known, Some(&listing)), []);
-            for changed in [None, Some(""), Some("table inet weft {\n}\n")] {
-                assert_eq!(plan(&desired, known, changed).len(), 1, "{changed:?}");
+        let known = |listing| Known { ruleset: desired.clone(), listing, generation: Some(7) };
+        let (printed, unprinted) = (known(Some(listing.clone())), known(None));
+        assert_eq!(plan(&desired, Some(&printed), &Sight::Untouched), []);
+        assert_eq!(plan(&desired, Some(&unprinted), &Sight::Untouched), []);
+        assert_eq!(plan(&desired, Some(&printed), &seen(&listing)), []);
+        // A predecessor's rules are ours if their digest is.
+        assert_eq!(plan(&desired, None, &seen(&listing)), []);
+        for known in [Some(&printed), Some(&unprinted), None] {
+            for changed in [Sight::Listing(None), seen(""), seen("table inet weft {\n}\n")] {
+                assert_eq!(plan(&desired, known, &changed).len(), 1, "{changed:?}");
             }
         }
+        // Where there is nothing to compare with, a digest proves nothing against a change.
+        assert_eq!(plan(&desired, Some(&unprinted), &seen(&listing)).len(), 1);
         let shorter = listing.replace("drop", "accept");
-        assert_eq!(plan(&desired, Some(&printed), Some(&shorter)).len(), 1);
+        assert_eq!(plan(&desired, Some(&printed), &seen(&shorter)).len(), 1);
     }
 
     #[test]
@@ -573,12 +621,14 @@ mod tests {
         assert_eq!(two.addition(&with(&["v03"])), None);
 
         let listing = one.script();
-        let known = Known { ruleset: one, listing: Some(listing.clone()) };
-        let loads = plan(&two, Some(&known), Some(&listing));
-        assert_eq!(loads, [Load::Addition(two.clone(), script)]);
+        let known = Known { ruleset: one, listing: Some(listing.clone()), generation: Some(7) };
+        for intact in [Sight::Untouched, seen(&listing)] {
+            let loads = plan(&two, Some(&known), &intact);
+            assert_eq!(loads, [Load::Addition(two.clone(), script.clone())]);
+        }
         // To rules that somebody changed nothing is added: they are replaced.
-        let changed = listing.replace("drop", "accept");
-        assert_eq!(plan(&two, Some(&known), Some(&changed)), [Load::Whole(two)]);
+        let changed = seen(&listing.replace("drop", "accept"));
+        assert_eq!(plan(&two, Some(&known), &changed), [Load::Whole(two)]);
     }
 
     #[test]

@@ -113,7 +113,13 @@ impl NetworkTask {
         loop {
             if wake == Wake::KernelChanged {
                 // A change seldom comes alone; what comes with it needs no pass of its own.
-                time::sleep(DEBOUNCE).await;
+                tokio::select! {
+                    () = time::sleep(DEBOUNCE) => {}
+                    received = self.commands.recv() => match received {
+                        Some(received) => (wake, command) = (Wake::Command, Some(received)),
+                        None => return,
+                    },
+                }
                 if let Some(Opened { events, .. }) = &mut opened {
                     events.settle();
                 }
@@ -363,7 +369,9 @@ impl Work {
             }
             None => passes = goal.map(|goal| kernel.reconcile(&goal)).unwrap_or_default(),
         }
-        kernel.follow_up();
+        if thorough {
+            kernel.follow_up();
+        }
         let ports = match kernel.endpoints() {
             Ok(ports) => Some(ports),
             Err(error) => {

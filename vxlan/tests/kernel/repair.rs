@@ -118,3 +118,27 @@ fn a_removed_namespace_is_made_again_without_its_ports() {
         .await;
     });
 }
+
+#[test]
+fn a_rule_that_somebody_slipped_in_does_not_outlive_the_next_attach() {
+    in_lab(async |lab| {
+        let wire = lab.wire();
+        let one = lab.host(1, &wire);
+        let net = Net::new(1, &[(1, 1), (2, 1), (3, 1), (4, 1)]);
+        one.carry(&net, Underlay::V4);
+        one.settled(net.id()).await;
+        let inside = one.network_namespace(net.id());
+        for station in 1..=4 {
+            let sandbox = lab.namespace(&format!("sandbox{station}"));
+            run(&inside, "nft insert rule bridge weft prerouting ether type 0x1234 accept");
+            one.attach(net.spec(station, &sandbox)).await;
+            let rules = run(&inside, "nft list table bridge weft");
+            assert!(!rules.contains("0x1234"), "{rules}");
+            assert!(rules.contains(&net.ips(station)[0].to_string()), "{rules}");
+        }
+        // And what was loaded bit by bit is adopted as a whole.
+        let one = one.restart().await;
+        one.settled(net.id()).await;
+        assert_eq!(one.operations(), 0, "{:#?}", one.plane.status().borrow());
+    });
+}

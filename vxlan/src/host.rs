@@ -14,7 +14,8 @@ use crate::{
     guard::Guard,
     namespace::{Directory, Namespace},
     network::{self, Passes},
-    rules::{self, HOST_TABLES, Loaded, Ruleset},
+    rules::{self, Loaded},
+    ruleset::{HOST_TABLES, Ruleset},
     sysctl::{self, KernelSettings},
     table::{Chain, Pass, TableError, reconcile},
 };

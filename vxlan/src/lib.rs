@@ -28,6 +28,7 @@ mod port;
 mod ports;
 mod probe;
 mod rules;
+mod ruleset;
 mod status;
 mod sysctl;
 mod table;

@@ -25,8 +25,8 @@ check: ## Format, lints, crate walls, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 	.ci/walls
-	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; \
-	else echo "cargo-deny is not installed: licences, bans and advisories were not checked"; fi
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; \
+	else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
 
 bench-converge: deps bench-build ## From attach on one host to reached on another, 200 times
 	$(BENCH) bench-converge

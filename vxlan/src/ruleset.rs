@@ -59,6 +59,18 @@ impl Ruleset {
             );
             let hook = "type filter hook input priority mangle; policy accept;";
             body += &chain("input", Some(hook), &[format!("udp dport {port} goto vxlan")]);
+            // Every inner flow has an outer source port of its own: tracked, they would fill the
+            // host's connection table, and each packet would pay for it.
+            for (hooked, from, to) in
+                [("prerouting", "vteps", "local"), ("output", "local", "vteps")]
+            {
+                let hook = format!("type filter hook {hooked} priority raw; policy accept;");
+                let rule = |ip: &str, n: u8| {
+                    format!("udp dport {port} {ip} saddr @{from}{n} {ip} daddr @{to}{n} notrack")
+                };
+                let name = format!("untracked-{hooked}");
+                body += &chain(&name, Some(&hook), &[rule("ip", 4), rule("ip6", 6)]);
+            }
         }
         let mut forward = Vec::new();
         if !local.is_empty() {

@@ -12,7 +12,12 @@ use weft_model::{
     NetworkRecord, Node, NodeId, NodeState, Pool, Unit, Vni,
 };
 
-use crate::cluster::Cluster;
+use crate::{
+    api::types::Sandbox,
+    cluster::Cluster,
+    ledger::book::{Book, EndpointState, LocalEndpoint},
+    projection::PlaneContext,
+};
 
 pub(crate) fn node_id(n: u8) -> NodeId {
     NodeId::from([n; 16])
@@ -139,4 +144,31 @@ pub(crate) fn endpoint(network: &Network, name: &str, ip: &str) -> Endpoint {
         service: None,
         labels: BTreeMap::new(),
     }
+}
+
+/// What node 1 needs to derive its kernel's state: VTEP 192.0.2.1.
+pub(crate) fn plane_context() -> PlaneContext {
+    PlaneContext {
+        me: node_id(1),
+        local: "192.0.2.1".parse().unwrap(),
+        vxlan_port: 4789,
+        uplink_pool: "169.254.192.0/18".parse().unwrap(),
+    }
+}
+
+/// The book of a node with one attached endpoint and uplink slot 3.
+pub(crate) fn book_with(network: &Network, name: &str, ip: &str) -> Book {
+    let endpoint = endpoint(network, name, ip);
+    let mut book = Book::default();
+    book.uplinks.insert(network.id, 3);
+    let id = endpoint.id;
+    let local = LocalEndpoint {
+        endpoint,
+        sandbox: Sandbox::Pid(1),
+        ifname: None,
+        state: EndpointState::Attached,
+        default_route: true,
+    };
+    book.endpoints.insert(id, local);
+    book
 }

@@ -136,14 +136,15 @@ fn with_names(cluster: &Cluster, network: NetworkId, why: &weft_ipam::Refusal) -
     let text = cluster.members().fold(why.to_string(), |text, member| {
         text.replace(&member.id.short(), &cluster.node_name(member.id))
     });
-    match why {
+    let owner = match why {
         weft_ipam::Refusal::InUse { endpoint, .. } => {
-            let owner = cluster.endpoints(network).find(|placed| placed.endpoint.id == *endpoint);
-            owner.map_or(text.clone(), |owner| {
-                text.replace(&endpoint.short(), owner.endpoint.name.as_str())
-            })
+            cluster.endpoints(network).find(|placed| placed.endpoint.id == *endpoint)
         }
-        _ => text,
+        _ => None,
+    };
+    match owner.map(|placed| placed.endpoint) {
+        Some(endpoint) => text.replace(&endpoint.id.short(), endpoint.name.as_str()),
+        None => text,
     }
 }
 

@@ -106,10 +106,8 @@ fn askers(book: &Book) -> BTreeMap<(NetworkId, IpAddr), Vec<NetworkId>> {
 mod tests {
     use super::*;
     use crate::{
-        api::types::Sandbox,
-        fixture::{Builder, endpoint, network, node_id},
-        ledger::book::{EndpointState, LocalEndpoint},
-        projection::{PlaneContext, plane},
+        fixture::{Builder, book_with, network, node_id, plane_context},
+        projection::plane,
     };
 
     #[test]
@@ -122,23 +120,8 @@ mod tests {
             .endpoint(1, &app, "web", "10.1.0.8")
             .endpoint(2, &app, "far", "10.1.0.9")
             .build();
-        let mut book = Book::default();
-        let own = endpoint(&app, "web", "10.1.0.8");
-        let local = LocalEndpoint {
-            sandbox: Sandbox::Pid(1),
-            ifname: None,
-            state: EndpointState::Attached,
-            default_route: true,
-            endpoint: own.clone(),
-        };
-        book.endpoints.insert(own.id, local);
-        let context = PlaneContext {
-            me: node_id(1),
-            local: "192.0.2.1".parse().unwrap(),
-            vxlan_port: 4789,
-            uplink_pool: "169.254.192.0/18".parse().unwrap(),
-        };
-        let desired = plane(context, &cluster, &book, false);
+        let book = book_with(&app, "web", "10.1.0.8");
+        let desired = plane(plane_context(), &cluster, &book, false);
 
         let named = |status: &Status| -> Vec<String> {
             let entries = entries(node_id(1), &cluster, &app, Some(reached(status, app.id)));

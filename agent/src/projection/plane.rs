@@ -151,35 +151,7 @@ pub(crate) fn gateway_ips(network: &Network) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api::types::Sandbox,
-        fixture::{Builder, endpoint, network, node_id},
-        ledger::book::LocalEndpoint,
-    };
-
-    fn context() -> PlaneContext {
-        PlaneContext {
-            me: node_id(1),
-            local: "192.0.2.1".parse().unwrap(),
-            vxlan_port: 4789,
-            uplink_pool: "169.254.192.0/18".parse().unwrap(),
-        }
-    }
-
-    fn book_with(network: &Network, name: &str, ip: &str) -> Book {
-        let endpoint = endpoint(network, name, ip);
-        let mut book = Book::default();
-        book.uplinks.insert(network.id, 3);
-        let local = LocalEndpoint {
-            sandbox: Sandbox::Pid(1),
-            ifname: None,
-            state: EndpointState::Attached,
-            default_route: true,
-            endpoint: endpoint.clone(),
-        };
-        book.endpoints.insert(endpoint.id, local);
-        book
-    }
+    use crate::fixture::{Builder, book_with, network, plane_context};
 
     #[test]
     fn only_networks_with_a_local_endpoint_are_carried() {
@@ -193,7 +165,7 @@ mod tests {
             .endpoint(2, &app, "far", "10.1.0.9")
             .endpoint(2, &db, "other", "10.2.0.9")
             .build();
-        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.1.0.8"), false);
+        let desired = plane(plane_context(), &cluster, &book_with(&app, "web", "10.1.0.8"), false);
         assert_eq!(desired.networks.keys().copied().collect::<Vec<_>>(), [app.id]);
         let carried = &desired.networks[&app.id];
         let remotes: Vec<_> = carried.remotes.values().map(|s| s.vtep.to_string()).collect();
@@ -216,7 +188,7 @@ mod tests {
             .endpoint(2, &app, "far", "10.1.0.9")
             .change(2, |member| member.liveness = weft_gossip::Liveness::Suspect)
             .build();
-        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.1.0.8"), false);
+        let desired = plane(plane_context(), &cluster, &book_with(&app, "web", "10.1.0.8"), false);
         assert_eq!(desired.networks[&app.id].remotes.len(), 1);
     }
 
@@ -251,7 +223,7 @@ mod tests {
             .network(1, &other)
             .endpoint(2, &app, "far", "10.2.0.9")
             .build();
-        let desired = plane(context(), &cluster, &book_with(&app, "web", "10.2.0.8"), false);
+        let desired = plane(plane_context(), &cluster, &book_with(&app, "web", "10.2.0.8"), false);
         let carried = &desired.networks[&app.id];
         assert!(carried.uplink.is_none());
         assert!(carried.remotes.is_empty());

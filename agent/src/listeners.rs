@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 use weft_dns::Server;
 use weft_model::NetworkId;
-use weft_vxlan::DataPlane;
+use weft_vxlan::{DataPlane, Namespace};
 
 const DNS_PORT: u16 = 53;
 
@@ -22,8 +22,14 @@ pub struct Listeners {
     plane: DataPlane,
     server: Arc<Mutex<Server>>,
     /// The networks that are served, for a look without waiting.
-    served: Arc<std::sync::Mutex<BTreeMap<NetworkId, Vec<IpAddr>>>>,
+    served: Arc<std::sync::Mutex<BTreeMap<NetworkId, Served>>>,
     tracker: TaskTracker,
+}
+
+/// What a network is served on.
+struct Served {
+    namespace: Namespace,
+    gateways: Vec<IpAddr>,
 }
 
 impl Listeners {
@@ -33,30 +39,53 @@ impl Listeners {
     }
 
     /// Serves `network` on its gateway addresses; nothing is done where it is served already.
+    /// Sockets in a namespace that is no longer the network's are given up first.
     ///
     /// # Errors
     ///
     /// A socket cannot be made or used; those made before stay.
     pub async fn listen(&self, network: NetworkId, gateways: &[IpAddr]) -> Result<(), ListenError> {
-        for gateway in gateways {
-            // Held over the whole: two endpoints of one network come at once.
-            let mut server = self.server.lock().await;
-            if self.serves(network, *gateway) {
+        // Held over the whole: two endpoints of one network come at once.
+        let mut server = self.server.lock().await;
+        if self.is_serving(network, gateways) {
+            return Ok(());
+        }
+        let namespace = self.plane.namespace(network)?;
+        let current = self.served_mut().get(&network).is_some_and(|s| s.namespace.is(&namespace));
+        if !current {
+            self.served_mut().remove(&network);
+            server.unlisten(network).await;
+        }
+        for &gateway in gateways {
+            let made =
+                self.served_mut().get(&network).is_some_and(|s| s.gateways.contains(&gateway));
+            if made {
                 continue;
             }
-            let address = SocketAddr::from((*gateway, DNS_PORT));
+            let address = SocketAddr::from((gateway, DNS_PORT));
             let failed = move |source| ListenError::Socket { network, address, source };
             let bind = move || -> io::Result<_> {
                 Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?))
             };
-            let sockets = self.plane.socket_in(network, move || bind().map_err(failed));
-            let (udp, tcp) = sockets.await?;
+            let (udp, tcp) = namespace.run_async(move || bind().map_err(failed)).await?;
             server
                 .listen(network, udp, tcp)
                 .map_err(|source| ListenError::Serve { network, source })?;
-            self.served_mut().entry(network).or_default().push(*gateway);
+            let mut served = self.served_mut();
+            let entry = served
+                .entry(network)
+                .or_insert_with(|| Served { namespace: namespace.clone(), gateways: Vec::new() });
+            entry.gateways.push(gateway);
         }
         Ok(())
+    }
+
+    /// Whether `network` is served on all of `gateways`, in the namespace that it has now.
+    pub fn is_serving(&self, network: NetworkId, gateways: &[IpAddr]) -> bool {
+        let Ok(now) = self.plane.namespace(network) else { return false };
+        self.served_mut().get(&network).is_some_and(|served| {
+            served.namespace.is(&now) && gateways.iter().all(|ip| served.gateways.contains(ip))
+        })
     }
 
     /// Stops serving networks that are not in `active`.
@@ -66,8 +95,14 @@ impl Listeners {
             served.keys().filter(|network| !active.contains(network)).copied().collect();
         for network in ended {
             served.remove(&network);
-            let server = Arc::clone(&self.server);
-            self.tracker.spawn(async move { server.lock().await.unlisten(network).await });
+            let listeners = self.clone();
+            self.tracker.spawn(async move {
+                let mut server = listeners.server.lock().await;
+                // It may have come back since; then its sockets are new ones.
+                if !listeners.served_mut().contains_key(&network) {
+                    server.unlisten(network).await;
+                }
+            });
         }
     }
 
@@ -75,11 +110,7 @@ impl Listeners {
         self.server.lock().await.counters().snapshot()
     }
 
-    fn serves(&self, network: NetworkId, gateway: IpAddr) -> bool {
-        self.served_mut().get(&network).is_some_and(|gateways| gateways.contains(&gateway))
-    }
-
-    fn served_mut(&self) -> std::sync::MutexGuard<'_, BTreeMap<NetworkId, Vec<IpAddr>>> {
+    fn served_mut(&self) -> std::sync::MutexGuard<'_, BTreeMap<NetworkId, Served>> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

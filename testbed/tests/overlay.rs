@@ -213,6 +213,38 @@ fn the_hosts_port_takes_vxlan_from_members_only() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_container_of_two_networks_sees_both_and_keeps_the_default_route_it_has() -> anyhow::Result<()>
+{
+    let lab = Lab::cluster(2)?;
+    lab.create_network("app --subnet 10.40.0.0/24")?;
+    lab.create_network("db --subnet 10.41.0.0/24")?;
+    let (here, there) = (lab.host(1), lab.host(2));
+    let (web, keys) = (there.container("web")?, there.container("keys")?);
+    web.attach("app", "")?;
+    keys.attach("db", "")?;
+
+    let both = here.container("both")?;
+    both.attach("app", "")?;
+    both.attach("db", "")?;
+    for name in ["web", "keys", "web.app", "keys.db.weft.internal"] {
+        both.reaches(name, SOON)?;
+    }
+    let routes = both.sh("ip route show default")?;
+    ensure!(routes.trim() == "default via 10.40.0.1 dev eth0 proto static", "{routes}");
+
+    let guest = here.container("guest")?;
+    guest
+        .sh("ip link add uplink type veth peer name far && ip addr add 192.0.2.1/24 dev uplink")?;
+    guest.sh("ip link set uplink up && ip route add default via 192.0.2.254 dev uplink")?;
+    guest.attach("app", "")?;
+    guest.reaches("web", SOON)?;
+    let routes = guest.sh("ip route show default")?;
+    ensure!(routes.trim().starts_with("default via 192.0.2.254 dev uplink"), "{routes}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
 fn a_command_of_weft_run_has_its_names_and_leaves_with_its_end() -> anyhow::Result<()> {
     let lab = Lab::cluster(2)?;
     lab.create_network("app --subnet 10.40.0.0/24")?;

@@ -212,7 +212,7 @@ impl NetworkTask {
             tracing::error!(network = %self.id, "a pass over the network's tables panicked");
             return None;
         };
-        let Done { kernel, ports, detached, passes, purge, desired } = done;
+        let Done { kernel, ports, attached, detached, passes, purge, desired } = done;
         let settled = passes.values().all(|pass| pass.errors.is_empty());
         let occasion = Occasion {
             wake,
@@ -225,6 +225,8 @@ impl NetworkTask {
             false => memory.failures += 1,
         }
         memory.purge |= purge;
+        // Its sandbox may have died before the ports were listed.
+        memory.ports.extend(attached);
         if let Some(ports) = ports {
             self.tell_gone(memory, &ports, detached);
             memory.ports = ports;
@@ -318,6 +320,7 @@ struct Work {
 struct Done {
     kernel: NetworkKernel,
     ports: Option<BTreeSet<EndpointId>>,
+    attached: Option<EndpointId>,
     detached: Option<EndpointId>,
     passes: Passes,
     purge: bool,
@@ -329,7 +332,8 @@ impl Work {
         let Self { mut kernel, target, command, unguarded, thorough } = self;
         let goal =
             target.as_ref().map(|Target { network, pools }| Goal { network, pools, thorough });
-        let (mut detached, mut purge, mut passes) = (None, false, Passes::new());
+        let (mut attached, mut detached) = (None, None);
+        let (mut purge, mut passes) = (false, Passes::new());
         match command {
             Some(Command::Attach(spec, reply)) => {
                 let result = match (&goal, unguarded) {
@@ -344,6 +348,7 @@ impl Work {
                     }
                     (None, _) => Err(AttachError::UnknownNetwork { network: kernel.id }),
                 };
+                attached = result.is_ok().then_some(spec.endpoint);
                 // A caller that has gone away finds the port by its endpoint's id later.
                 let _ = reply.send(result);
             }
@@ -379,7 +384,7 @@ impl Work {
                 None
             }
         };
-        Done { kernel, ports, detached, passes, purge, desired: target.is_some() }
+        Done { kernel, ports, attached, detached, passes, purge, desired: target.is_some() }
     }
 }
 

@@ -73,7 +73,7 @@ pub struct Keeper {
     pub(super) finished: mpsc::Sender<Finished>,
     pub(super) file: BookFile,
     view: watch::Receiver<Arc<ClusterView>>,
-    plane_status: watch::Receiver<Arc<Status>>,
+    pub(super) plane_status: watch::Receiver<Arc<Status>>,
     remembered: Remembered,
     started: Instant,
     /// Whether the cluster must be understood anew although the view is the same.
@@ -190,7 +190,10 @@ impl Keeper {
                 Wake::Finished(outcome) => self.finish(outcome),
                 Wake::Gone(Some(gone)) => self.sandbox_gone(gone.endpoint),
                 Wake::Gone(None) => self.look_for_lost().await,
-                Wake::Tick => self.retry_detaching(),
+                Wake::Tick => {
+                    self.retry_detaching();
+                    self.keep_listening();
+                }
                 Wake::Plane => {
                     self.project_names();
                     continue;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use weft_model::{EndpointId, Family, NetworkId};
-use weft_vxlan::{AttachSpec, Attached, Prefix};
+use weft_vxlan::{AttachError, AttachSpec, Attached, DataPlane, Prefix};
 
 use super::{
     Reply,
@@ -29,6 +29,36 @@ pub(super) enum Finished {
     Detached { endpoint: EndpointId, outcome: Result<(), Refusal> },
 }
 
+/// Connects a sandbox. One that has a default route already keeps it.
+async fn attach(plane: &DataPlane, mut spec: AttachSpec) -> Result<Attached, Refusal> {
+    loop {
+        match plane.attach(spec.clone()).await {
+            Err(AttachError::DefaultRouteTaken { gateway, .. })
+                if spec.gateways.contains(&gateway) =>
+            {
+                spec.gateways.retain(|ip| *ip != gateway);
+            }
+            outcome => return outcome.map_err(|error| refusal_of(&error)),
+        }
+    }
+}
+
+fn refusal_of(error: &AttachError) -> Refusal {
+    let message = Chain(error).to_string();
+    match error {
+        AttachError::InvalidIfname { .. } => Refusal::field("ifname", message),
+        AttachError::IfnameTaken { .. } => Refusal::conflict("ifname", message),
+        AttachError::Sandbox { .. } | AttachError::HostSandbox { .. } => {
+            Refusal::field("sandbox", message)
+        }
+        AttachError::DefaultRouteTaken { .. }
+        | AttachError::UnknownNetwork { .. }
+        | AttachError::NotReady { .. }
+        | AttachError::Kernel { .. }
+        | AttachError::Stopped => Refusal::new(RefusalKind::Failed, message),
+    }
+}
+
 /// Who waits for an endpoint's kernel work.
 pub(super) enum Release {
     Attach(Reply<EndpointId>),
@@ -47,7 +77,7 @@ impl Keeper {
 
     pub(super) fn sandbox_gone(&mut self, endpoint: EndpointId) {
         if let Some(local) = self.book.endpoints.get(&endpoint)
-            && local.state == EndpointState::Attached
+            && local.state != EndpointState::Detaching
         {
             tracing::info!(name = %local.endpoint.name, %endpoint, "the sandbox has ended");
             self.begin_detach(endpoint, None);
@@ -68,7 +98,9 @@ impl Keeper {
             .book
             .endpoints
             .iter()
-            .filter(|(id, local)| !there(&local.endpoint.network, id))
+            .filter(|(id, local)| {
+                local.state == EndpointState::Attached && !there(&local.endpoint.network, id)
+            })
             .map(|(id, _)| *id)
             .collect();
         for endpoint in lost {
@@ -184,9 +216,7 @@ impl Keeper {
                     let spec = self.attach_spec(local);
                     let listen = self.listen_on(network);
                     self.links.tracker.spawn(async move {
-                        let attached = plane.attach(spec).await.map_err(|error| {
-                            Refusal::new(RefusalKind::Failed, Chain(&error).to_string())
-                        });
+                        let attached = attach(&plane, spec).await;
                         // Names are answered before the caller hears of success.
                         let outcome = match attached {
                             Ok(attached) => listen.await.map(|()| attached),
@@ -312,6 +342,18 @@ impl Keeper {
                 .listen(id, &gateways)
                 .await
                 .map_err(|error| Refusal::new(RefusalKind::Failed, Chain(&error).to_string()))
+        }
+    }
+
+    /// Answers names again where the sockets went with a namespace that somebody removed.
+    pub(super) fn keep_listening(&self) {
+        let plane = self.plane_status.borrow();
+        let carried = plane.networks.iter().filter(|(_, network)| network.reached.is_some());
+        for (&id, _) in carried {
+            let gateways = self.cluster.network(id).map_or_else(Vec::new, |n| gateway_ips(n));
+            if !self.links.listeners.is_serving(id, &gateways) {
+                self.listen(id);
+            }
         }
     }
 

@@ -37,6 +37,7 @@ use crate::{
     projection::{NamesProjection, PlaneContext, own_records},
     remembered::{self, Remembered},
     renewal, roster,
+    state_dir::StateLock,
     status::Report,
     tokens::Tokens,
     underlay::Watcher,
@@ -64,6 +65,9 @@ fn log_to_stderr() {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let identity = Identity::load(&config.state_dir)?;
+    // Both are taken before anything is touched: a second agent changes nothing.
+    let _lock = StateLock::take(&config.state_dir)?;
+    let socket = api::bind(&config.socket, config.socket_group.as_deref()).await?;
     let host = Namespace::current()?;
     refuse_missing(&probe())?;
     let advertise = advertised(&config, &host)?;
@@ -71,7 +75,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let agent = Agent::start(&config, host, identity, advertise, &tracker, &stop).await?;
 
-    let socket = api::bind(&config.socket, config.socket_group.as_deref()).await?;
     agent.serve_api(socket, &tracker, &stop);
     if let Some(address) = config.metrics {
         let listener = TcpListener::bind(address)

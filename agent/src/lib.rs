@@ -25,6 +25,7 @@ pub mod remembered;
 pub mod renewal;
 pub mod roster;
 pub mod sandbox;
+pub mod state_dir;
 pub mod status;
 pub mod tokens;
 pub mod underlay;

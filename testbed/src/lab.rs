@@ -33,6 +33,7 @@ pub struct Builder {
     hosts: u8,
     family: Family,
     mtus: BTreeMap<u8, u16>,
+    below: Option<PathBuf>,
 }
 
 impl Builder {
@@ -50,13 +51,18 @@ impl Builder {
         self
     }
 
+    /// Makes the lab's directory below `dir`, where [`sweep`] looks only when told to.
+    pub fn below(self, dir: PathBuf) -> Self {
+        Self { below: Some(dir), ..self }
+    }
+
     /// # Errors
     ///
     /// The caller is not root, or the `weft` binary was not built.
     pub fn build(self) -> anyhow::Result<Lab> {
         anyhow::ensure!(nix::unistd::geteuid().is_root(), "a lab makes namespaces: run it as root");
         let weft = weft_binary()?;
-        let dir = fresh_dir()?;
+        let dir = fresh_dir(&self.below.unwrap_or_else(std::env::temp_dir))?;
         let underlay = Mutex::new(Underlay::build(&dir, self.family)?);
         let mut lab = Lab { hosts: Vec::new(), mtus: self.mtus, underlay, dir, finished: false };
         for index in 1..=self.hosts {
@@ -109,16 +115,33 @@ impl Lab {
     ///
     /// A command fails, or the nodes do not find each other within 15 s.
     pub fn form_cluster(&self) -> anyhow::Result<()> {
+        self.form_cluster_of(u8::try_from(self.hosts.len())?)
+    }
+
+    /// Makes a cluster of the first `hosts` hosts; others can [`join`](Self::join) later.
+    ///
+    /// # Errors
+    ///
+    /// As [`form_cluster`](Self::form_cluster).
+    pub fn form_cluster_of(&self, hosts: u8) -> anyhow::Result<()> {
         let first = self.host(1);
         first.weft(&format!("init --name h1 --advertise {}", first.address()))?.ok()?;
         first.start_agent()?;
-        for host in &self.hosts[1..] {
-            let token = first.weft("token create")?.ok()?;
-            let (name, address) = (host.name(), host.address());
-            host.weft(&format!("join {token} --name {name} --advertise {address}"))?.ok()?;
-            host.start_agent()?;
-        }
-        self.wait_all_alive(Duration::from_secs(15))
+        (2..=hosts).try_for_each(|index| self.join(index))?;
+        Self::wait_alive(&self.hosts[..usize::from(hosts)], Duration::from_secs(15))
+    }
+
+    /// Lets host `index` join the cluster of the first host, and starts its agent.
+    ///
+    /// # Errors
+    ///
+    /// A command fails.
+    pub fn join(&self, index: u8) -> anyhow::Result<()> {
+        let token = self.host(1).weft("token create")?.ok()?;
+        let host = self.host(index);
+        let (name, address) = (host.name(), host.address());
+        host.weft(&format!("join {token} --name {name} --advertise {address}"))?.ok()?;
+        host.start_agent()
     }
 
     /// Runs `weft network create ARGS` on the first host, and waits until all know the network.
@@ -143,11 +166,15 @@ impl Lab {
     ///
     /// One does not within `deadline`.
     pub fn wait_all_alive(&self, deadline: Duration) -> anyhow::Result<()> {
-        for host in &self.hosts {
+        Self::wait_alive(&self.hosts, deadline)
+    }
+
+    fn wait_alive(hosts: &[Arc<Host>], deadline: Duration) -> anyhow::Result<()> {
+        for host in hosts {
             eventually(deadline, &format!("{} sees all nodes alive", host.name()), || {
                 let nodes = host.weft_json("nodes")?;
                 let alive = states(&nodes).iter().filter(|(_, state)| *state == "alive").count();
-                anyhow::ensure!(alive == self.hosts.len(), "{:?}", states(&nodes));
+                anyhow::ensure!(alive == hosts.len(), "{:?}", states(&nodes));
                 Ok(())
             })?;
         }
@@ -284,14 +311,16 @@ impl Drop for Lab {
     }
 }
 
-/// Takes down what labs left whose process has ended, and returns their directories.
+/// Takes down what labs below `dir` left whose process has ended, and returns their directories.
+///
+/// That includes labs that were kept on purpose.
 ///
 /// # Errors
 ///
 /// A directory cannot be removed.
-pub fn sweep() -> anyhow::Result<Vec<PathBuf>> {
+pub fn sweep(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut swept = Vec::new();
-    for entry in fs::read_dir(std::env::temp_dir())? {
+    for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         let owner = path.file_name().and_then(|name| name.to_str()).and_then(owner);
         if owner.is_none_or(|pid| Path::new("/proc").join(pid.to_string()).exists()) {
@@ -326,11 +355,11 @@ fn print_logs(hosts: &[Arc<Host>]) {
     }
 }
 
-/// A directory of which the name holds this process's id, and a count.
-fn fresh_dir() -> anyhow::Result<PathBuf> {
+/// A directory below `below` of which the name holds this process's id, and a count.
+fn fresh_dir(below: &Path) -> anyhow::Result<PathBuf> {
     static COUNT: AtomicU32 = AtomicU32::new(1);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let dir = std::env::temp_dir().join(format!("{PREFIX}{}-{count}", std::process::id()));
+    let dir = below.join(format!("{PREFIX}{}-{count}", std::process::id()));
     // A dead process with the same id may have left one.
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;

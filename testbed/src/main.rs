@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         ["demo", "--keep"] => scenes::demo::run(true),
         ["bench-converge"] => scenes::converge::run(),
         ["bench-plain"] => scenes::plain::run(),
-        ["sweep"] => sweep().map(|swept| {
+        ["sweep"] => sweep(&std::env::temp_dir()).map(|swept| {
             for dir in swept {
                 println!("took down {}", dir.display());
             }

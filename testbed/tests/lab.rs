@@ -1,8 +1,8 @@
 //! The testbed keeps its own promises; no agent takes part.
 
-use std::{path::Path, time::Duration};
+use std::{os::unix::process::ExitStatusExt as _, process::Command, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use weft_testbed::{
     Capture, Flow, Lab, PingStream, Pinger, baseline::Baseline, eventually, sweep, throughput,
     transfer,
@@ -108,11 +108,40 @@ fn a_lab_leaves_nothing_behind() -> anyhow::Result<()> {
     lab.finish();
     ensure!(!dir.exists() && !namespace.exists(), "the lab is gone");
     drop(container);
+    Ok(())
+}
 
-    // Sweeping takes nothing that is alive.
-    let living = Lab::builder().hosts(1).build()?;
-    ensure!(!sweep()?.iter().any(|dir| dir == living.dir()), "a living lab was swept");
-    ensure!(Path::new(living.dir()).exists(), "a living lab was swept");
+#[test]
+fn sweeping_takes_labs_of_dead_processes_and_nothing_else() -> anyhow::Result<()> {
+    // In a directory of its own: elsewhere there may be a lab that somebody kept.
+    let outer = Lab::builder().hosts(1).build()?;
+    let below = outer.dir().join("labs");
+    std::fs::create_dir(&below)?;
+    let living = Lab::builder().hosts(1).below(below.clone()).build()?;
+
+    let mut owner = Command::new("true").spawn()?;
+    owner.wait()?;
+    let mut holder = Command::new("tail").args(["-f", "/dev/null"]).spawn()?;
+    let mut stranger = Command::new("tail").args(["-f", "/dev/null"]).spawn()?;
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", holder.id()))?;
+    let start = stat.split(' ').nth(21).context("a process has a start time")?;
+    let dead = below.join(format!("weft-lab-{}-1", owner.id()));
+    std::fs::create_dir(&dead)?;
+    // The stranger has the id of a holder that ended long ago, as its start time tells.
+    let holders = format!("{} {start}\n{} 1", holder.id(), stranger.id());
+    std::fs::write(dead.join("holders"), holders)?;
+
+    let swept = sweep(&below);
+    let spared = stranger.try_wait()?.is_none();
+    stranger.kill()?;
+    stranger.wait()?;
+    let taken = eventually(SOON, "the holder has ended", || holder.try_wait()?.context("it runs"));
+    holder.kill()?;
+    holder.wait()?;
+    ensure!(swept? == [dead.clone()] && !dead.exists(), "not exactly the dead lab was swept");
+    ensure!(taken?.signal() == Some(9) && spared, "not exactly the holder was ended");
+    living.host(1).sh("true").context("a living lab was swept")?;
     living.finish();
+    outer.finish();
     Ok(())
 }

@@ -97,6 +97,42 @@ fn large_packets_pass_at_the_mtu_of_the_smallest_underlay() -> anyhow::Result<()
 }
 
 #[test]
+fn running_containers_follow_the_mtu_of_a_host_that_joins_later() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(3).mtu(3, 1400).build()?;
+    lab.form_cluster_of(2)?;
+    let first = lab.host(1);
+    first.weft("network create app --subnet 10.40.0.0/24 --subnet fd00:40::/64")?.ok()?;
+    let one = first.container("c1")?;
+    let two = lab.host(2).container("c2")?;
+    for container in [&one, &two] {
+        let attached = container.attach("app", "")?;
+        ensure!(attached.mtu_bytes == 1450, "1500 less 50 of VXLAN over IPv4: {attached:?}");
+    }
+    one.reaches("c2", SOON)?;
+
+    lab.join(3)?;
+    for container in [&one, &two] {
+        eventually(SOON, &format!("{} has the new MTU", container.name()), || {
+            let link = container.sh("ip -o link show eth0")?;
+            ensure!(link.contains("mtu 1350 "), "{link}");
+            Ok(())
+        })?;
+    }
+    let three = lab.host(3).container("c3")?;
+    let attached = three.attach("app", "")?;
+    ensure!(attached.mtu_bytes == 1350, "1400 less 50 of VXLAN over IPv4: {attached:?}");
+    for (from, to) in [(&one, &three), (&three, &two), (&two, &one)] {
+        from.reaches(to.name(), SOON)?;
+        for ip in to.on("app")?.ips() {
+            from.exec(&["ping", "-n", "-c1", "-W2", "-s60000", &ip.to_string()])?.ok()?;
+            transfer(from, to, ip, 1_000_000)?;
+        }
+    }
+    lab.finish();
+    Ok(())
+}
+
+#[test]
 fn standard_tools_read_what_weft_made() -> anyhow::Result<()> {
     let lab = Lab::cluster(3)?;
     let app = lab.create_network("app --subnet 10.40.0.0/24 --subnet fd00:40::/64")?;

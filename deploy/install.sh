@@ -80,7 +80,7 @@ mv -f "$prefix/bin/weft.new" "$prefix/bin/weft"
 install -d -m 0755 /etc/weft
 [ -e /etc/weft/weft.toml ] || install -m 0644 "$here/weft.toml" /etc/weft/weft.toml
 if [ -d /etc/systemd ]; then
-  install -d "$networkd"
+  install -d "$networkd" "$(dirname "$unit")"
   install -m 0644 "$here/80-weft.link" "$here/80-weft.network" "$networkd/"
   sed "s|/usr/local/bin/weft|$prefix/bin/weft|" "$here/weft.service" >"$unit"
 fi

@@ -31,7 +31,7 @@ enum Command {
     Ls,
     /// Take tokens back
     #[command(after_help = "Example:
-  weft token rm 5f2c09aa")]
+  weft token rm 5f2c09aa41d87be3")]
     Rm {
         #[arg(required = true, value_name = "ID")]
         ids: Vec<String>,

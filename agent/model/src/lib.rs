@@ -14,7 +14,7 @@ mod subnet;
 mod vni;
 mod vtep;
 
-pub use endpoint::{AddressGrant, Endpoint, SandboxId};
+pub use endpoint::{AddressGrant, Endpoint, InvalidEndpoint, SandboxId};
 pub use id::{ClusterId, EndpointId, InvalidId, NetworkId, NodeId};
 pub use ipam::{BlockIndex, Family, Hold, HoldRecord, Loan, LoanRecord, Unit, WantRecord};
 pub use mac::{InvalidMac, MacAddr};

@@ -12,10 +12,11 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use weft_gossip::Gossip;
-use weft_model::{Label, NetworkId};
+use weft_model::{Network, NetworkId};
 
 use crate::{
     api::types::NodeLiveness,
+    cluster::Cluster,
     ledger::{Ledger, SpaceUsage},
     listeners::Listeners,
     status::Report,
@@ -56,7 +57,7 @@ impl Sources {
 
     async fn read(&self) -> Reading {
         let snapshot = self.report.snapshot();
-        let names = snapshot.cluster.networks().map(|n| (n.id, n.name.clone())).collect();
+        let names = labels(&snapshot.cluster);
         let mut endpoints = BTreeMap::new();
         for network in snapshot.cluster.networks() {
             let here = snapshot.book.endpoints_of(network.id).count();
@@ -84,10 +85,24 @@ impl Sources {
     }
 }
 
+/// What each network is called in labels: its name, or its short id where another network has the
+/// name, for two rows with the same labels make the whole text invalid.
+fn labels(cluster: &Cluster) -> BTreeMap<NetworkId, String> {
+    let has_name = |network: &Network| {
+        let named = cluster.find_network(network.name.as_str());
+        named.is_some_and(|named| named.id == network.id)
+    };
+    let label = |network: &Network| match has_name(network) {
+        true => network.name.to_string(),
+        false => network.id.short(),
+    };
+    cluster.networks().map(|network| (network.id, label(network))).collect()
+}
+
 /// Everything, as one moment showed it.
 #[derive(Debug)]
 struct Reading {
-    names: BTreeMap<NetworkId, Label>,
+    names: BTreeMap<NetworkId, String>,
     nodes: BTreeMap<NodeLiveness, i64>,
     /// Here, and in all.
     endpoints: BTreeMap<NetworkId, (usize, usize)>,
@@ -134,17 +149,16 @@ impl Reading {
     }
 
     fn tables(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
-        let host = self.plane.host.iter().map(|(table, s)| ("", *table, s));
+        let of_host = ("network", String::new());
+        let host = self.plane.host.iter().map(|(table, s)| (of_host.clone(), *table, s));
         let networks = self.plane.networks.iter().flat_map(|(id, network)| {
-            let name = self.names.get(id).map_or("", Label::as_str);
-            network.tables.iter().map(move |(table, s)| (name, *table, s))
+            let label = self.network(*id);
+            network.tables.iter().map(move |(table, s)| (label.clone(), *table, s))
         });
         let rows: Vec<_> = host
             .chain(networks)
             .map(|(network, table, status)| {
-                let labels =
-                    [("network", network.to_owned()), ("table", table.as_str().to_owned())];
-                (labels, status)
+                ([network, ("table", table.as_str().to_owned())], status)
             })
             .collect();
         let each = |read: fn(&weft_vxlan::TableStatus) -> u64| {
@@ -234,7 +248,7 @@ impl Reading {
     }
 
     fn network(&self, id: NetworkId) -> (&'static str, String) {
-        ("network", self.names.get(&id).map_or_else(|| id.short(), ToString::to_string))
+        ("network", self.names.get(&id).cloned().unwrap_or_else(|| id.short()))
     }
 }
 
@@ -316,5 +330,19 @@ impl Number for u64 {
 impl Number for usize {
     fn signed(self) -> i64 {
         i64::try_from(self).unwrap_or(i64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Builder, network};
+
+    #[test]
+    fn two_networks_with_one_name_have_different_labels() {
+        let (first, second) = (network(1, "app"), network(2, "app"));
+        let cluster = Builder::default().node(1).network(1, &first).network(1, &second).build();
+        let expected = [(first.id, "app".to_owned()), (second.id, second.id.short())];
+        assert_eq!(labels(&cluster), BTreeMap::from(expected));
     }
 }

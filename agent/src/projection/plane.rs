@@ -63,7 +63,14 @@ fn overlay_network(
     // Of two networks with one VNI only one may be carried between hosts.
     let settled = cluster.conflict(network.id).is_none_or(|before| before.vni != network.vni);
     let others = cluster.endpoints(network.id).filter(|p| settled && p.node != context.me);
-    for placed in others {
+    // Another node may not draw frames to itself that belong on this host.
+    let own: BTreeSet<MacAddr> = book
+        .endpoints_of(network.id)
+        .filter(|local| local.state != EndpointState::Detaching)
+        .map(|local| local.endpoint.mac)
+        .chain([MacAddr::for_gateway(network.id)])
+        .collect();
+    for placed in others.filter(|placed| !own.contains(&placed.endpoint.mac)) {
         let Some(node) = cluster.node(placed.node) else { continue };
         // A VXLAN device has one family of VTEPs.
         if Family::of(node.vtep.ip()) != Family::of(context.local.ip()) {
@@ -105,14 +112,21 @@ fn gateways(network: &Network) -> Vec<Prefix> {
     network.pools.iter().map(gateway).collect()
 }
 
-/// Bytes that a packet in `network` may have, so that it fits every node's underlay.
+/// The least MTU that a link can have: IPv4 needs 68 bytes (RFC 791), but hosts may send 576; IPv6
+/// needs 1280 (RFC 8200 §5).
+const LEAST_MTU_V4: u16 = 576;
+const LEAST_MTU_V6: u16 = 1280;
+
+/// Bytes that a packet in `network` may have, so that it fits every node's underlay. What no link
+/// could have, whoever says it, is raised to what it needs.
 pub fn mtu(network: &Network, cluster: &Cluster) -> u16 {
     let fits = |node: &weft_model::Node| {
         let overhead = if node.vtep.ip().is_ipv6() { OVERHEAD_V6 } else { OVERHEAD_V4 };
         node.underlay_mtu.saturating_sub(overhead)
     };
     let least = cluster.members().filter_map(|member| member.node.as_ref()).map(fits).min();
-    network.options.mtu.or(least).unwrap_or(1500 - OVERHEAD_V4)
+    let floor = network.pool(Family::V6).map_or(LEAST_MTU_V4, |_| LEAST_MTU_V6);
+    network.options.mtu.or(least).unwrap_or(1500 - OVERHEAD_V4).max(floor)
 }
 
 /// How many networks of one host can have an uplink.
@@ -208,6 +222,42 @@ mod tests {
             .change_node(1, |node| node.vtep = "2001:db8::1".parse().unwrap())
             .build();
         assert_eq!(mtu(&network(1, "app"), &v6), 1430);
+    }
+
+    #[test]
+    fn no_node_can_make_links_impossible_by_a_senseless_mtu() {
+        let mut app = network(1, "app");
+        let cluster =
+            Builder::default().node(1).node(2).change_node(2, |node| node.underlay_mtu = 0).build();
+        assert_eq!(mtu(&app, &cluster), LEAST_MTU_V4);
+        app.options.mtu = Some(1);
+        assert_eq!(mtu(&app, &cluster), LEAST_MTU_V4);
+        let subnet: weft_model::Subnet = "fd00:1::/64".parse().unwrap();
+        let pool =
+            weft_model::Pool { subnet, gateway: subnet.first_host(), ..app.pools[0].clone() };
+        app.pools.push(pool);
+        assert_eq!(mtu(&app, &cluster), LEAST_MTU_V6);
+    }
+
+    #[test]
+    fn no_node_can_claim_the_mac_of_the_gateway_or_of_a_local_endpoint() {
+        let app = network(1, "app");
+        let book = book_with(&app, "web", "10.1.0.8");
+        let taken = book.endpoints_of(app.id).next().unwrap().endpoint.mac;
+        for mac in [taken, MacAddr::for_gateway(app.id)] {
+            let cluster = Builder::default()
+                .node(1)
+                .node(2)
+                .network(1, &app)
+                .endpoint(2, &app, "far", "10.1.0.9")
+                .change(2, |member| {
+                    let endpoints = member.endpoints.get_mut(&app.id).unwrap();
+                    endpoints.values_mut().for_each(|endpoint| endpoint.mac = mac);
+                })
+                .build();
+            let desired = plane(plane_context(), &cluster, &book, false);
+            assert!(desired.networks[&app.id].remotes.is_empty(), "{mac}");
+        }
     }
 
     #[test]

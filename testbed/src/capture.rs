@@ -17,6 +17,16 @@ pub struct Capture {
     process: Child,
     said: BufReader<ChildStderr>,
     file: PathBuf,
+    /// Packets that came before the kernel had the filter: counted as received, never captured.
+    early: u64,
+}
+
+/// What tcpdump prints upon SIGUSR1: `N packets captured, M packets received by filter, ...`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Counts {
+    captured: u64,
+    /// Those that the kernel dropped included.
+    received: u64,
 }
 
 impl Capture {
@@ -50,7 +60,10 @@ impl Capture {
         let mut line = String::new();
         while said.read_line(&mut line)? > 0 {
             if line.contains("listening on") {
-                return Ok(Self { process, said, file });
+                let mut capture = Self { process, said, file, early: 0 };
+                let Counts { captured, received } = capture.settled()?;
+                capture.early = received.saturating_sub(captured);
+                return Ok(capture);
             }
             complaints.push_str(&line);
             line.clear();
@@ -74,20 +87,35 @@ impl Capture {
 
     /// Waits until tcpdump has written all that the kernel has for it, and ends it.
     fn end(&mut self) -> anyhow::Result<()> {
-        let pid = pid_of(self.process.id());
         eventually(Duration::from_secs(5), "tcpdump has written what passed", || {
-            // Upon this signal it prints `N packets captured, M packets received by filter, K
-            // packets dropped by kernel`; M includes K, and a capture with holes proves nothing.
-            kill(pid, Signal::SIGUSR1)?;
-            let mut line = String::new();
-            self.said.read_line(&mut line)?;
-            let counts: Vec<u64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
-            anyhow::ensure!(matches!(counts[..], [a, b, ..] if a == b), "{line}");
-            Ok(())
+            let counts = self.settled()?;
+            // A capture with holes proves nothing.
+            anyhow::ensure!(counts.captured + self.early >= counts.received, "{counts:?}");
+            anyhow::Ok(())
         })?;
+        let pid = pid_of(self.process.id());
         kill(pid, Signal::SIGINT)?;
         self.process.wait()?;
         Ok(())
+    }
+
+    /// Its counts, when they are the same twice.
+    fn settled(&mut self) -> anyhow::Result<Counts> {
+        let mut last = None;
+        eventually(Duration::from_secs(5), "tcpdump's counts settle", || {
+            let counts = self.counts()?;
+            anyhow::ensure!(last.replace(counts) == Some(counts), "{counts:?}");
+            Ok(counts)
+        })
+    }
+
+    fn counts(&mut self) -> anyhow::Result<Counts> {
+        kill(pid_of(self.process.id()), Signal::SIGUSR1)?;
+        let mut line = String::new();
+        self.said.read_line(&mut line)?;
+        let numbers: Vec<u64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+        let [captured, received, ..] = numbers[..] else { anyhow::bail!("no counts in {line:?}") };
+        Ok(Counts { captured, received })
     }
 }
 

@@ -128,7 +128,15 @@ impl Container {
     ///
     /// The command fails.
     pub fn attach(&self, network: &str, options: &str) -> anyhow::Result<Attachment> {
-        let ran = self.try_attach(network, options)?;
+        self.note(self.try_attach(network, options)?)
+    }
+
+    /// Takes what [`try_attach`](Self::try_attach) did for an attachment of this container.
+    ///
+    /// # Errors
+    ///
+    /// It failed.
+    pub fn note(&self, ran: Ran) -> anyhow::Result<Attachment> {
         let took = ran.took;
         let json: Value = serde_json::from_str(&ran.ok()?)?;
         let attachment = Attachment::parse(&json, took)?;

@@ -271,6 +271,34 @@ fn both_sides_of_a_partition_allocate_and_no_address_is_given_twice() -> anyhow:
 }
 
 #[test]
+fn a_node_that_runs_out_of_addresses_says_where_they_are_and_what_helps() -> anyhow::Result<()> {
+    let lab = Lab::cluster(2)?;
+    lab.create_network("app --subnet 10.40.0.0/26")?;
+    let other = attached(lab.host(1), "other", "")?;
+
+    // What the other side lends cannot be had; what is here can, to the last address.
+    lab.partition(&[1], &[2])?;
+    let (attached, refusal) = fill(lab.host(2), "lost")?;
+    ensure!(!attached.is_empty(), "a host that is cut off has nothing to give: {refusal}");
+    for word in ["app", "h1", "reached", "leased", "release"] {
+        ensure!(refusal.contains(word), "the error lacks {word:?}: {refusal}");
+    }
+
+    // All of the subnet but its first, its last and the gateway's address is used in the end.
+    lab.heal()?;
+    lab.wait_all_alive(Duration::from_secs(20))?;
+    let (more, refusal) = fill(lab.host(2), "healed")?;
+    for word in ["app", "10.40.0.0/26", "h1", "release", "larger subnet"] {
+        ensure!(refusal.contains(word), "the error lacks {word:?}: {refusal}");
+    }
+    let all = attached.iter().chain(&more).chain([&other]);
+    let addresses: BTreeSet<_> = all.map(address).collect::<Result<_, _>>()?;
+    ensure!(addresses.len() == attached.len() + more.len() + 1, "{addresses:?}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
 fn a_lossy_link_does_not_make_a_node_suspect() -> anyhow::Result<()> {
     let lab = Lab::cluster(3)?;
     lab.create_network("app --subnet 10.40.0.0/24")?;
@@ -290,6 +318,21 @@ fn a_lossy_link_does_not_make_a_node_suspect() -> anyhow::Result<()> {
     resolves_to(&one, "c2", &[&address(&two)?.to_string()], SOON)?;
     lab.finish();
     Ok(())
+}
+
+/// Attaches to `app` until that is refused; returns what was attached, and the refusal.
+fn fill(host: &std::sync::Arc<Host>, name: &str) -> anyhow::Result<(Vec<Container>, String)> {
+    let mut containers = Vec::new();
+    for number in 0..64 {
+        let container = host.container(&format!("{name}-{number}"))?;
+        let ran = container.try_attach("app", "")?;
+        if ran.code != 0 {
+            return Ok((containers, ran.refused(1, &[])?));
+        }
+        container.note(ran)?;
+        containers.push(container);
+    }
+    anyhow::bail!("{} attached 64 containers in a subnet of 64 addresses", host.name())
 }
 
 fn attached(host: &std::sync::Arc<Host>, name: &str, options: &str) -> anyhow::Result<Container> {

@@ -393,7 +393,20 @@ fn metrics_are_served_and_count_what_is_there() -> anyhow::Result<()> {
         printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
     let text = host.exec(&["bash", "-ec", scrape])?.ok()?;
     ensure!(text.contains(" 200 "), "{text}");
-    for name in ["weft_build_info", "weft_networks", "weft_endpoints", "weft_dns_queries_total"] {
+    for name in [
+        "weft_build_info{",
+        "weft_gossip_nodes{",
+        "weft_networks{",
+        "weft_endpoints{",
+        "weft_reconcile_ops_total{",
+        "weft_reconcile_drift_total{",
+        "weft_reconcile_lag_seconds{",
+        "weft_gossip_bytes_total{",
+        "weft_gossip_rounds_total{",
+        "weft_dns_queries_total{",
+        "weft_ipam_owned_addresses{",
+        "weft_ipam_free_addresses{",
+    ] {
         ensure!(text.contains(name), "no {name} in {text}");
     }
     lab.finish();

@@ -3,7 +3,9 @@
 use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use weft_testbed::{Capture, Container, Lab, NetworkView, Pinger, eventually, transfer};
+use weft_testbed::{
+    Attachment, Capture, Container, Lab, NetworkView, Pinger, eventually, transfer,
+};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -21,21 +23,26 @@ fn containers_reach_all_of_their_own_network_and_nothing_of_the_other() -> anyho
         }
     }
 
-    let captures = captures(&lab, &db, "icmp[icmptype] == icmp-echo or icmp6[icmp6type] == 128")?;
-    for (from, to) in app.iter().flat_map(|from| db.iter().map(move |to| (from, to))) {
-        for name in [to.name().to_owned(), format!("{}.db", to.name())] {
-            ensure!(from.resolve(&name).is_err(), "{} resolves {name}", from.name());
+    let echoes = "icmp[icmptype] == icmp-echo or icmp6[icmp6type] == 128";
+    for (inside, outside) in [(&app, &db), (&db, &app)] {
+        let captures = captures(&lab, outside, echoes)?;
+        for (from, to) in inside.iter().flat_map(|from| outside.iter().map(move |to| (from, to))) {
+            let network = to.attachments().pop().context("it is attached")?.network;
+            for name in [to.name().to_owned(), format!("{}.{network}", to.name())] {
+                ensure!(from.resolve(&name).is_err(), "{} resolves {name}", from.name());
+            }
         }
-    }
-    for (from, to) in app.iter().zip(&db).chain(app.iter().zip(db.iter().rev())) {
-        for ip in to.on("db")?.ips() {
-            let answer = Pinger::open(from, ip)?.echo(1, Duration::from_millis(50))?;
-            ensure!(answer.is_none(), "{} of app reaches {ip} of db", from.name());
+        let some = inside.iter().zip(outside).chain(inside.iter().zip(outside.iter().rev()));
+        for (from, to) in some {
+            for ip in to.attachments().iter().flat_map(Attachment::ips) {
+                let answer = Pinger::open(from, ip)?.echo(1, Duration::from_millis(50))?;
+                ensure!(answer.is_none(), "{} reaches {ip} of {}", from.name(), to.name());
+            }
         }
-    }
-    for (container, capture) in db.iter().zip(captures) {
-        let leaked = capture.stop("")?;
-        ensure!(leaked.is_empty(), "{} of db got {leaked:#?}", container.name());
+        for (container, capture) in outside.iter().zip(captures) {
+            let leaked = capture.stop("")?;
+            ensure!(leaked.is_empty(), "{} got {leaked:#?}", container.name());
+        }
     }
     lab.finish();
     Ok(())
@@ -276,6 +283,38 @@ fn a_container_of_two_networks_sees_both_and_keeps_the_default_route_it_has() ->
     guest.reaches("web", SOON)?;
     let routes = guest.sh("ip route show default")?;
     ensure!(routes.trim().starts_with("default via 192.0.2.254 dev uplink"), "{routes}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn a_container_has_its_name_aliases_and_id_and_its_address_has_the_name() -> anyhow::Result<()> {
+    let lab = Lab::cluster(2)?;
+    lab.create_network("app --subnet 10.40.0.0/24 --subnet fd00:40::/64")?;
+    let web = lab.host(1).container("web")?;
+    let asker = lab.host(2).container("asker")?;
+    asker.attach("app", "")?;
+    let given = web.attach("app", "--alias www --alias static")?;
+    let endpoints = lab.host(2).weft_json("ps")?;
+    let endpoints = endpoints.as_array().context("a list")?;
+    let shown = endpoints.iter().find(|endpoint| endpoint["name"] == "web").context("web")?;
+    let id: String = shown["id"].as_str().context("an id")?.chars().take(12).collect();
+    asker.reaches("web", SOON)?;
+
+    let mut wanted: Vec<IpAddr> = given.ips().collect();
+    wanted.sort();
+    for label in ["web", "www", "static", &id] {
+        for name in [label.to_owned(), format!("{label}.app"), format!("{label}.app.weft.internal")]
+        {
+            let mut found = asker.resolve(&name)?;
+            found.sort();
+            ensure!(found == wanted, "{name} resolves to {found:?}, not {wanted:?}");
+        }
+    }
+    for ip in wanted {
+        let found = asker.exec(&["getent", "hosts", &ip.to_string()])?.ok()?;
+        ensure!(found.contains("web.app.weft.internal"), "{ip} resolves to {found}");
+    }
     lab.finish();
     Ok(())
 }

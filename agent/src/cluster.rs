@@ -44,9 +44,15 @@ impl Cluster {
     /// Derives the cluster from the records of all members.
     ///
     /// `known` are definitions that this node remembers: a network lives on although none of
-    /// those who carry it has been heard yet.
-    pub fn resolve(view: Arc<ClusterView>, known: &BTreeMap<NetworkId, Network>) -> Self {
-        let removed = removed(&view);
+    /// those who carry it has been heard yet. `ended` are those whose removal it tells, or is about
+    /// to tell.
+    pub fn resolve(
+        view: Arc<ClusterView>,
+        known: &BTreeMap<NetworkId, Network>,
+        ended: &BTreeSet<NetworkId>,
+    ) -> Self {
+        let mut removed = removed(&view);
+        removed.extend(ended);
         let networks = networks(&view, known, &removed);
         let (names, conflicts) = settle(&networks);
         let endpoints =
@@ -225,6 +231,16 @@ mod tests {
             cluster.endpoints(id).map(|p| (p.endpoint.name.to_string(), p.node, p.alive)).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_network_removed_here_has_ended_before_anybody_heard() {
+        let app = network(1, "app");
+        let view = Builder::default().node(1).node(2).network(2, &app).view();
+        let known = BTreeMap::from([(app.id, app.clone())]);
+        let cluster = Cluster::resolve(view, &known, &BTreeSet::from([app.id]));
+        assert!(cluster.find_network("app").is_none());
+        assert!(cluster.is_removed(app.id));
     }
 
     #[test]

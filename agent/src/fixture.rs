@@ -100,7 +100,7 @@ impl Builder {
     }
 
     pub(crate) fn build(self) -> Cluster {
-        Cluster::resolve(self.view(), &BTreeMap::new())
+        Cluster::resolve(self.view(), &BTreeMap::new(), &BTreeSet::new())
     }
 }
 

@@ -77,6 +77,12 @@ impl Remembered {
         Arc::new(whole)
     }
 
+    /// Drops the nodes that have been heard: from then on the view alone knows them, also when it
+    /// forgets them.
+    pub fn forget_heard(&mut self, view: &ClusterView) {
+        self.nodes.retain(|id, _| !is_heard(view, *id));
+    }
+
     /// Whether every node that is remembered has been heard.
     pub fn are_all_in(&self, view: &ClusterView) -> bool {
         self.nodes.keys().all(|id| is_heard(view, *id))
@@ -202,6 +208,18 @@ mod tests {
         assert_eq!(member.liveness, Liveness::Suspect);
         assert_eq!(member.endpoints, heard().members[&node_id(2)].endpoints);
         assert_eq!(remembered.complete(&heard()), heard());
+    }
+
+    #[test]
+    fn a_node_that_was_heard_does_not_come_back_as_it_once_was() {
+        let mut remembered = Remembered::default();
+        remembered.learn(&heard(), node_id(1), 100);
+        let alone = Builder::default().node(1).view();
+        remembered.forget_heard(&alone);
+        assert!(remembered.complete(&alone).members.contains_key(&node_id(2)));
+        remembered.forget_heard(&heard());
+        assert_eq!(remembered.complete(&alone), alone);
+        assert!(remembered.are_all_in(&alone));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use weft_gossip::identity::{FileError, write_atomic};
 use weft_ipam::State;
-use weft_model::{Endpoint, EndpointId, Network, NetworkId};
+use weft_model::{Endpoint, EndpointId, Network, NetworkId, NodeId};
 
 use crate::api::types::Sandbox;
 
@@ -75,6 +75,16 @@ impl Book {
             }
         }
         lost
+    }
+
+    /// Lets go of the definitions of removed networks. Those who carried one carry the news of its
+    /// end: a node that was away for long may still know the definition.
+    pub fn bury(&mut self, me: NodeId, is_removed: impl Fn(NetworkId) -> bool) {
+        for (id, network) in self.networks.extract_if(.., |id, _| is_removed(*id)) {
+            if network.creator == me || network.lenders.contains(&me) {
+                self.removed.insert(id);
+            }
+        }
     }
 
     /// The networks that must exist in this host's kernel.
@@ -154,6 +164,7 @@ pub enum BookError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::{network, node_id};
 
     #[test]
     fn a_saved_book_is_read_back_and_saved_once() {
@@ -166,6 +177,18 @@ mod tests {
         assert!(file.save(&book).unwrap());
         assert!(!file.save(&book).unwrap());
         assert_eq!(BookFile::open(dir.path()).unwrap().1, *book);
+    }
+
+    #[test]
+    fn who_carried_a_network_carries_the_news_of_its_end() {
+        let (gone, kept) = (network(1, "gone"), network(2, "kept"));
+        let networks = BTreeMap::from([(gone.id, gone.clone()), (kept.id, kept.clone())]);
+        for (me, tells) in [(node_id(1), true), (node_id(2), false)] {
+            let mut book = Book { networks: networks.clone(), ..Book::default() };
+            book.bury(me, |id| id == gone.id);
+            assert_eq!(book.networks.keys().copied().collect::<Vec<_>>(), [kept.id]);
+            assert_eq!(book.removed.contains(&gone.id), tells);
+        }
     }
 
     #[test]

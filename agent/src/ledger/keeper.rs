@@ -120,7 +120,7 @@ impl Keeper {
         let view = links.gossip.view();
         let plane_status = links.plane.status();
         let heard = remembered.complete(&view.borrow());
-        let cluster = Arc::new(Cluster::resolve(heard, &book.networks));
+        let cluster = Arc::new(Cluster::resolve(heard, &book.networks, &book.removed));
         let book = Arc::new(book);
         let snapshot =
             Snapshot { me: context.me, cluster: Arc::clone(&cluster), book: Arc::clone(&book) };
@@ -250,8 +250,15 @@ impl Keeper {
         if !std::mem::take(&mut self.stale) {
             return;
         }
-        let view = self.remembered.complete(&self.view.borrow_and_update());
-        self.cluster = Arc::new(Cluster::resolve(view, &self.book.networks));
+        let heard = Arc::clone(&self.view.borrow_and_update());
+        self.remembered.forget_heard(&heard);
+        let view = self.remembered.complete(&heard);
+        let (known, ended) = (&self.book.networks, &self.book.removed);
+        self.cluster = Arc::new(Cluster::resolve(view, known, ended));
+        if known.keys().any(|id| self.cluster.is_removed(*id)) {
+            let cluster = Arc::clone(&self.cluster);
+            Arc::make_mut(&mut self.book).bury(self.context.me, |id| cluster.is_removed(id));
+        }
         let known: BTreeMap<NetworkId, _> =
             self.cluster.networks().map(|n| (n.id, n.as_ref().clone())).collect();
         if self.book.networks != known {

@@ -37,6 +37,7 @@ impl Keeper {
         }
         tracing::info!(network = %found.name, id = %found.id, "network removed");
         Arc::make_mut(&mut self.book).removed.insert(found.id);
+        self.stale = true;
         Ok(())
     }
 
@@ -60,30 +61,21 @@ impl Keeper {
     pub(super) fn drop_removed_networks(&mut self) {
         let removed: Vec<NetworkId> = self
             .book
-            .networks
+            .spaces
             .keys()
-            .chain(self.book.spaces.keys())
             .chain(self.book.uplinks.keys())
             .copied()
             .chain(self.book.active())
-            .filter(|id| self.cluster.is_removed(*id) || self.book.removed.contains(id))
+            .filter(|id| self.cluster.is_removed(*id))
             .collect();
-        self.stale |= !removed.is_empty();
         for id in removed {
             let endpoints: Vec<_> =
                 self.book.endpoints_of(id).map(|local| local.endpoint.id).collect();
             for endpoint in &endpoints {
                 self.begin_detach(*endpoint, None);
             }
-            let book = Arc::make_mut(&mut self.book);
-            if let Some(network) = book.networks.remove(&id) {
-                // Those who carried the definition carry the news of its end.
-                if network.creator == self.context.me || network.lenders.contains(&self.context.me)
-                {
-                    book.removed.insert(id);
-                }
-            }
             if endpoints.is_empty() {
+                let book = Arc::make_mut(&mut self.book);
                 book.spaces.remove(&id);
                 self.spaces.remove(&id);
                 book.uplinks.remove(&id);

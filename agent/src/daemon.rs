@@ -30,6 +30,7 @@ use crate::{
     advertise::Advertise,
     api::{self, Api},
     chain::Chain,
+    clock,
     config::{AGENT_PORT, Config},
     ledger::{self, BookFile, Keeper, Ledger, Links, Start},
     listeners::Listeners,
@@ -158,7 +159,7 @@ impl Agent {
         let (file, mut book) = BookFile::open(&config.state_dir)?;
         let lost = book.mark_lost(&present);
         tracing::info!(endpoints = book.endpoints.len(), lost, "took up the book");
-        let spaces = ledger::restore_spaces(&book, me, timing)?;
+        let spaces = ledger::restore_spaces(&book, me, timing, clock::unix_seconds())?;
         let published = own_records(me, &node_updates.borrow(), &book, &spaces);
 
         let view: ViewCell = Arc::default();

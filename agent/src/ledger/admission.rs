@@ -60,7 +60,7 @@ impl Keeper {
         let now = Instant::now();
         for mut waiting in std::mem::take(&mut self.waiting) {
             if waiting.reply.is_closed() {
-                self.give_up(&waiting);
+                self.release_everywhere(waiting.id);
                 continue;
             }
             match self.grant(&waiting) {
@@ -70,26 +70,20 @@ impl Keeper {
                     self.starts.push(KernelWork::Attach(waiting.id));
                 }
                 Err(Obstacle::Refused(refusal)) => {
-                    self.give_up(&waiting);
+                    self.release_everywhere(waiting.id);
                     let _ = waiting.reply.send(Err(refusal));
                 }
                 Err(Obstacle::Waits { reason, patience }) => {
                     waiting.reason = reason;
                     waiting.deadline = waiting.since + patience;
                     if waiting.deadline <= now {
-                        self.give_up(&waiting);
+                        self.release_everywhere(waiting.id);
                         let _ = waiting.reply.send(Err(waiting.reason));
                     } else {
                         self.waiting.push(waiting);
                     }
                 }
             }
-        }
-    }
-
-    fn give_up(&mut self, waiting: &Waiting) {
-        if let Some(network) = self.cluster.find_network(&waiting.request.network) {
-            self.release(network.id, waiting.id);
         }
     }
 

@@ -1,6 +1,9 @@
 //! Address space: the state machines at work, and their place in the book.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use weft_ipam::{Ask, Ipam, RestoreError, State, Timing};
 use weft_model::{AddressGrant, EndpointId, Network, NetworkId, NodeId};
@@ -67,6 +70,14 @@ impl Keeper {
         })
     }
 
+    /// Takes back whatever a request that is given up had been given. In every network: its name
+    /// may have come to stand for another one meanwhile.
+    pub(super) fn release_everywhere(&mut self, endpoint: EndpointId) {
+        for space in self.spaces.values_mut() {
+            space.release(endpoint, clock::unix_seconds());
+        }
+    }
+
     /// Takes back the addresses of an endpoint, and what it still asks for.
     pub(super) fn release(&mut self, network: NetworkId, endpoint: EndpointId) {
         if let Some(space) = self.spaces.get_mut(&network) {
@@ -111,7 +122,9 @@ impl Keeper {
     }
 }
 
-/// Sets up the spaces that the book holds.
+/// Sets up the spaces that the book holds. Addresses of endpoints that are not in the book are
+/// given back: a request had them that waited for more when the agent ended. `now` is in seconds
+/// since the Unix epoch.
 ///
 /// # Errors
 ///
@@ -120,12 +133,20 @@ pub fn restore_spaces(
     book: &Book,
     me: NodeId,
     timing: Timing,
+    now: u64,
 ) -> Result<BTreeMap<NetworkId, Ipam>, RestoreError> {
     let mut spaces = BTreeMap::new();
     for (id, state) in &book.spaces {
         if let Some(network) = book.networks.get(id) {
             let network = Arc::new(network.clone());
-            spaces.insert(*id, Ipam::restore(network, me, timing, state.clone())?);
+            let mut space = Ipam::restore(network, me, timing, state.clone())?;
+            let leases = space.leases().map(|lease| lease.endpoint);
+            let orphans: BTreeSet<_> =
+                leases.filter(|id| !book.endpoints.contains_key(id)).collect();
+            for endpoint in orphans {
+                space.release(endpoint, now);
+            }
+            spaces.insert(*id, space);
         }
     }
     Ok(spaces)
@@ -151,4 +172,36 @@ fn with_names(cluster: &Cluster, network: NetworkId, why: &weft_ipam::Refusal) -
 /// How long addresses rest, and blocks stay; the rest as the state machine has it.
 pub fn timing(rest: std::time::Duration) -> Timing {
     Timing { rest, ..Timing::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_model::Family;
+
+    use super::*;
+    use crate::fixture::{Builder, book_with, endpoint, network, node_id};
+
+    #[test]
+    fn an_address_without_an_endpoint_is_free_after_a_restart() {
+        let app = network(1, "app");
+        let cluster = Builder::default().node(1).network(1, &app).build();
+        let (view, timing) = (cluster.space_view(app.id), Timing::default());
+        let mut space = Ipam::new(Arc::new(app.clone()), node_id(1), timing);
+        assert!(space.step(&view, 100).changed);
+        let waiting = endpoint(&app, "web", "10.1.0.8").id;
+        space.allocate(waiting, Ask::Any(Family::V4), &view, 100).unwrap();
+        let unsaved = space.unsaved().unwrap();
+        let mut book = Book::default();
+        book.networks.insert(app.id, app.clone());
+        book.spaces.insert(app.id, unsaved.state().clone());
+
+        let leased = |book: &Book| {
+            let spaces = restore_spaces(book, node_id(1), timing, 101).unwrap();
+            spaces[&app.id].leases().count()
+        };
+        assert_eq!(leased(&book), 0);
+        let mut attached = book_with(&app, "web", "10.1.0.8");
+        (attached.networks, attached.spaces) = (book.networks, book.spaces);
+        assert_eq!(leased(&attached), 1);
+    }
 }

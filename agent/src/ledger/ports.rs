@@ -23,6 +23,17 @@ pub(super) enum KernelWork {
     Detach(EndpointId),
 }
 
+impl KernelWork {
+    /// Whether an endpoint in `state` still needs the work: it may have been withdrawn between
+    /// the request and its start.
+    fn is_due(&self, state: EndpointState) -> bool {
+        match self {
+            Self::Attach(_) => state == EndpointState::Attaching,
+            Self::Detach(_) => state == EndpointState::Detaching,
+        }
+    }
+}
+
 /// Kernel work that has ended.
 pub(super) enum Finished {
     Attached { endpoint: EndpointId, outcome: Result<Attached, Refusal> },
@@ -63,6 +74,23 @@ fn refusal_of(error: &AttachError) -> Refusal {
 pub(super) enum Release {
     Attach(Reply<EndpointId>),
     Detach(Reply<()>),
+}
+
+impl Release {
+    /// Whether nobody waits any more.
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Attach(reply) => reply.is_closed(),
+            Self::Detach(reply) => reply.is_closed(),
+        }
+    }
+}
+
+fn withdrawn() -> Refusal {
+    Refusal::new(
+        RefusalKind::Conflict,
+        "the network was removed, or the endpoint detached, in the meantime",
+    )
 }
 
 impl Keeper {
@@ -188,6 +216,7 @@ impl Keeper {
             EndpointState::Attaching | EndpointState::Attached => {
                 self.local_mut(id).state = EndpointState::Detaching;
                 self.starts.push(KernelWork::Detach(id));
+                self.answer_attach(id, Err(withdrawn()));
             }
         }
     }
@@ -205,10 +234,10 @@ impl Keeper {
     pub(super) fn start_kernel_work(&mut self) {
         for start in std::mem::take(&mut self.starts) {
             let (KernelWork::Attach(id) | KernelWork::Detach(id)) = start;
-            if !self.in_flight.insert(id) {
+            let Some(local) = self.book.endpoints.get(&id) else { continue };
+            if !start.is_due(local.state) || !self.in_flight.insert(id) {
                 continue;
             }
-            let Some(local) = self.book.endpoints.get(&id) else { continue };
             let network = local.endpoint.network;
             let (plane, finished) = (self.links.plane.clone(), self.finished.clone());
             match start {
@@ -253,20 +282,16 @@ impl Keeper {
                 local.ifname = Some(attached.ifname);
                 local.state = EndpointState::Attached;
                 tracing::info!(name = %local.endpoint.name, endpoint = %id, "attached");
-                if doomed {
+                // Whoever asked and went away does not know that there is something to detach.
+                if doomed || self.is_abandoned(id) {
                     self.begin_detach(id, None);
-                    let refusal = Refusal::new(
-                        RefusalKind::Conflict,
-                        "the network was removed, or the endpoint detached, in the meantime",
-                    );
-                    self.answer_attach(id, Err(refusal));
                 } else {
                     self.answer_attach(id, Ok(id));
                 }
             }
             Err(refusal) => {
-                self.begin_detach(id, None);
                 self.answer_attach(id, Err(refusal));
+                self.begin_detach(id, None);
             }
         }
     }
@@ -292,6 +317,10 @@ impl Keeper {
                 let _ = reply.send(answer.clone());
             }
         }
+    }
+
+    fn is_abandoned(&self, id: EndpointId) -> bool {
+        self.replies.get(&id).is_some_and(|replies| replies.iter().all(Release::is_closed))
     }
 
     /// Answers who asked for the attachment; who waits for its end goes on waiting.
@@ -369,5 +398,29 @@ impl Keeper {
     pub(super) fn local_mut(&mut self, id: EndpointId) -> &mut LocalEndpoint {
         let book = Arc::make_mut(&mut self.book);
         book.endpoints.get_mut(&id).expect("an endpoint stays in the book until it is detached")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_withdrawn_before_its_start_is_not_attached() {
+        let id = EndpointId::from([1; 16]);
+        let (attach, detach) = (KernelWork::Attach(id), KernelWork::Detach(id));
+        assert!(attach.is_due(EndpointState::Attaching));
+        assert!(!attach.is_due(EndpointState::Detaching));
+        assert!(detach.is_due(EndpointState::Detaching));
+        assert!(!detach.is_due(EndpointState::Attaching));
+    }
+
+    #[test]
+    fn an_asker_that_went_away_waits_no_longer() {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let release = Release::Attach(reply);
+        assert!(!release.is_closed());
+        drop(answer);
+        assert!(release.is_closed());
     }
 }

@@ -305,7 +305,7 @@ fn findings(
     let mut findings = Vec::new();
     if expires - now < time::Duration::days(3) {
         findings.push(format!(
-            "this node's certificate ends at {}: join again with a new token before then",
+            "this node's certificate ends at {} and was not renewed: see that a node with the authority's key (the one that ran weft init) can be reached",
             rfc3339(expires)
         ));
     }

@@ -10,6 +10,7 @@ use weft_model::{Family, Network, NetworkId, NetworkOptions, NodeId, Pool, Subne
 
 use crate::{
     api::types::CreateNetwork,
+    bulk::{label_bytes, refuse_bulk},
     cluster::Cluster,
     refusal::{Refusal, refuse},
 };
@@ -48,6 +49,8 @@ pub fn define(
             ),
         ));
     }
+    refuse_bulk("labels", label_bytes(&request.labels))?;
+    refuse_bulk("aux_addresses", request.aux_addresses.keys().map(String::len).sum())?;
     let pools = pools(request, id, cluster)?;
     let network = Network {
         id,
@@ -335,6 +338,11 @@ mod tests {
             ),
             (serde_json::json!({"options": {"mtu": "100"}}), "options", &["mtu=100", "1280"]),
             (serde_json::json!({"options": {"mtuu": "1400"}}), "options", &["mtuu"]),
+            (
+                serde_json::json!({"labels": {"a": "x".repeat(300_000)}}),
+                "labels",
+                &["300001", "4096"],
+            ),
             (
                 serde_json::json!({"options": {"multicast": "maybe"}}),
                 "options",

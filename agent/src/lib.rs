@@ -6,6 +6,7 @@
 
 pub mod advertise;
 pub mod api;
+mod bulk;
 pub mod chain;
 pub mod cli;
 pub mod clock;

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     api::types::Attach,
+    bulk::{label_bytes, refuse_bulk},
     chain::Chain,
     projection::{free_slot, uplink_capacity},
     refusal::{Refusal, RefusalKind, refuse},
@@ -303,6 +304,9 @@ fn check_request(request: &Attach) -> Result<SandboxId, Refusal> {
             format!("{ip} is the second {} address: give one a family", Family::of(*ip)),
         );
     }
+    let words = request.aliases.iter().map(|alias| alias.as_str().len());
+    refuse_bulk("aliases", words.sum())?;
+    refuse_bulk("labels", label_bytes(&request.labels))?;
     if let Some(name) = &request.ifname {
         // The kernel's own rule (net/core/dev.c, dev_valid_name).
         let length = 1..=15;
@@ -325,4 +329,27 @@ fn check_request(request: &Attach) -> Result<SandboxId, Refusal> {
         let why = Chain(&error);
         Refusal::field("sandbox", format!("{why}: give a running process or a namespace's path"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_fill_a_record_is_refused_before_the_sandbox_is_looked_at() {
+        let request = serde_json::json!({
+            "network": "app", "name": "web", "sandbox": {"path": "/nonexistent/netns"},
+        });
+        let refused = |field: &str, value: serde_json::Value| {
+            let mut request = request.clone();
+            request[field] = value;
+            check_request(&serde_json::from_value(request).unwrap()).unwrap_err()
+        };
+        let fine = refused("labels", serde_json::json!({"a": "x".repeat(1000)}));
+        assert_eq!(fine.field, Some("sandbox"));
+        let aliases: Vec<_> = (0..1000).map(|n| format!("alias-{n}")).collect();
+        assert_eq!(refused("aliases", serde_json::json!(aliases)).field, Some("aliases"));
+        let labels = serde_json::json!({"a": "x".repeat(300_000)});
+        assert_eq!(refused("labels", labels).field, Some("labels"));
+    }
 }

@@ -1,0 +1,23 @@
+//! How much a user may say about one object. It travels in records of bounded length, and a record
+//! that is too long would keep a node from telling anything.
+
+use weft_model::Labels;
+
+use crate::refusal::{Refusal, refuse};
+
+/// The most that one field of a request may bring, in bytes: a record takes 60 KiB packed
+/// (`weft_gossip::MAX_VALUE_BYTES`) and may have to hold several endpoints.
+const MOST: usize = 4096;
+
+/// Refuses `field` if it brings more than a record can carry.
+pub(crate) fn refuse_bulk(field: &'static str, bytes: usize) -> Result<(), Refusal> {
+    match bytes <= MOST {
+        true => Ok(()),
+        false => refuse(field, format!("{bytes} bytes of {field}: give at most {MOST} in all")),
+    }
+}
+
+/// The length of all keys and values.
+pub(crate) fn label_bytes(labels: &Labels) -> usize {
+    labels.iter().map(|(key, value)| key.len() + value.len()).sum()
+}

@@ -80,11 +80,14 @@ impl Book {
     /// Lets go of the definitions of removed networks. Those who carried one carry the news of its
     /// end: a node that was away for long may still know the definition.
     pub fn bury(&mut self, me: NodeId, is_removed: impl Fn(NetworkId) -> bool) {
-        for (id, network) in self.networks.extract_if(.., |id, _| is_removed(*id)) {
-            if network.creator == me || network.lenders.contains(&me) {
-                self.removed.insert(id);
+        let removed = &mut self.removed;
+        self.networks.retain(|id, network| {
+            let ended = is_removed(*id);
+            if ended && (network.creator == me || network.lenders.contains(&me)) {
+                removed.insert(*id);
             }
-        }
+            !ended
+        });
     }
 
     /// The networks that must exist in this host's kernel.

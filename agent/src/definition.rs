@@ -58,6 +58,7 @@ pub fn define(
         vni: free_vni(id, cluster),
         pools,
         internal: request.internal,
+        encrypted: false,
         labels: request.labels.clone(),
         options: options(&request.options, request)?,
         creator: me,

@@ -46,6 +46,7 @@ impl Builder {
             underlay_mtu: 1500,
             routes: Vec::new(),
             resolvers: Vec::new(),
+            sealing: None,
         };
         let member = Member {
             id: node_id(n),
@@ -118,6 +119,7 @@ pub(crate) fn network(n: u8, name: &str) -> Network {
             aux: BTreeMap::new(),
         }],
         internal: false,
+        encrypted: false,
         labels: BTreeMap::new(),
         options: NetworkOptions::default(),
         creator: node_id(1),

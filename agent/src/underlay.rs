@@ -65,6 +65,7 @@ impl Watcher {
                     .map(SocketAddr::ip)
                     .filter(|ip| !ip.is_loopback())
                     .collect(),
+                sealing: None,
             },
             resolvers,
         })

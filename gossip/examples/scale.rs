@@ -229,6 +229,7 @@ fn node_record(n: u16) -> anyhow::Result<Record> {
         underlay_mtu: 1500,
         routes: vec![],
         resolvers: vec![],
+        sealing: None,
     }))
 }
 

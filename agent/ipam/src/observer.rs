@@ -75,6 +75,7 @@ mod tests {
             vni: Vni::try_from(5000).unwrap(),
             pools: vec![pool],
             internal: false,
+            encrypted: false,
             labels: BTreeMap::new(),
             options: NetworkOptions::default(),
             creator: node(1),

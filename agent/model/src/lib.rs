@@ -20,7 +20,7 @@ pub use ipam::{BlockIndex, Family, Hold, HoldRecord, Loan, LoanRecord, Unit, Wan
 pub use mac::{InvalidMac, MacAddr};
 pub use name::{DnsName, InvalidName, Label};
 pub use network::{InvalidNetwork, InvalidPool, Network, NetworkOptions, NetworkRecord, Pool};
-pub use node::{Node, NodeState};
+pub use node::{Node, NodeState, Sealing, Suite, UnknownSuite};
 pub use subnet::{InvalidSubnet, Subnet};
 pub use vni::{InvalidVni, Vni};
 pub use vtep::VtepAddr;

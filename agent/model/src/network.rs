@@ -20,6 +20,9 @@ pub struct Network {
     /// No egress, no upstream DNS.
     #[serde(default)]
     pub internal: bool,
+    /// Traffic between hosts is sealed, or there is none.
+    #[serde(default)]
+    pub encrypted: bool,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
     #[serde(default)]
@@ -148,6 +151,8 @@ mod unchecked {
         #[serde(default)]
         internal: bool,
         #[serde(default)]
+        encrypted: bool,
+        #[serde(default)]
         labels: Labels,
         #[serde(default)]
         options: NetworkOptions,
@@ -161,10 +166,22 @@ mod unchecked {
         type Error = InvalidNetwork;
 
         fn try_from(raw: Network) -> Result<Self, InvalidNetwork> {
-            let Network { id, name, vni, pools, internal, .. } = raw;
+            let Network { id, name, vni, pools, internal, encrypted, .. } = raw;
             let Network { labels, options, creator, lenders, created, .. } = raw;
-            Self { id, name, vni, pools, internal, labels, options, creator, lenders, created }
-                .checked()
+            let network = Self {
+                id,
+                name,
+                vni,
+                pools,
+                internal,
+                encrypted,
+                labels,
+                options,
+                creator,
+                lenders,
+                created,
+            };
+            network.checked()
         }
     }
 

@@ -218,6 +218,7 @@ pub(crate) fn node_record(n: u16) -> Record {
         underlay_mtu: 1500,
         routes: vec![],
         resolvers: vec![],
+        sealing: None,
     })
 }
 

@@ -1,0 +1,1 @@
+//! Packets and their keys: the wire format, derivation, sealing and opening, replay.

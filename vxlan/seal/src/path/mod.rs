@@ -1,0 +1,1 @@
+//! Where a peer is reached: directly, at an observed address, or through another node.

@@ -165,22 +165,37 @@ fn networks(
     networks
 }
 
-/// Settles who has a name or a VNI that two networks claim: the lower id. Only two sides of a
-/// partition, or two hosts in the same moment, can claim the same.
+/// Settles who has a name, a VNI or a tag that two networks claim: the lower id. Only two sides of
+/// a partition, or two hosts in the same moment, can claim the same name or VNI.
 fn settle(
     networks: &BTreeMap<NetworkId, Arc<Network>>,
 ) -> (BTreeMap<Label, NetworkId>, BTreeMap<NetworkId, NetworkId>) {
     let mut names = BTreeMap::new();
     let mut vnis: BTreeMap<Vni, NetworkId> = BTreeMap::new();
+    let mut tags: BTreeMap<[u8; 4], NetworkId> = BTreeMap::new();
     let mut conflicts = BTreeMap::new();
     for network in networks.values() {
         let name = *names.entry(network.name.clone()).or_insert(network.id);
         let vni = *vnis.entry(network.vni).or_insert(network.id);
-        if let Some(before) = [name, vni].into_iter().find(|id| *id != network.id) {
+        let tag = match sealed_tag(network) {
+            Some(tag) => *tags.entry(tag).or_insert(network.id),
+            None => network.id,
+        };
+        if let Some(before) = [vni, tag, name].into_iter().find(|id| *id != network.id) {
             conflicts.insert(network.id, before);
         }
     }
     (names, conflicts)
+}
+
+/// What names an encrypted network inside a sealed packet.
+fn sealed_tag(network: &Network) -> Option<[u8; 4]> {
+    network.encrypted.then(|| *network.id.as_bytes().first_chunk().expect("an id has 16 bytes"))
+}
+
+/// Whether packets of one of the two networks could be taken for packets of the other.
+pub(crate) fn is_mistakable(one: &Network, other: &Network) -> bool {
+    one.vni == other.vni || sealed_tag(one).is_some_and(|tag| sealed_tag(other) == Some(tag))
 }
 
 /// The endpoints that the lenders' registers confirm. Of two nodes that claim the same endpoint,
@@ -332,6 +347,20 @@ mod tests {
         assert_eq!(cluster.conflict(second.id).unwrap().id, first.id);
         assert_eq!(cluster.conflict(third.id).unwrap().id, first.id);
         assert!(cluster.conflict(first.id).is_none());
+    }
+
+    #[test]
+    fn of_two_encrypted_networks_that_packets_cannot_tell_apart_the_lower_id_goes_before() {
+        let near = NetworkId::from([1, 1, 1, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]);
+        let conflict = |encrypted: [bool; 2]| {
+            let first = Network { encrypted: encrypted[0], ..network(1, "app") };
+            let second = Network { id: near, encrypted: encrypted[1], ..network(2, "db") };
+            let networks = Builder::default().node(1).network(1, &first).network(1, &second);
+            networks.build().conflict(near).map(|before| before.id)
+        };
+        assert_eq!(conflict([true, true]), Some(network_id(1)));
+        assert_eq!(conflict([true, false]), None);
+        assert_eq!(conflict([false, false]), None);
     }
 
     #[test]

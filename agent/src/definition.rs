@@ -40,15 +40,17 @@ pub fn define(
 ) -> Result<Network, Refusal> {
     let taken = cluster.find_network(request.name.as_str());
     if let Some(network) = taken.filter(|network| network.name == request.name) {
+        let kind = if network.encrypted { "encrypted" } else { "not encrypted" };
         return Err(Refusal::conflict(
             "name",
             format!(
-                "network {} exists already, with id {}: use it, or remove it first",
+                "network {} exists already, {kind}, with id {}: use it, or remove it first",
                 request.name,
                 network.id.short()
             ),
         ));
     }
+    let chosen = options(request)?;
     refuse_bulk("labels", label_bytes(&request.labels))?;
     refuse_bulk("aux_addresses", request.aux_addresses.keys().map(String::len).sum())?;
     let pools = pools(request, id, cluster)?;
@@ -58,9 +60,9 @@ pub fn define(
         vni: free_vni(id, cluster),
         pools,
         internal: request.internal,
-        encrypted: false,
+        encrypted: chosen.encrypted,
         labels: request.labels.clone(),
-        options: options(&request.options, request)?,
+        options: chosen.options,
         creator: me,
         lenders: lenders(me, cluster),
         created: now,
@@ -221,12 +223,16 @@ fn lenders(me: NodeId, cluster: &Cluster) -> Vec<NodeId> {
     [me].into_iter().chain(others).take(LENDERS).collect()
 }
 
-fn options(
-    options: &BTreeMap<String, String>,
-    request: &CreateNetwork,
-) -> Result<NetworkOptions, Refusal> {
-    let mut parsed = NetworkOptions::default();
-    for (key, value) in options {
+/// What `options` and the fields that mean the same ask for.
+struct Chosen {
+    encrypted: bool,
+    options: NetworkOptions,
+}
+
+fn options(request: &CreateNetwork) -> Result<Chosen, Refusal> {
+    let mut encrypted = request.encrypted;
+    let mut options = NetworkOptions::default();
+    for (key, value) in &request.options {
         match key.as_str() {
             "mtu" => {
                 let mtu = value.parse().ok().filter(|mtu| MTU_RANGE.contains(mtu));
@@ -237,26 +243,39 @@ fn options(
                         format!("mtu={value} is no usable MTU: give {least} to {most} bytes"),
                     );
                 };
-                parsed.mtu = Some(mtu);
+                options.mtu = Some(mtu);
             }
-            "multicast" => {
-                let Ok(multicast) = value.parse() else {
-                    return refuse("options", format!("multicast={value}: give true or false"));
-                };
-                parsed.multicast = multicast;
+            "multicast" => options.multicast = switch(key, value)?,
+            "encrypted" => {
+                encrypted = switch(key, value)?;
+                if request.encrypted && !encrypted {
+                    return refuse(
+                        "options",
+                        format!("encrypted={value} contradicts encrypted: give one of them"),
+                    );
+                }
             }
             _ => {
                 return refuse(
                     "options",
                     format!(
-                        "{key} is no option of network {}: there are mtu and multicast",
+                        "{key} is no option of network {}: there are mtu, multicast and encrypted",
                         request.name
                     ),
                 );
             }
         }
     }
-    Ok(parsed)
+    Ok(Chosen { encrypted, options })
+}
+
+/// Reads an option that is on or off. Its name alone switches it on, as in Docker.
+fn switch(key: &str, value: &str) -> Result<bool, Refusal> {
+    match value {
+        "" | "true" => Ok(true),
+        "false" => Ok(false),
+        _ => refuse("options", format!("{key}={value}: give true or false")),
+    }
 }
 
 #[cfg(test)]
@@ -345,6 +364,16 @@ mod tests {
                 &["300001", "4096"],
             ),
             (
+                serde_json::json!({"options": {"encrypted": "1"}}),
+                "options",
+                &["encrypted=1", "true or false"],
+            ),
+            (
+                serde_json::json!({"encrypted": true, "options": {"encrypted": "false"}}),
+                "options",
+                &["encrypted=false", "contradicts"],
+            ),
+            (
                 serde_json::json!({"options": {"multicast": "maybe"}}),
                 "options",
                 &["multicast=maybe", "true or false"],
@@ -358,7 +387,28 @@ mod tests {
                 assert!(refusal.message.contains(word), "{json}: {refusal}");
             }
         }
-        let taken = define_in(&cluster, serde_json::json!({"name": "old"})).unwrap_err();
-        assert!(taken.message.contains("exists already"), "{taken}");
+        for encrypted in [false, true] {
+            let again = serde_json::json!({"name": "old", "encrypted": encrypted});
+            let taken = define_in(&cluster, again).unwrap_err();
+            assert!(taken.message.contains("exists already, not encrypted"), "{taken}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_encrypted_if_the_flag_or_the_option_says_so_and_only_then() {
+        let cluster = three_nodes().build();
+        for (fields, encrypted) in [
+            (serde_json::json!({}), false),
+            (serde_json::json!({"encrypted": true}), true),
+            (serde_json::json!({"options": {"encrypted": ""}}), true),
+            (serde_json::json!({"options": {"encrypted": "true"}}), true),
+            (serde_json::json!({"options": {"encrypted": "false"}}), false),
+            (serde_json::json!({"encrypted": true, "options": {"encrypted": ""}}), true),
+        ] {
+            let mut json = serde_json::json!({"name": "app"});
+            json.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            let network = define_in(&cluster, json.clone()).unwrap();
+            assert_eq!(network.encrypted, encrypted, "{json}");
+        }
     }
 }

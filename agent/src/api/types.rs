@@ -25,12 +25,15 @@ pub struct CreateNetwork {
     pub aux_addresses: BTreeMap<String, IpAddr>,
     #[serde(default)]
     pub internal: bool,
+    /// Seals what goes between hosts. A host that cannot do so gets no endpoint in it.
+    #[serde(default)]
+    pub encrypted: bool,
     /// Adds an IPv6 subnet where none is given.
     #[serde(default)]
     pub ipv6: bool,
     #[serde(default)]
     pub labels: Labels,
-    /// `mtu` (bytes), `multicast` (true or false).
+    /// `mtu` (bytes), `multicast`, `encrypted` (true, false, or empty for true).
     #[serde(default)]
     pub options: BTreeMap<String, String>,
 }

@@ -45,7 +45,8 @@ enum Command {
 #[command(after_help = "Example:
   weft network create app
   weft network create db --subnet 10.40.0.0/24 --gateway 10.40.0.254 --internal
-  weft network create dual --subnet 10.41.0.0/24 --subnet fd00:41::/64")]
+  weft network create dual --subnet 10.41.0.0/24 --subnet fd00:41::/64
+  weft network create secret --encrypted")]
 struct Create {
     /// Letters, digits and inner hyphens
     name: Label,
@@ -64,14 +65,17 @@ struct Create {
     /// No way out: no egress, no names from outside
     #[arg(long)]
     internal: bool,
+    /// Seal what goes between hosts; a host that cannot do so gets no endpoint in it
+    #[arg(long)]
+    encrypted: bool,
     /// Add an IPv6 subnet where none is given
     #[arg(long)]
     ipv6: bool,
     /// A label of yours
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
     label: Vec<(String, String)>,
-    /// mtu=BYTES, multicast=true
-    #[arg(long, short, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    /// mtu=BYTES, multicast, encrypted
+    #[arg(long, short, value_name = "KEY[=VALUE]", value_parser = parse_option)]
     opt: Vec<(String, String)>,
 }
 
@@ -97,7 +101,16 @@ impl Network {
                     Format::Json => output::json(out, &networks)?,
                     Format::Table => output::table(
                         out,
-                        ["NETWORK", "NAME", "DRIVER", "VNI", "SUBNET", "ENDPOINTS", "STATE"],
+                        [
+                            "NETWORK",
+                            "NAME",
+                            "DRIVER",
+                            "VNI",
+                            "SUBNET",
+                            "ENCRYPTED",
+                            "ENDPOINTS",
+                            "STATE",
+                        ],
                         networks.iter().map(row),
                     )?,
                 }
@@ -131,6 +144,7 @@ impl Create {
             ip_ranges: self.ip_range,
             aux_addresses: unique("--aux-address", self.aux_address)?,
             internal: self.internal,
+            encrypted: self.encrypted,
             ipv6: self.ipv6,
             labels: unique("--label", self.label)?,
             options: unique("--opt", self.opt)?,
@@ -138,7 +152,7 @@ impl Create {
     }
 }
 
-fn row(status: &NetworkStatus) -> [String; 7] {
+fn row(status: &NetworkStatus) -> [String; 8] {
     let network = &status.network;
     [
         network.id.short(),
@@ -146,6 +160,7 @@ fn row(status: &NetworkStatus) -> [String; 7] {
         "overlay".into(),
         network.vni.to_string(),
         output::list(network.pools.iter().map(|pool| pool.subnet)),
+        if network.encrypted { "yes" } else { "no" }.into(),
         status.endpoints.len().to_string(),
         match status.state {
             NetworkState::Ready => "ready",
@@ -172,6 +187,14 @@ pub(super) fn parse_pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err("give KEY=VALUE".into()),
+    }
+}
+
+/// Reads an option; one without a value is switched on, as in Docker (`-o encrypted`).
+fn parse_option(text: &str) -> Result<(String, String), String> {
+    match text.contains('=') || text.is_empty() {
+        true => parse_pair(text),
+        false => Ok((text.into(), String::new())),
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Keeper {
     pub(super) plane_status: watch::Receiver<Arc<Status>>,
     remembered: Remembered,
     started: Instant,
+    /// When everything downstream was last brought up to date, and whether that was in the warm-up.
+    settled: (Instant, bool),
     /// Whether the cluster must be understood anew although the view is the same.
     pub(super) stale: bool,
     published: BTreeMap<Key, Record>,
@@ -140,6 +142,7 @@ impl Keeper {
             plane_status,
             remembered,
             started: Instant::now(),
+            settled: (Instant::now(), true),
             stale: true,
             published,
             names,
@@ -193,6 +196,9 @@ impl Keeper {
                 Wake::Tick => {
                     self.retry_detaching();
                     self.keep_listening();
+                    if !self.is_due() {
+                        continue;
+                    }
                 }
                 Wake::Plane => {
                     self.project_names();
@@ -223,9 +229,18 @@ impl Keeper {
         }
     }
 
+    /// Whether a tick has more to do than to look: walking every endpoint twice a second is dear.
+    fn is_due(&self) -> bool {
+        let (at, in_warm_up) = self.settled;
+        in_warm_up
+            || !(self.waiting.is_empty() && self.starts.is_empty())
+            || at.elapsed() >= LONGEST_REST
+    }
+
     /// Brings everything downstream of the records up to date: book, gossip, kernel, names.
     async fn settle(&mut self) -> Result<(), BookError> {
         // Each round may cause another: a loan that this node makes to itself, for one.
+        self.settled = (Instant::now(), self.is_warming_up());
         for _ in 0..MAX_ROUNDS {
             self.refresh();
             self.drop_removed_networks();
@@ -342,5 +357,8 @@ fn keep_empty_buckets(
 /// while nodes that it remembers are silent.
 const WARM_UP: Duration = Duration::from_secs(2);
 const LONGEST_WARM_UP: Duration = Duration::from_secs(10);
+/// How long nothing may be brought up to date where nothing happens: rests of addresses end, and
+/// what failed is tried again.
+const LONGEST_REST: Duration = Duration::from_secs(10);
 /// More rounds than any chain of own consequences has; what is left waits for the next wake.
 const MAX_ROUNDS: usize = 8;

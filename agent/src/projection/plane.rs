@@ -9,7 +9,7 @@ use weft_model::{Family, MacAddr, Network, NetworkId, NodeId, VtepAddr};
 use weft_vxlan::{AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Uplink};
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, is_mistakable},
     ledger::book::{Book, EndpointState},
 };
 
@@ -26,9 +26,13 @@ pub struct PlaneContext {
 const UPLINK_POOL_V6: Ipv6Net =
     Ipv6Net::new_assert(Ipv6Addr::new(0xfd77, 0x6566, 0x7401, 0, 0, 0, 0, 0), 112);
 
-/// Bytes that VXLAN adds to a packet: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14.
-const OVERHEAD_V4: u16 = 20 + 30;
-const OVERHEAD_V6: u16 = 40 + 30;
+/// Bytes of an outer IP header (RFC 791, RFC 8200).
+const IP_V4: u16 = 20;
+const IP_V6: u16 = 40;
+/// Bytes that VXLAN adds to a packet besides: UDP 8, VXLAN 8, inner Ethernet 14.
+const PLAIN: u16 = 8 + 8 + 14;
+/// Bytes that sealing adds to a packet besides: UDP 8, header 16, meta 8, inner Ethernet 14, tag 16.
+const SEALED: u16 = 8 + 16 + 8 + 14 + 16;
 
 /// The kernel's desired state on this host.
 ///
@@ -60,8 +64,9 @@ fn overlay_network(
 ) -> OverlayNetwork {
     let mut remotes: BTreeMap<MacAddr, Station> = BTreeMap::new();
     let mut flood = BTreeSet::new();
-    // Of two networks with one VNI only one may be carried between hosts.
-    let settled = cluster.conflict(network.id).is_none_or(|before| before.vni != network.vni);
+    // Of two networks that packets cannot tell apart only one may be carried between hosts.
+    let before = cluster.conflict(network.id);
+    let settled = !network.encrypted && before.is_none_or(|before| !is_mistakable(before, network));
     let others = cluster.endpoints(network.id).filter(|p| settled && p.node != context.me);
     // Another node may not draw frames to itself that belong on this host.
     let own: BTreeSet<MacAddr> = book
@@ -120,13 +125,14 @@ const LEAST_MTU_V6: u16 = 1280;
 /// Bytes that a packet in `network` may have, so that it fits every node's underlay. What no link
 /// could have, whoever says it, is raised to what it needs.
 pub fn mtu(network: &Network, cluster: &Cluster) -> u16 {
+    let inner = if network.encrypted { SEALED } else { PLAIN };
     let fits = |node: &weft_model::Node| {
-        let overhead = if node.vtep.ip().is_ipv6() { OVERHEAD_V6 } else { OVERHEAD_V4 };
-        node.underlay_mtu.saturating_sub(overhead)
+        let outer = if node.vtep.ip().is_ipv6() { IP_V6 } else { IP_V4 };
+        node.underlay_mtu.saturating_sub(outer + inner)
     };
     let least = cluster.members().filter_map(|member| member.node.as_ref()).map(fits).min();
     let floor = network.pool(Family::V6).map_or(LEAST_MTU_V4, |_| LEAST_MTU_V6);
-    network.options.mtu.or(least).unwrap_or(1500 - OVERHEAD_V4).max(floor)
+    network.options.mtu.or(least).unwrap_or(1500 - IP_V4 - inner).max(floor)
 }
 
 /// How many networks of one host can have an uplink.
@@ -222,6 +228,10 @@ mod tests {
             .change_node(1, |node| node.vtep = "2001:db8::1".parse().unwrap())
             .build();
         assert_eq!(mtu(&network(1, "app"), &v6), 1430);
+
+        let sealed = Network { encrypted: true, ..network(1, "app") };
+        assert_eq!(mtu(&sealed, &cluster), 1400 - 82);
+        assert_eq!(mtu(&sealed, &v6), 1500 - 102);
     }
 
     #[test]

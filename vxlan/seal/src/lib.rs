@@ -4,6 +4,11 @@
 //! [`key`] decides what a packet looks like and which keys it has, [`frame`] what a frame means,
 //! [`path`] where a peer is reached. None of them does IO.
 
+mod forwarding;
 pub mod frame;
 pub mod key;
+mod offload;
 pub mod path;
+
+pub use forwarding::{Forwarding, Station, short_id};
+pub use offload::{Offload, OffloadState, OffloadStatus, OffloadSwitches};

@@ -15,6 +15,10 @@ mod root;
 mod schedule;
 mod sealer;
 mod suite;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod vectors;
 mod window;
 mod wire;
 

@@ -31,18 +31,3 @@ pub struct Station {
     /// What it may send from.
     pub ips: Vec<IpAddr>,
 }
-
-impl Forwarding {
-    /// The four bytes that name the network inside a sealed packet.
-    pub fn short_id(&self) -> u32 {
-        short_id(self.network)
-    }
-}
-
-/// The first four bytes of `network`, which name it inside a sealed packet.
-///
-/// Two networks of one cluster may collide: then neither is carried.
-pub fn short_id(network: NetworkId) -> u32 {
-    let [a, b, c, d, ..] = *network.as_bytes();
-    u32::from_le_bytes([a, b, c, d])
-}

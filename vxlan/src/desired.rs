@@ -5,7 +5,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_model::{EndpointId, Label, MacAddr, NetworkId, Vni, VtepAddr};
+use weft_model::{EndpointId, Label, MacAddr, NetworkId, NodeId, Vni, VtepAddr};
 
 use crate::Prefix;
 
@@ -25,13 +25,9 @@ pub struct OverlayNetwork {
     pub id: NetworkId,
     /// For people; decides nothing.
     pub name: Label,
-    pub vni: Vni,
-    /// Bytes: the MTU of bridge, VXLAN device and ports.
+    pub transport: Transport,
+    /// Bytes: the MTU of bridge, VXLAN device or TAP, and ports.
     pub mtu: u16,
-    /// This host's VTEP. Its family is the family of every other VTEP of the network.
-    pub local: VtepAddr,
-    /// The UDP port of the VXLAN socket, the same on all hosts; usually 4789.
-    pub port: u16,
     /// The anycast gateway's MAC, which is the bridge's on every host.
     pub gateway_mac: MacAddr,
     /// The anycast gateway's addresses with the prefix length of their subnet, one a family.
@@ -45,8 +41,9 @@ pub struct OverlayNetwork {
     pub provisional: bool,
     /// Stations on other hosts. A MAC that is also a local port's is ignored: the port wins.
     pub remotes: BTreeMap<MacAddr, Station>,
-    /// Hosts that have endpoints in the network. Used only if `multicast` is set.
-    pub flood: BTreeSet<VtepAddr>,
+    /// The other nodes that have endpoints in the network, and their VTEPs. Used only if
+    /// `multicast` is set.
+    pub flood: BTreeMap<NodeId, VtepAddr>,
     /// What the local ports may send from. A port that was attached but is not listed here keeps
     /// the addresses it was attached with; listing a port does not create it.
     pub ports: BTreeMap<EndpointId, Port>,
@@ -54,9 +51,38 @@ pub struct OverlayNetwork {
     pub uplink: Option<Uplink>,
 }
 
-/// A station behind another host's VTEP.
+/// How the frames of a network get to other hosts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Transport {
+    /// In clear, by a VXLAN device of the kernel.
+    Vxlan {
+        vni: Vni,
+        /// This host's VTEP. Its family is the family of every other VTEP of the network.
+        local: VtepAddr,
+        /// The UDP port of the VXLAN socket, the same on all hosts; usually 4789.
+        port: u16,
+    },
+    /// Sealed, by the tunnel that [`Config`](crate::Config) has, or not at all: a TAP is in the
+    /// place of the VXLAN device, and nothing in the host's namespace has to do with it.
+    Sealed,
+}
+
+impl Transport {
+    /// The VNI, if there is one on the wire.
+    pub fn vni(self) -> Option<Vni> {
+        match self {
+            Self::Vxlan { vni, .. } => Some(vni),
+            Self::Sealed => None,
+        }
+    }
+}
+
+/// A station on another host.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Station {
+    /// Whose it is: only under this node's keys may its frames come, and go.
+    pub node: NodeId,
+    /// Where that node is.
     pub vtep: VtepAddr,
     pub ips: BTreeSet<IpAddr>,
 }
@@ -98,6 +124,8 @@ pub struct HostRules {
     pub local: BTreeSet<VtepAddr>,
     /// The VTEPs of present peers: nobody else's VXLAN packets are accepted.
     pub vteps: BTreeSet<VtepAddr>,
+    /// The UDP ports at which this host's tunnel receives sealed packets; none if it has no tunnel.
+    pub sealed_ports: BTreeSet<u16>,
     /// The prefixes that all uplink pairs come from.
     pub uplink_pools: Vec<IpNet>,
 }
@@ -108,6 +136,7 @@ impl Default for HostRules {
             vxlan_port: 4789,
             local: BTreeSet::new(),
             vteps: BTreeSet::new(),
+            sealed_ports: BTreeSet::new(),
             uplink_pools: Vec::new(),
         }
     }

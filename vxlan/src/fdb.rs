@@ -15,21 +15,21 @@ use weft_model::{MacAddr, VtepAddr};
 
 use crate::{
     Table,
-    links::TUNNEL,
+    carrier::VXLAN,
     netlink::{Netlink, NetlinkError, Request, ignore_existing, ignore_missing},
     table::{KernelError, KernelTable},
 };
 
-/// Where frames go: behind which bridge port a station is, and for those behind the tunnel, at
+/// Where frames go: behind which bridge port a station is, and for those behind a VXLAN device, at
 /// which host.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Fdb {
-    /// The tunnel's own table: MAC → VTEP.
+    /// The VXLAN device's own table: MAC → VTEP.
     pub(crate) unicast: BTreeMap<MacAddr, VtepAddr>,
     /// The bridge's static entries: MAC → bridge port. Without them a frame to a remote station
     /// would be copied to every local port as well.
     pub(crate) bridged: BTreeMap<MacAddr, String>,
-    /// The tunnel's entries of the all-zero MAC.
+    /// The VXLAN device's entries of the all-zero MAC.
     pub(crate) flood: BTreeSet<VtepAddr>,
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn plan(desired: &Fdb, actual: &Fdb) -> Vec<FdbOp> {
     set.chain(bridge).chain(flood).chain(remove).chain(unbridge).chain(stop).collect()
 }
 
-/// The FDB of the bridge and the tunnel of one network's namespace.
+/// The FDB of the bridge and the VXLAN device of one network's namespace.
 pub(crate) struct KernelFdb<'a>(pub(crate) &'a mut Netlink);
 
 impl KernelTable for KernelFdb<'_> {
@@ -150,10 +150,10 @@ fn learn(fdb: &mut Fdb, port: &str, entry: &NeighbourMessage) {
             fdb.bridged.insert(mac, port.to_owned());
         }
         // An entry that ages is none of ours; it will be replaced by one that does not.
-        (false, Ok(mac), Some(vtep)) if port == TUNNEL && state & STATIC_STATES != 0 => {
+        (false, Ok(mac), Some(vtep)) if port == VXLAN && state & STATIC_STATES != 0 => {
             fdb.unicast.insert(mac, vtep);
         }
-        (false, Err(_), Some(vtep)) if port == TUNNEL && octets == [0; 6] => {
+        (false, Err(_), Some(vtep)) if port == VXLAN && octets == [0; 6] => {
             fdb.flood.insert(vtep);
         }
         _ => {}
@@ -171,14 +171,14 @@ fn request(op: &FdbOp, indexes: &BTreeMap<String, u32>) -> Request {
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
         message
     };
-    let tunnel = |mac, vtep: &VtepAddr| {
-        let mut message = entry(mac, TUNNEL, NeighbourFlags::Own);
+    let remote = |mac, vtep: &VtepAddr| {
+        let mut message = entry(mac, VXLAN, NeighbourFlags::Own);
         message.attributes.push(NeighbourAttribute::Destination(vtep.ip().into()));
         message
     };
     let (message, flags) = match op {
         FdbOp::Set(mac, vtep) => (
-            RouteNetlinkMessage::NewNeighbour(tunnel(mac.octets(), vtep)),
+            RouteNetlinkMessage::NewNeighbour(remote(mac.octets(), vtep)),
             NLM_F_CREATE | NLM_F_REPLACE,
         ),
         FdbOp::Bridge(mac, port) => (
@@ -191,10 +191,10 @@ fn request(op: &FdbOp, indexes: &BTreeMap<String, u32>) -> Request {
         ),
         // One MAC, many destinations: only NLM_F_APPEND keeps the earlier ones.
         FdbOp::FloodTo(vtep) => {
-            (RouteNetlinkMessage::NewNeighbour(tunnel([0; 6], vtep)), NLM_F_CREATE | NLM_F_APPEND)
+            (RouteNetlinkMessage::NewNeighbour(remote([0; 6], vtep)), NLM_F_CREATE | NLM_F_APPEND)
         }
         FdbOp::Remove(mac, vtep) => {
-            (RouteNetlinkMessage::DelNeighbour(tunnel(mac.octets(), vtep)), 0)
+            (RouteNetlinkMessage::DelNeighbour(remote(mac.octets(), vtep)), 0)
         }
         FdbOp::Unbridge(mac, port) => (
             RouteNetlinkMessage::DelNeighbour(entry(
@@ -204,7 +204,7 @@ fn request(op: &FdbOp, indexes: &BTreeMap<String, u32>) -> Request {
             )),
             0,
         ),
-        FdbOp::StopFloodTo(vtep) => (RouteNetlinkMessage::DelNeighbour(tunnel([0; 6], vtep)), 0),
+        FdbOp::StopFloodTo(vtep) => (RouteNetlinkMessage::DelNeighbour(remote([0; 6], vtep)), 0),
     };
     Request { message, flags }
 }
@@ -236,12 +236,12 @@ impl fmt::Display for FdbOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const ZERO: &str = "00:00:00:00:00:00";
         match self {
-            Self::Set(mac, vtep) => write!(f, "replace {mac} dev {TUNNEL} dst {vtep} self static"),
+            Self::Set(mac, vtep) => write!(f, "replace {mac} dev {VXLAN} dst {vtep} self static"),
             Self::Bridge(mac, port) => write!(f, "replace {mac} dev {port} master static"),
-            Self::FloodTo(vtep) => write!(f, "append {ZERO} dev {TUNNEL} dst {vtep} self"),
-            Self::Remove(mac, vtep) => write!(f, "del {mac} dev {TUNNEL} dst {vtep} self"),
+            Self::FloodTo(vtep) => write!(f, "append {ZERO} dev {VXLAN} dst {vtep} self"),
+            Self::Remove(mac, vtep) => write!(f, "del {mac} dev {VXLAN} dst {vtep} self"),
             Self::Unbridge(mac, port) => write!(f, "del {mac} dev {port} master"),
-            Self::StopFloodTo(vtep) => write!(f, "del {ZERO} dev {TUNNEL} dst {vtep} self"),
+            Self::StopFloodTo(vtep) => write!(f, "del {ZERO} dev {VXLAN} dst {vtep} self"),
         }
     }
 }
@@ -322,7 +322,7 @@ mod tests {
         let mac = MacAddr::try_from([2, 0, 0, 0, 0, 7]).unwrap();
         let at = |host: u8| Fdb {
             unicast: [(mac, VtepAddr::from(IpAddr::from([192, 0, 2, host])))].into(),
-            bridged: [(mac, TUNNEL.to_owned())].into(),
+            bridged: [(mac, VXLAN.to_owned())].into(),
             flood: BTreeSet::new(),
         };
         let ops = plan(&at(2), &at(1));

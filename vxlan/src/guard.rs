@@ -9,16 +9,23 @@ use weft_model::Vni;
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Guard {
     pub(crate) vnis: BTreeSet<Vni>,
+    /// Whether there has been an attempt.
+    pub(crate) tried: bool,
     /// Why the rules are not as they should be, if they are not.
     pub(crate) error: Option<String>,
 }
 
 impl Guard {
-    /// Waits until the host's rules have been loaded with `vni`, or could not be: the reason then.
+    /// Waits until the host's rules have been loaded, with `vni` if the network has one, or could
+    /// not be: the reason then.
     ///
     /// Cancel-safe.
-    pub(crate) async fn fault(guard: &watch::Receiver<Self>, vni: Vni) -> Option<String> {
-        match guard.clone().wait_for(|guard| guard.vnis.contains(&vni)).await {
+    pub(crate) async fn fault(guard: &watch::Receiver<Self>, vni: Option<Vni>) -> Option<String> {
+        let ready = |guard: &Self| match vni {
+            Some(vni) => guard.vnis.contains(&vni),
+            None => guard.tried,
+        };
+        match guard.clone().wait_for(ready).await {
             Ok(guard) => guard.error.clone(),
             Err(_) => Some("the task of the host's rules has ended".into()),
         }

@@ -138,7 +138,7 @@ impl HostKernel {
 
     /// Brings the rules up to date, and tells the networks' tasks how that went.
     fn reconcile_rules(&mut self, desired: &Desired, thorough: bool) -> Option<Pass> {
-        let wanted = desired.networks.values().map(|network| network.vni);
+        let wanted = desired.networks.values().filter_map(|network| network.transport.vni());
         let mut unread = None;
         if thorough {
             // A network that is no longer desired is guarded as long as it is there.
@@ -165,7 +165,7 @@ impl HostKernel {
     }
 
     fn tell(&self, error: Option<String>) {
-        let now = Guard { vnis: self.vnis.clone(), error };
+        let now = Guard { vnis: self.vnis.clone(), tried: true, error };
         self.guard.send_if_modified(|guard| {
             let changed = *guard != now;
             *guard = now;

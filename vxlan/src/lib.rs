@@ -7,13 +7,17 @@
 
 mod attach;
 mod board;
+mod bridge;
+mod carrier;
 mod cookie;
 mod desired;
+mod destinations;
 mod docker;
 mod events;
 mod fdb;
 mod generation;
 mod guard;
+mod handover;
 mod host;
 mod link;
 mod links;
@@ -37,7 +41,9 @@ mod underlay;
 mod uplink;
 
 pub use attach::AttachError;
-pub use desired::{AddressPair, Desired, HostRules, OverlayNetwork, Port, Station, Uplink};
+pub use desired::{
+    AddressPair, Desired, HostRules, OverlayNetwork, Port, Station, Transport, Uplink,
+};
 pub use namespace::{Namespace, NamespaceError, namespace_name};
 pub use netlink::NetlinkError;
 pub use plane::{Config, DataPlane, DetachError, Gone, StartError};

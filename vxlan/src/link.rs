@@ -8,8 +8,8 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
         AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridge, InfoBridgePort,
-        InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
-        LinkFlags, LinkInfo, LinkMessage,
+        InfoData, InfoKind, InfoPortData, InfoPortKind, InfoTun, InfoVeth, InfoVxlan,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
     nsid::{NsidAttribute, NsidMessage},
     route::{
@@ -32,6 +32,8 @@ pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) up: bool,
     pub(crate) mtu: u32,
+    /// Packets.
+    pub(crate) queue_length: u32,
     pub(crate) mac: Vec<u8>,
     pub(crate) alias: Option<String>,
     /// The bridge that it is a port of.
@@ -42,6 +44,7 @@ pub(crate) struct Link {
     pub(crate) peer_nsid: Option<i32>,
     pub(crate) kind: Option<InfoKind>,
     pub(crate) vxlan: Vec<InfoVxlan>,
+    pub(crate) tun: Vec<InfoTun>,
     pub(crate) bridge: Vec<InfoBridge>,
     pub(crate) port: Vec<InfoBridgePort>,
     pub(crate) address_generation: Option<In6AddrGenMode>,
@@ -54,6 +57,7 @@ impl Link {
             name: String::new(),
             up: message.header.flags.contains(LinkFlags::Up),
             mtu: 0,
+            queue_length: 0,
             mac: Vec::new(),
             alias: None,
             controller: None,
@@ -61,6 +65,7 @@ impl Link {
             peer_nsid: None,
             kind: None,
             vxlan: Vec::new(),
+            tun: Vec::new(),
             bridge: Vec::new(),
             port: Vec::new(),
             address_generation: None,
@@ -69,6 +74,7 @@ impl Link {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::TxQueueLen(length) => link.queue_length = length,
                 LinkAttribute::Address(mac) => link.mac = mac,
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Controller(index) => link.controller = Some(index),
@@ -90,10 +96,17 @@ impl Link {
         self.controller.is_some() && self.port.contains(&forwarding)
     }
 
+    /// Whether the kernel gives it a link-local address.
+    pub(crate) fn generates_addresses(&self) -> bool {
+        // Absent where IPv6 is off.
+        self.address_generation.is_some_and(|mode| mode != In6AddrGenMode::None)
+    }
+
     fn learn(&mut self, info: LinkInfo) {
         match info {
             LinkInfo::Kind(kind) => self.kind = Some(kind),
             LinkInfo::Data(InfoData::Vxlan(data)) => self.vxlan = data,
+            LinkInfo::Data(InfoData::Tun(data)) => self.tun = data,
             LinkInfo::Data(InfoData::Bridge(data)) => self.bridge = data,
             LinkInfo::PortData(InfoPortData::BridgePort(data)) => self.port = data,
             _ => {}

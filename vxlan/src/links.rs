@@ -1,126 +1,50 @@
-use std::{collections::BTreeSet, fmt, net::IpAddr};
-
-use netlink_packet_route::link::{
-    In6AddrGenMode, InfoBridge, InfoBridgePort, InfoVxlan, LinkAttribute, VxlanDf,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
 };
-use weft_model::{MacAddr, NetworkId, Vni, VtepAddr};
 
 use crate::{
     OverlayNetwork, Prefix, Table,
-    link::{self, Link},
+    bridge::{BRIDGE, Bridge, BridgeSettings},
+    carrier::{Carrier, CarrierSettings, Identity, TAP, VXLAN},
+    handover::Handover,
+    link,
     namespace::Namespace,
-    netlink::{Netlink, NetlinkError},
+    netlink::Netlink,
     table::{KernelError, KernelTable},
 };
-
-/// The names of the links in every network's namespace.
-pub(crate) const BRIDGE: &str = "br0";
-pub(crate) const TUNNEL: &str = "vx0";
 
 /// The links that make a namespace a network.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Links {
     pub(crate) loopback_up: bool,
     pub(crate) bridge: Option<Bridge>,
-    pub(crate) tunnel: Option<Tunnel>,
+    /// By name; a network wants one at most.
+    pub(crate) carriers: BTreeMap<&'static str, Carrier>,
     /// The bridge's.
     pub(crate) addresses: BTreeSet<Prefix>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Bridge {
-    pub(crate) settings: BridgeSettings,
-    pub(crate) up: bool,
-}
-
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct BridgeSettings {
-    /// Pinned: a bridge that borrows its ports' MACs forgets all neighbours when it changes.
-    mac: Option<MacAddr>,
-    mtu: u32,
-    /// Tells a later agent which network the namespace belongs to.
-    mark: Option<String>,
-    snooping: bool,
-    address_generation: bool,
-}
-
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Tunnel {
-    pub(crate) identity: TunnelIdentity,
-    pub(crate) settings: TunnelSettings,
-    pub(crate) up: bool,
-}
-
-/// What cannot be changed once the device is there.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct TunnelIdentity {
-    vni: Option<Vni>,
-    local: Option<VtepAddr>,
-    port: u16,
-    proxy: bool,
-    learning: bool,
-    l2miss: bool,
-    l3miss: bool,
-}
-
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct TunnelSettings {
-    mtu: u32,
-    bridged: bool,
-    port_learning: bool,
-    /// Whether frames to unknown stations reach the device, which drops them unless it has a
-    /// flood list.
-    port_flood: bool,
-    address_generation: bool,
-}
-
-#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum LinkOp {
+    DeleteCarrier(&'static str),
     Up(&'static str),
     CreateBridge(BridgeSettings),
     ConfigureBridge(BridgeSettings),
-    CreateTunnel(TunnelIdentity),
-    ConfigureTunnel(TunnelSettings),
-    DeleteTunnel,
+    CreateCarrier(Identity),
+    ConfigureCarrier(&'static str, CarrierSettings),
     AddAddress(Prefix),
     RemoveAddress(Prefix),
 }
 
 impl Links {
-    /// The links that carry `network`.
-    pub(crate) fn of(network: &OverlayNetwork) -> Self {
-        let mtu = u32::from(network.mtu);
+    /// The links that carry `network`; on this host only unless it is `connected`.
+    pub(crate) fn of(network: &OverlayNetwork, connected: bool) -> Self {
         Self {
             loopback_up: true,
-            bridge: Some(Bridge {
-                settings: BridgeSettings {
-                    mac: Some(network.gateway_mac),
-                    mtu,
-                    mark: Some(mark(network.id)),
-                    snooping: network.multicast,
-                    address_generation: false,
-                },
-                up: true,
-            }),
-            tunnel: Some(Tunnel {
-                identity: TunnelIdentity {
-                    vni: Some(network.vni),
-                    local: Some(network.local),
-                    port: network.port,
-                    proxy: true,
-                    learning: false,
-                    l2miss: false,
-                    l3miss: false,
-                },
-                settings: TunnelSettings {
-                    mtu,
-                    bridged: true,
-                    port_learning: false,
-                    port_flood: !network.multicast,
-                    address_generation: false,
-                },
-                up: true,
-            }),
+            bridge: Some(Bridge::of(network)),
+            carriers: connected.then(|| Carrier::of(network)).into_iter().collect(),
             addresses: network.gateways.iter().copied().chain([ROUTER]).collect(),
         }
     }
@@ -129,6 +53,13 @@ impl Links {
 /// Lists the operations that turn `actual` into `desired`.
 pub(crate) fn plan(desired: &Links, actual: &Links) -> Vec<LinkOp> {
     let mut ops = Vec::new();
+    // First of all: what should not carry the network must not, whatever else fails. And break
+    // before make: two VXLAN devices cannot share a VNI and a port.
+    let (kept, wrong): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        actual.carriers.iter().partition(|(name, found)| {
+            desired.carriers.get(*name).is_some_and(|wanted| wanted.identity == found.identity)
+        });
+    ops.extend(wrong.into_keys().map(|name| LinkOp::DeleteCarrier(name)));
     if desired.loopback_up && !actual.loopback_up {
         ops.push(LinkOp::Up("lo"));
     }
@@ -144,21 +75,16 @@ pub(crate) fn plan(desired: &Links, actual: &Links) -> Vec<LinkOp> {
             ops.push(LinkOp::Up(BRIDGE));
         }
     }
-    if let Some(wanted) = &desired.tunnel {
-        let mut found = actual.tunnel.as_ref();
-        // Break before make: two devices cannot share a VNI and a port.
-        if found.is_some_and(|found| found.identity != wanted.identity) {
-            ops.push(LinkOp::DeleteTunnel);
-            found = None;
-        }
+    for (name, wanted) in &desired.carriers {
+        let found = kept.get(name);
         if found.is_none() {
-            ops.push(LinkOp::CreateTunnel(wanted.identity.clone()));
+            ops.push(LinkOp::CreateCarrier(wanted.identity.clone()));
         }
         if found.is_none_or(|found| found.settings != wanted.settings) {
-            ops.push(LinkOp::ConfigureTunnel(wanted.settings.clone()));
+            ops.push(LinkOp::ConfigureCarrier(name, wanted.settings.clone()));
         }
         if !found.is_some_and(|found| found.up) {
-            ops.push(LinkOp::Up(TUNNEL));
+            ops.push(LinkOp::Up(name));
         }
     }
     let add = desired.addresses.difference(&actual.addresses).copied().map(LinkOp::AddAddress);
@@ -168,28 +94,12 @@ pub(crate) fn plan(desired: &Links, actual: &Links) -> Vec<LinkOp> {
     ops
 }
 
-/// The network that a bridge's mark names.
-pub(crate) fn marked_network(alias: &str) -> Option<NetworkId> {
-    alias.strip_prefix(MARK)?.parse().ok()
-}
-
-/// The VNI of a tunnel.
-pub(crate) fn carried_vni(tunnel: &Link) -> Option<Vni> {
-    tunnel.vxlan.iter().find_map(|setting| match *setting {
-        InfoVxlan::Id(vni) => Vni::try_from(vni).ok(),
-        _ => None,
-    })
-}
-
-fn mark(network: NetworkId) -> String {
-    format!("{MARK}{network}")
-}
-
-/// The links of one namespace. The tunnel's socket belongs to the host's.
+/// The links of one namespace. The socket of a VXLAN device belongs to the host's.
 pub(crate) struct KernelLinks<'a> {
     pub(crate) namespace: &'a Namespace,
     pub(crate) inside: &'a mut Netlink,
     pub(crate) host: &'a mut Netlink,
+    pub(crate) handover: &'a mut Handover,
 }
 
 impl KernelTable for KernelLinks<'_> {
@@ -204,182 +114,59 @@ impl KernelTable for KernelLinks<'_> {
             Some(link) => self.inside.addresses(link.index)?.into_iter().collect(),
             None => BTreeSet::new(),
         };
+        let carriers = [VXLAN, TAP]
+            .into_iter()
+            .filter_map(|name| Some((name, Carrier::read(name, links.get(name)?, bridge))));
         Ok(Links {
             loopback_up: links.get("lo").is_some_and(|link| link.up),
-            bridge: bridge.map(read_bridge),
-            tunnel: links.get(TUNNEL).map(|link| read_tunnel(link, bridge)),
+            bridge: bridge.map(Bridge::read),
+            carriers: carriers.collect(),
             addresses,
         })
     }
 
     fn apply(&mut self, ops: &[LinkOp]) -> Vec<Result<(), KernelError>> {
-        ops.iter().map(|op| self.apply_one(op).map_err(KernelError::from)).collect()
+        ops.iter().map(|op| self.apply_one(op)).collect()
     }
 }
 
 impl KernelLinks<'_> {
-    fn apply_one(&mut self, op: &LinkOp) -> Result<(), NetlinkError> {
+    fn apply_one(&mut self, op: &LinkOp) -> Result<(), KernelError> {
         match op {
-            LinkOp::Up(name) => self.inside.set_up(name),
-            LinkOp::CreateBridge(settings) => {
-                let mut message = link::bridge(BRIDGE, Vec::new());
-                message.attributes.extend(settings.mac.map(mac_attribute));
-                self.inside.create_link(message)
-            }
-            LinkOp::ConfigureBridge(settings) => self.configure_bridge(settings),
-            LinkOp::CreateTunnel(identity) => {
+            LinkOp::DeleteCarrier(name) => self.inside.delete_link(name)?,
+            LinkOp::Up(name) => self.inside.set_up(name)?,
+            LinkOp::CreateBridge(settings) => settings.create(self.inside)?,
+            LinkOp::ConfigureBridge(settings) => settings.configure(self.inside)?,
+            LinkOp::CreateCarrier(Identity::Vxlan(identity)) => {
                 let data = identity.attributes();
-                self.host.create_link(link::vxlan(TUNNEL, self.namespace, data))
+                self.host.create_link(link::vxlan(VXLAN, self.namespace, data))?;
             }
-            LinkOp::ConfigureTunnel(settings) => self.configure_tunnel(settings),
-            LinkOp::DeleteTunnel => self.inside.delete_link(TUNNEL),
+            LinkOp::CreateCarrier(Identity::Tap(_)) => self.handover.open(self.namespace)?,
+            LinkOp::ConfigureCarrier(name, settings) => settings.configure(name, self.inside)?,
             LinkOp::AddAddress(prefix) => {
                 let index = self.inside.index(BRIDGE)?;
-                self.inside.add_address(index, *prefix)
+                self.inside.add_address(index, *prefix)?;
             }
             LinkOp::RemoveAddress(prefix) => {
                 let index = self.inside.index(BRIDGE)?;
-                self.inside.delete_address(index, *prefix)
+                self.inside.delete_address(index, *prefix)?;
             }
         }
+        Ok(())
     }
-
-    fn configure_bridge(&mut self, settings: &BridgeSettings) -> Result<(), NetlinkError> {
-        let mut attributes = vec![LinkAttribute::Mtu(settings.mtu), link::no_address_generation()];
-        attributes.extend(settings.mac.map(mac_attribute));
-        attributes.extend(settings.mark.clone().map(LinkAttribute::IfAlias));
-        self.inside.change_link(BRIDGE, attributes)?;
-        let data = vec![InfoBridge::MulticastSnooping(settings.snooping)];
-        self.inside.change_link(BRIDGE, link::bridge(BRIDGE, data).attributes)
-    }
-
-    fn configure_tunnel(&mut self, settings: &TunnelSettings) -> Result<(), NetlinkError> {
-        let bridge = self.inside.index(BRIDGE)?;
-        self.inside.change_link(
-            TUNNEL,
-            vec![
-                LinkAttribute::Mtu(settings.mtu),
-                LinkAttribute::Controller(bridge),
-                link::no_address_generation(),
-            ],
-        )?;
-        let port = vec![
-            InfoBridgePort::Learning(settings.port_learning),
-            InfoBridgePort::UnicastFlood(settings.port_flood),
-        ];
-        self.inside.change_link(TUNNEL, vec![link::port_settings(port)])
-    }
-}
-
-impl TunnelIdentity {
-    fn attributes(&self) -> Vec<InfoVxlan> {
-        let mut data = vec![
-            InfoVxlan::Port(self.port),
-            InfoVxlan::Proxy(self.proxy),
-            InfoVxlan::Learning(self.learning),
-            InfoVxlan::L2Miss(self.l2miss),
-            InfoVxlan::L3Miss(self.l3miss),
-            InfoVxlan::Ttl(TTL),
-            InfoVxlan::Df(VxlanDf::Unset),
-        ];
-        data.extend(self.vni.map(|vni| InfoVxlan::Id(vni.into())));
-        data.extend(self.local.map(|vtep| match vtep.ip() {
-            IpAddr::V4(ip) => InfoVxlan::Local(ip),
-            IpAddr::V6(ip) => InfoVxlan::Local6(ip),
-        }));
-        data
-    }
-}
-
-fn read_bridge(link: &Link) -> Bridge {
-    let snooping = link.bridge.iter().find_map(|setting| match setting {
-        InfoBridge::MulticastSnooping(on) => Some(*on),
-        _ => None,
-    });
-    Bridge {
-        settings: BridgeSettings {
-            mac: <[u8; 6]>::try_from(link.mac.as_slice())
-                .ok()
-                .and_then(|mac| MacAddr::try_from(mac).ok()),
-            mtu: link.mtu,
-            mark: link.alias.clone(),
-            // A kernel without snooping does not report it, and does not do it.
-            snooping: snooping.unwrap_or(false),
-            address_generation: generates_addresses(link),
-        },
-        up: link.up,
-    }
-}
-
-fn read_tunnel(link: &Link, bridge: Option<&Link>) -> Tunnel {
-    let mut identity = TunnelIdentity {
-        vni: None,
-        local: None,
-        port: 0,
-        proxy: false,
-        learning: false,
-        l2miss: false,
-        l3miss: false,
-    };
-    for setting in &link.vxlan {
-        match *setting {
-            InfoVxlan::Id(vni) => identity.vni = Vni::try_from(vni).ok(),
-            InfoVxlan::Local(ip) => identity.local = Some(IpAddr::V4(ip).into()),
-            InfoVxlan::Local6(ip) => identity.local = Some(IpAddr::V6(ip).into()),
-            InfoVxlan::Port(port) => identity.port = port,
-            InfoVxlan::Proxy(on) => identity.proxy = on,
-            InfoVxlan::Learning(on) => identity.learning = on,
-            InfoVxlan::L2Miss(on) => identity.l2miss = on,
-            InfoVxlan::L3Miss(on) => identity.l3miss = on,
-            _ => {}
-        }
-    }
-    let (mut port_learning, mut port_flood) = (true, true);
-    for setting in &link.port {
-        match *setting {
-            InfoBridgePort::Learning(on) => port_learning = on,
-            InfoBridgePort::UnicastFlood(on) => port_flood = on,
-            _ => {}
-        }
-    }
-    Tunnel {
-        identity,
-        settings: TunnelSettings {
-            mtu: link.mtu,
-            bridged: bridge.is_some_and(|bridge| link.controller == Some(bridge.index)),
-            port_learning,
-            port_flood,
-            address_generation: generates_addresses(link),
-        },
-        up: link.up,
-    }
-}
-
-fn generates_addresses(link: &Link) -> bool {
-    // Absent where IPv6 is off.
-    link.address_generation.is_some_and(|mode| mode != In6AddrGenMode::None)
-}
-
-fn mac_attribute(mac: MacAddr) -> LinkAttribute {
-    LinkAttribute::Address(mac.octets().to_vec())
 }
 
 impl fmt::Display for LinkOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::DeleteCarrier(name) => write!(f, "del {name}"),
             Self::Up(name) => write!(f, "set {name} up"),
             Self::CreateBridge(_) => write!(f, "add {BRIDGE} type bridge"),
             Self::ConfigureBridge(settings) => write!(f, "set {BRIDGE} mtu {}", settings.mtu),
-            Self::CreateTunnel(TunnelIdentity { vni, local, port, .. }) => {
-                write!(f, "add {TUNNEL} type vxlan")?;
-                vni.map(|vni| write!(f, " id {vni}")).transpose()?;
-                local.map(|local| write!(f, " local {local}")).transpose()?;
-                write!(f, " dstport {port} nolearning proxy")
+            Self::CreateCarrier(identity) => identity.fmt(f),
+            Self::ConfigureCarrier(name, settings) => {
+                write!(f, "set {name} mtu {} master {BRIDGE}", settings.mtu)
             }
-            Self::ConfigureTunnel(settings) => {
-                write!(f, "set {TUNNEL} mtu {} master {BRIDGE}", settings.mtu)
-            }
-            Self::DeleteTunnel => write!(f, "del {TUNNEL}"),
             Self::AddAddress(prefix) => write!(f, "addr add {prefix} dev {BRIDGE} nodad"),
             Self::RemoveAddress(prefix) => write!(f, "addr del {prefix} dev {BRIDGE}"),
         }
@@ -389,14 +176,14 @@ impl fmt::Display for LinkOp {
 /// The IPv6 router of every network: containers' default route goes to it.
 const ROUTER: Prefix =
     Prefix { ip: IpAddr::V6(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), len: 64 };
-const TTL: u8 = 64;
-const MARK: &str = "weft network ";
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use weft_model::{MacAddr, Vni};
 
     use super::*;
+    use crate::carrier::{QUEUE_LENGTH, TapIdentity, VxlanIdentity};
 
     fn any_links() -> impl Strategy<Value = Links> {
         let mac = (0..3u8).prop_map(|n| MacAddr::try_from([2, 0, 0, 0, 0, n]).ok());
@@ -410,8 +197,8 @@ mod tests {
             },
         );
         let bridge = (settings, any::<bool>()).prop_map(|(settings, up)| Bridge { settings, up });
-        let identity = (1..3u32, 4789..4791u16, any::<bool>(), any::<bool>()).prop_map(
-            |(vni, port, proxy, learning)| TunnelIdentity {
+        let vxlan = (1..3u32, 4789..4791u16, any::<bool>(), any::<bool>()).prop_map(
+            |(vni, port, proxy, learning)| VxlanIdentity {
                 vni: Vni::try_from(vni).ok(),
                 local: Some(IpAddr::from([192, 0, 2, 1]).into()),
                 port,
@@ -421,28 +208,42 @@ mod tests {
                 l3miss: false,
             },
         );
+        let tap = any::<(bool, bool)>()
+            .prop_map(|(frames, multi_queue)| TapIdentity { frames, multi_queue });
         let settings = (1400..1403u32, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-            |(mtu, bridged, port_learning, port_flood)| TunnelSettings {
+            |(mtu, bridged, port_learning, port_flood)| CarrierSettings {
                 mtu,
                 bridged,
                 port_learning,
                 port_flood,
                 address_generation: false,
+                queue_length: None,
             },
         );
-        let tunnel = (identity, settings, any::<bool>())
-            .prop_map(|(identity, settings, up)| Tunnel { identity, settings, up });
+        let vxlan = (vxlan, settings.clone(), any::<bool>()).prop_map(|(vxlan, settings, up)| {
+            Carrier { identity: Identity::Vxlan(vxlan), settings, up }
+        });
+        let tap = (tap, settings, 499..=QUEUE_LENGTH, any::<bool>()).prop_map(
+            |(tap, settings, length, up)| {
+                let settings = CarrierSettings { queue_length: Some(length), ..settings };
+                Carrier { identity: Identity::Tap(tap), settings, up }
+            },
+        );
+        let carriers = (prop::option::of(vxlan), prop::option::of(tap)).prop_map(|(vxlan, tap)| {
+            let vxlan = vxlan.map(|vxlan| (VXLAN, vxlan));
+            vxlan.into_iter().chain(tap.map(|tap| (TAP, tap))).collect::<BTreeMap<_, _>>()
+        });
         let address = (1..4u8).prop_map(|n| Prefix { ip: IpAddr::from([10, 0, 0, n]), len: 24 });
         (
             any::<bool>(),
             prop::option::of(bridge),
-            prop::option::of(tunnel),
+            carriers,
             prop::collection::btree_set(address, 0..3),
         )
-            .prop_map(|(loopback_up, bridge, tunnel, addresses)| Links {
+            .prop_map(|(loopback_up, bridge, carriers, addresses)| Links {
                 loopback_up,
                 bridge,
-                tunnel,
+                carriers,
                 addresses,
             })
     }
@@ -453,38 +254,47 @@ mod tests {
         match op {
             LinkOp::Up("lo") => links.loopback_up = true,
             LinkOp::Up(BRIDGE) => links.bridge.as_mut().unwrap().up = true,
-            LinkOp::Up(_) => links.tunnel.as_mut().unwrap().up = true,
+            LinkOp::Up(name) => links.carriers.get_mut(name).unwrap().up = true,
             LinkOp::CreateBridge(settings) => {
                 assert!(links.bridge.is_none(), "two bridges");
                 links.bridge = Some(plain(BridgeSettings { mtu: 1500, ..settings }));
             }
             LinkOp::ConfigureBridge(settings) => links.bridge.as_mut().unwrap().settings = settings,
-            LinkOp::CreateTunnel(identity) => {
-                assert!(links.tunnel.is_none(), "two tunnels");
-                let settings = TunnelSettings {
+            LinkOp::CreateCarrier(identity) => {
+                let (name, queue_length) = match identity {
+                    Identity::Vxlan(_) => (VXLAN, None),
+                    Identity::Tap(_) => (TAP, Some(500)),
+                };
+                let settings = CarrierSettings {
                     mtu: 1500,
                     bridged: false,
                     port_learning: true,
                     port_flood: true,
                     address_generation: true,
+                    queue_length,
                 };
-                links.tunnel = Some(Tunnel { identity, settings, up: false });
+                links.carriers.insert(name, Carrier { identity, settings, up: false });
+                assert_eq!(links.carriers.len(), 1, "two carriers");
             }
-            LinkOp::ConfigureTunnel(settings) => links.tunnel.as_mut().unwrap().settings = settings,
-            LinkOp::DeleteTunnel => links.tunnel = None,
+            LinkOp::ConfigureCarrier(name, settings) => {
+                links.carriers.get_mut(name).unwrap().settings = settings;
+            }
+            LinkOp::DeleteCarrier(name) => drop(links.carriers.remove(name).unwrap()),
             LinkOp::AddAddress(prefix) => drop(links.addresses.insert(prefix)),
             LinkOp::RemoveAddress(prefix) => drop(links.addresses.remove(&prefix)),
         }
     }
 
     fn wanted() -> impl Strategy<Value = Links> {
-        any_links().prop_filter_map("whole", |links| {
+        (any_links(), any::<bool>()).prop_filter_map("whole", |(links, sealed)| {
             let bridge = Bridge { up: true, ..links.bridge? };
-            let tunnel = Tunnel { up: true, ..links.tunnel? };
+            let name = if sealed { TAP } else { VXLAN };
+            let carrier = links.carriers.get(name).cloned();
+            let carrier = carrier.map(|carrier| (name, Carrier { up: true, ..carrier }));
             Some(Links {
                 loopback_up: true,
                 bridge: Some(bridge),
-                tunnel: Some(tunnel),
+                carriers: carrier.into_iter().collect(),
                 addresses: links.addresses,
             })
         })
@@ -499,6 +309,24 @@ mod tests {
             }
             prop_assert_eq!(&kernel, &desired);
             prop_assert!(plan(&desired, &kernel).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_must_not_carry_a_network_is_removed_before_anything_else() {
+        let encrypted = OverlayNetwork {
+            transport: crate::Transport::Sealed,
+            ..crate::ruleset::tests::network(true)
+        };
+        let plain = crate::ruleset::tests::network(true);
+        for (before, after, wrong) in [(&plain, &encrypted, VXLAN), (&encrypted, &plain, TAP)] {
+            for connected in [true, false] {
+                let found = Links { bridge: None, loopback_up: false, ..Links::of(before, true) };
+                let ops = plan(&Links::of(after, connected), &found);
+                assert_eq!(ops[0], LinkOp::DeleteCarrier(wrong));
+                let made = ops.iter().filter(|op| matches!(op, LinkOp::CreateCarrier(_)));
+                assert_eq!(made.count(), usize::from(connected));
+            }
         }
     }
 }

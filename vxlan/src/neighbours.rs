@@ -8,13 +8,14 @@ use netlink_packet_route::{
 use weft_model::MacAddr;
 
 use crate::{
-    Table, link,
-    links::TUNNEL,
+    Table,
+    carrier::VXLAN,
+    link,
     netlink::{Netlink, Request, ignore_missing},
     table::{KernelError, KernelTable},
 };
 
-/// The answers that the tunnel gives to ARP and neighbour solicitations: IP → MAC.
+/// The answers that a VXLAN device gives to ARP and neighbour solicitations: IP → MAC.
 pub(crate) type Neighbours = BTreeMap<IpAddr, MacAddr>;
 
 /// One change; prints as an `ip neigh` command.
@@ -41,7 +42,7 @@ pub(crate) fn plan(desired: &Neighbours, actual: &Neighbours) -> Vec<NeighbourOp
     set.chain(remove).collect()
 }
 
-/// The permanent neighbour entries of a network's tunnel.
+/// The permanent neighbour entries of a network's VXLAN device.
 pub(crate) struct KernelNeighbours<'a>(pub(crate) &'a mut Netlink);
 
 impl KernelTable for KernelNeighbours<'_> {
@@ -50,11 +51,11 @@ impl KernelTable for KernelNeighbours<'_> {
     type Op = NeighbourOp;
 
     fn read(&mut self) -> Result<Neighbours, KernelError> {
-        let tunnel = self.0.index(TUNNEL)?;
+        let device = self.0.index(VXLAN)?;
         let all = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
         let entries = self.0.dump(&all)?.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewNeighbour(entry)
-                if entry.header.ifindex == tunnel
+                if entry.header.ifindex == device
                     && entry.header.state == NeighbourState::Permanent =>
             {
                 pair(&entry)
@@ -68,11 +69,11 @@ impl KernelTable for KernelNeighbours<'_> {
         if ops.is_empty() {
             return Vec::new();
         }
-        let tunnel = match self.0.index(TUNNEL) {
+        let device = match self.0.index(VXLAN) {
             Ok(index) => index,
             Err(error) => return vec![Err(error.into())],
         };
-        let requests: Vec<_> = ops.iter().map(|op| request(op, tunnel)).collect();
+        let requests: Vec<_> = ops.iter().map(|op| request(op, device)).collect();
         let settle = |(op, result)| match op {
             &NeighbourOp::Set(..) => result,
             NeighbourOp::Remove(_) => ignore_missing(result),
@@ -97,11 +98,11 @@ fn pair(entry: &NeighbourMessage) -> Option<(IpAddr, MacAddr)> {
     Some((ip, MacAddr::try_from(mac).ok()?))
 }
 
-fn request(op: &NeighbourOp, tunnel: u32) -> Request {
+fn request(op: &NeighbourOp, device: u32) -> Request {
     let entry = |ip: IpAddr| {
         let mut message = NeighbourMessage::default();
         message.header.family = link::family(ip);
-        message.header.ifindex = tunnel;
+        message.header.ifindex = device;
         message.header.state = NeighbourState::Permanent;
         message.attributes.push(NeighbourAttribute::Destination(ip.into()));
         message
@@ -125,8 +126,8 @@ fn request(op: &NeighbourOp, tunnel: u32) -> Request {
 impl fmt::Display for NeighbourOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Set(ip, mac) => write!(f, "replace {ip} lladdr {mac} dev {TUNNEL} nud permanent"),
-            Self::Remove(ip) => write!(f, "del {ip} dev {TUNNEL}"),
+            Self::Set(ip, mac) => write!(f, "replace {ip} lladdr {mac} dev {VXLAN} nud permanent"),
+            Self::Remove(ip) => write!(f, "del {ip} dev {VXLAN}"),
         }
     }
 }

@@ -6,19 +6,24 @@ use ipnet::IpNet;
 use weft_model::{EndpointId, NetworkId, Vni};
 
 use crate::{
-    AttachSpec, Attached, OverlayNetwork, Port, Table,
+    AttachSpec, Attached, OverlayNetwork, Table, Transport,
     attach::{AttachError, Wire},
-    fdb::{self, Fdb, KernelFdb},
-    links::{self, BRIDGE, KernelLinks, Links, TUNNEL},
+    bridge::{self, BRIDGE},
+    carrier::{self, TAP, VXLAN},
+    destinations::{self, Beyond, Destinations},
+    fdb::{self, KernelFdb},
+    handover::Handover,
+    links::{self, KernelLinks, Links},
     mtu::{self, KernelWidths},
     namespace::{Directory, Namespace, NamespaceError, namespace_name},
-    neighbours::{self, KernelNeighbours, Neighbours},
+    neighbours::{self, KernelNeighbours},
     netlink::{Netlink, NetlinkError},
     ports::{self, KernelPorts, Ports},
     rules::{self, Loaded},
     ruleset::{NETWORK_TABLES, Ruleset},
     sysctl::{self, KernelSettings},
-    table::{Chain, KernelError, KernelTable, Pass, reconcile},
+    table::{Chain, KernelError, KernelTable, Pass, TableError, reconcile},
+    task::Surroundings,
     uplink::{self, KernelUplink, UplinkState},
 };
 
@@ -42,6 +47,7 @@ pub(crate) struct NetworkKernel {
     host_namespace: Namespace,
     inside: Netlink,
     host: Netlink,
+    handover: Handover,
     loaded: Loaded,
     settled: bool,
     /// The network's, when all ports were last seen to have it.
@@ -52,10 +58,10 @@ impl NetworkKernel {
     /// Opens the network's namespace, or makes it if it is `wanted`.
     pub(crate) fn open(
         id: NetworkId,
-        directory: &Directory,
-        host_namespace: &Namespace,
+        around: &Surroundings,
         wanted: bool,
     ) -> Result<Self, KernelError> {
+        let Surroundings { directory, host, tunnel, .. } = around;
         let name = namespace_name(id);
         let namespace = match wanted {
             true => directory.ensure(&name)?.0,
@@ -64,9 +70,10 @@ impl NetworkKernel {
         Ok(Self {
             id,
             inside: Netlink::open(&namespace)?,
-            host: Netlink::open(host_namespace)?,
+            host: Netlink::open(host)?,
             namespace,
-            host_namespace: host_namespace.clone(),
+            host_namespace: host.clone(),
+            handover: Handover::new(tunnel.clone()),
             loaded: Loaded::default(),
             settled: false,
             mtu: None,
@@ -86,13 +93,7 @@ impl NetworkKernel {
             passes.insert(Table::Mtu, reconcile(&mut kernel, plan));
         }
 
-        let wanted = Links::of(network);
-        let mut kernel = KernelLinks {
-            namespace: &self.namespace,
-            inside: &mut self.inside,
-            host: &mut self.host,
-        };
-        passes.insert(Table::Links, reconcile(&mut kernel, |found| links::plan(&wanted, found)));
+        passes.insert(Table::Links, self.reconcile_links(network));
 
         let mut kernel = KernelPorts(&mut self.inside);
         let pass = reconcile(&mut kernel, |found| ports::plan(&network.ports, found));
@@ -101,29 +102,13 @@ impl NetworkKernel {
             Ok(ports) => ports,
             // Without them nothing below is safe to plan: it would take the ports for gone.
             Err(source) => {
-                let error = crate::table::TableError::Read { table: Table::Ports.as_str(), source };
+                let error = TableError::Read { table: Table::Ports.as_str(), source };
                 passes.entry(Table::Ports).or_default().errors.push(error);
                 return passes;
             }
         };
 
-        let (wanted_fdb, wanted_neighbours) = destinations(network, &ports);
-        let mut kernel = KernelFdb(&mut self.inside);
-        passes.insert(
-            Table::Fdb,
-            reconcile(&mut kernel, |found| {
-                let mut ops = fdb::plan(&wanted_fdb, found);
-                ops.retain(|op| !(network.provisional && op.is_removal()));
-                ops
-            }),
-        );
-        let mut kernel = KernelNeighbours(&mut self.inside);
-        let pass = reconcile(&mut kernel, |found| {
-            let mut ops = neighbours::plan(&wanted_neighbours, found);
-            ops.retain(|op| !(network.provisional && op.is_removal()));
-            ops
-        });
-        passes.insert(Table::Neighbours, pass);
+        self.reconcile_destinations(network, &ports, &mut passes);
 
         if thorough || !self.settled {
             let mut kernel = KernelSettings::of_network(&self.namespace);
@@ -165,6 +150,77 @@ impl NetworkKernel {
             self.mtu = Some(network.mtu);
         }
         passes
+    }
+
+    fn reconcile_links(&mut self, network: &OverlayNetwork) -> Pass {
+        let sealed = network.transport == Transport::Sealed;
+        let missing = self.handover.missing().filter(|_| sealed);
+        let wanted = Links::of(network, missing.is_none());
+        let mut kernel = KernelLinks {
+            namespace: &self.namespace,
+            inside: &mut self.inside,
+            host: &mut self.host,
+            handover: &mut self.handover,
+        };
+        let mut pass = reconcile(&mut kernel, |found| links::plan(&wanted, found));
+        let outcome = match (sealed, missing) {
+            (false, _) => {
+                self.handover.withdraw();
+                Ok(())
+            }
+            (true, Some(missing)) => {
+                self.handover.withdraw();
+                Err(missing)
+            }
+            (true, None) if pass.errors.is_empty() => {
+                self.handover.prepare(&self.namespace, &mut self.inside)
+            }
+            (true, None) => Ok(()),
+        };
+        if let Err(source) = outcome {
+            pass.errors.push(TableError::Apply {
+                table: Table::Links.as_str(),
+                op: format!("open the queues of {TAP}"),
+                source,
+            });
+        }
+        pass
+    }
+
+    fn reconcile_destinations(
+        &mut self,
+        network: &OverlayNetwork,
+        ports: &Ports,
+        passes: &mut Passes,
+    ) {
+        let connected = network.transport != Transport::Sealed || self.handover.missing().is_none();
+        let Destinations { fdb: wanted, beyond } = Destinations::of(network, ports, connected);
+        let mut kernel = KernelFdb(&mut self.inside);
+        passes.insert(
+            Table::Fdb,
+            reconcile(&mut kernel, |found| {
+                let mut ops = fdb::plan(&wanted, found);
+                ops.retain(|op| !(network.provisional && op.is_removal()));
+                ops
+            }),
+        );
+        match beyond {
+            Beyond::Vxlan(wanted) => {
+                let mut kernel = KernelNeighbours(&mut self.inside);
+                let pass = reconcile(&mut kernel, |found| {
+                    let mut ops = neighbours::plan(&wanted, found);
+                    ops.retain(|op| !(network.provisional && op.is_removal()));
+                    ops
+                });
+                passes.insert(Table::Neighbours, pass);
+            }
+            Beyond::Sealed(mut forwarding) => {
+                if let Some(before) = self.handover.last().filter(|_| network.provisional) {
+                    destinations::keep(&mut forwarding, before, ports);
+                }
+                self.handover.hand_over(forwarding);
+            }
+        }
     }
 
     /// What need not be done while somebody waits.
@@ -240,12 +296,15 @@ impl NetworkKernel {
     /// Removes what would be in the way of a successor, from a namespace that somebody else has
     /// unmounted: the VNI is free at once, not when the kernel gets round to the namespace.
     pub(crate) fn abandon(mut self) {
-        for (netlink, name) in
-            [(&mut self.host, uplink::host_name(self.id)), (&mut self.inside, TUNNEL.to_owned())]
-        {
-            if let Err(error) = netlink.delete_link(&name) {
+        self.handover.withdraw();
+        let delete = |netlink: &mut Netlink, name: &str| {
+            if let Err(error) = netlink.delete_link(name) {
                 tracing::warn!(%name, error = %Chain(&error), "a lost namespace keeps its link");
             }
+        };
+        delete(&mut self.host, &uplink::host_name(self.id));
+        for carrier in [VXLAN, TAP] {
+            delete(&mut self.inside, carrier);
         }
     }
 
@@ -258,16 +317,18 @@ impl NetworkKernel {
         for port in self.ports()?.into_values() {
             self.inside.delete_link(&port.name)?;
         }
-        self.inside.delete_link(TUNNEL)?;
-        self.inside.delete_link(BRIDGE)?;
+        self.handover.withdraw();
+        for link in [VXLAN, TAP, BRIDGE] {
+            self.inside.delete_link(link)?;
+        }
         Ok(directory.remove(&namespace_name(self.id))?)
     }
 }
 
 /// The network that a namespace belongs to, as its bridge says.
 pub(crate) fn marked_network(inside: &mut Netlink) -> Result<Option<NetworkId>, NetlinkError> {
-    let bridge = inside.links()?.remove(BRIDGE);
-    Ok(bridge.and_then(|link| links::marked_network(link.alias.as_deref()?)))
+    let found = inside.links()?.remove(BRIDGE);
+    Ok(found.and_then(|link| bridge::marked_network(link.alias.as_deref()?)))
 }
 
 /// The VNIs that the namespaces in `directory` carry, whether or not their networks are desired.
@@ -280,8 +341,8 @@ pub(crate) fn present_vnis(directory: &Directory) -> Result<BTreeSet<Vni>, Kerne
             Err(NamespaceError::NotANamespace { .. } | NamespaceError::Missing { .. }) => continue,
             Err(error) => return Err(error.into()),
         };
-        let tunnel = Netlink::open(&namespace)?.links()?.remove(TUNNEL);
-        found.extend(tunnel.and_then(|link| links::carried_vni(&link)));
+        let device = Netlink::open(&namespace)?.links()?.remove(VXLAN);
+        found.extend(device.and_then(|link| carrier::carried_vni(&link)));
     }
     Ok(found)
 }
@@ -294,29 +355,4 @@ pub(crate) fn merge(mut earlier: Passes, later: Passes) -> Passes {
         entry.errors = pass.errors;
     }
     earlier
-}
-
-/// Where the network's frames go, and what the tunnel answers to ARP and neighbour discovery.
-///
-/// A local port wins over a remote station of the same MAC or address: the record that said
-/// otherwise is about to follow.
-fn destinations(network: &OverlayNetwork, ports: &Ports) -> (Fdb, Neighbours) {
-    let here: BTreeMap<_, &Port> =
-        ports.values().map(|port| (port.identity.mac, &port.identity)).collect();
-    let local_ips: BTreeSet<_> = here.values().flat_map(|port| port.ips.iter()).collect();
-    let mut fdb = Fdb::default();
-    let mut neighbours = Neighbours::new();
-    for (&mac, station) in network.remotes.iter().filter(|(mac, _)| !here.contains_key(mac)) {
-        fdb.unicast.insert(mac, station.vtep);
-        fdb.bridged.insert(mac, TUNNEL.to_owned());
-        let ips = station.ips.iter().filter(|ip| !local_ips.contains(ip));
-        neighbours.extend(ips.map(|&ip| (ip, mac)));
-    }
-    for port in ports.values() {
-        fdb.bridged.insert(port.identity.mac, port.name.clone());
-    }
-    if network.multicast {
-        fdb.flood.clone_from(&network.flood);
-    }
-    (fdb, neighbours)
 }

@@ -10,16 +10,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_model::{EndpointId, NetworkId};
 
 use crate::{
-    AttachSpec, Attached, Desired, Status,
+    AttachSpec, Attached, Desired, Missing, Status,
     attach::AttachError,
     board::Board,
     events::Events,
     guard::Guard,
     host::HostTask,
     namespace::{Directory, Namespace, NamespaceError, namespace_name},
-    netlink::NetlinkError,
-    network::NetworkKernel,
-    table::{Chain, KernelError},
+    netlink::{Netlink, NetlinkError},
+    ports::KernelPorts,
+    table::{Chain, KernelError, KernelTable as _},
     task::{Command, NetworkTask, Surroundings, Target},
 };
 
@@ -51,7 +51,6 @@ pub struct Gone {
 #[derive(Clone, Debug)]
 pub struct DataPlane {
     directory: Directory,
-    host: Namespace,
     lookups: mpsc::Sender<Lookup>,
     gone: broadcast::Sender<Gone>,
     board: Board,
@@ -107,6 +106,11 @@ impl DataPlane {
                 gone: gone.clone(),
                 guard: guarded,
                 idle,
+                tunnel: Err(Missing {
+                    feature: "the sealed tunnel",
+                    remedy: "use a version that has it",
+                    reason: "this one carries plain networks only".into(),
+                }),
             },
             desired,
             tracker: tracker.clone(),
@@ -115,7 +119,7 @@ impl DataPlane {
             scanned: false,
         };
         tracker.spawn(supervisor.run(lookup_queue, idle_queue));
-        Ok(Self { directory, host, lookups, gone, board })
+        Ok(Self { directory, lookups, gone, board })
     }
 
     /// Connects a sandbox to a network, whose links it makes first if need be. Repeating it is
@@ -167,11 +171,11 @@ impl DataPlane {
     pub async fn present_ports(
         &self,
     ) -> Result<BTreeMap<NetworkId, BTreeSet<EndpointId>>, KernelError> {
-        let Self { directory, host, .. } = self.clone();
+        let directory = self.directory.clone();
         tokio::task::spawn_blocking(move || {
             let mut found = BTreeMap::new();
-            for (id, mut kernel) in present_networks(&directory, &host)? {
-                found.insert(id, kernel.endpoints()?);
+            for (id, mut inside) in present_networks(&directory)? {
+                found.insert(id, KernelPorts(&mut inside).read()?.into_keys().collect());
             }
             Ok(found)
         })
@@ -243,10 +247,7 @@ impl DataPlane {
 }
 
 /// The networks that have a namespace in `directory`, by the marks on their bridges.
-fn present_networks(
-    directory: &Directory,
-    host: &Namespace,
-) -> Result<Vec<(NetworkId, NetworkKernel)>, KernelError> {
+fn present_networks(directory: &Directory) -> Result<Vec<(NetworkId, Netlink)>, KernelError> {
     let mut found = Vec::new();
     for name in directory.names()? {
         let namespace = match directory.open(&name) {
@@ -255,9 +256,9 @@ fn present_networks(
             Err(NamespaceError::NotANamespace { .. } | NamespaceError::Missing { .. }) => continue,
             Err(error) => return Err(error.into()),
         };
-        let mut inside = crate::netlink::Netlink::open(&namespace)?;
+        let mut inside = Netlink::open(&namespace)?;
         if let Some(id) = crate::network::marked_network(&mut inside)? {
-            found.push((id, NetworkKernel::open(id, directory, host, false)?));
+            found.push((id, inside));
         }
     }
     Ok(found)
@@ -359,10 +360,10 @@ impl Supervisor {
     /// Starts a task for each namespace that is there without being desired. It goes with its
     /// last port.
     async fn adopt_leftovers(&mut self) -> bool {
-        let (directory, host) = (self.around.directory.clone(), self.around.host.clone());
+        let directory = self.around.directory.clone();
         let found = tokio::task::spawn_blocking(move || {
             Ok::<_, KernelError>(
-                present_networks(&directory, &host)?.into_iter().map(|(id, _)| id).collect(),
+                present_networks(&directory)?.into_iter().map(|(id, _)| id).collect(),
             )
         });
         let found: Vec<_> = match found.await {

@@ -5,8 +5,8 @@ use weft_model::{EndpointId, MacAddr};
 
 use crate::{
     Port, Table,
+    bridge::BRIDGE,
     link::{self, Link},
-    links::BRIDGE,
     netlink::{Netlink, NetlinkError},
     table::{KernelError, KernelTable},
 };

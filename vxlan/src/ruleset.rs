@@ -12,7 +12,7 @@ use weft_model::{Vni, VtepAddr};
 
 use crate::{
     HostRules, OverlayNetwork, Port,
-    links::{BRIDGE, TUNNEL},
+    bridge::BRIDGE,
     uplink::{HOST_PREFIX, UPLINK},
 };
 
@@ -21,7 +21,9 @@ use crate::{
 pub(crate) struct Ruleset {
     /// Family and name of each, with its chains and sets.
     tables: Vec<(&'static str, String)>,
-    /// The chain of each of the bridge's ports, in the bridge's table.
+    /// The bridge's port to other hosts, whose frames are checked before they come in by it.
+    carrier: Option<&'static str>,
+    /// The chain of each of the bridge's other ports, in the bridge's table.
     ports: BTreeMap<String, String>,
 }
 
@@ -34,8 +36,11 @@ impl Ruleset {
     /// And none is forwarded to a peer, whatever its VNI, which the peer may have and we not: a
     /// container's packet that the host masquerades would arrive there with the host's own address,
     /// and pass for the host's.
+    ///
+    /// Sealed packets need none of this: the tunnel opens what its peer's key has sealed, and
+    /// nothing else.
     pub(crate) fn of_host(host: &HostRules, vnis: &BTreeSet<Vni>) -> Self {
-        let HostRules { vxlan_port: port, local, vteps, uplink_pools } = host;
+        let HostRules { vxlan_port: port, local, vteps, sealed_ports, uplink_pools } = host;
         let mut body = String::new();
         if !local.is_empty() {
             let (vteps4, vteps6) = by_family(vteps);
@@ -57,19 +62,35 @@ impl Ruleset {
                     "counter drop".into(),
                 ],
             );
+            let mut input = vec![format!("udp dport {port} goto vxlan")];
+            let (mut prerouting, mut output) = (Vec::new(), Vec::new());
+            if !sealed_ports.is_empty() {
+                let ports: Vec<_> = sealed_ports.iter().map(ToString::to_string).collect();
+                body += &set("sealed", "inet_service", &ports);
+                // Every packet proves whose it is, so the sender's address proves nothing: peers
+                // may be behind a NAT, or move. Only the networks' own workloads have no business
+                // here.
+                input.push(format!("iifname \"{HOST_PREFIX}*\" udp dport @sealed counter drop"));
+                for ip in ["ip", "ip6"] {
+                    let n = if ip == "ip" { 4 } else { 6 };
+                    prerouting.push(format!("udp dport @sealed {ip} daddr @local{n} notrack"));
+                    output.push(format!("udp sport @sealed {ip} saddr @local{n} notrack"));
+                }
+            }
             let hook = "type filter hook input priority mangle; policy accept;";
-            body += &chain("input", Some(hook), &[format!("udp dport {port} goto vxlan")]);
+            body += &chain("input", Some(hook), &input);
             // Every inner flow has an outer source port of its own: tracked, they would fill the
             // host's connection table, and each packet would pay for it.
-            for (hooked, from, to) in
-                [("prerouting", "vteps", "local"), ("output", "local", "vteps")]
+            for (hooked, from, to, sealed) in
+                [("prerouting", "vteps", "local", prerouting), ("output", "local", "vteps", output)]
             {
                 let hook = format!("type filter hook {hooked} priority raw; policy accept;");
                 let rule = |ip: &str, n: u8| {
                     format!("udp dport {port} {ip} saddr @{from}{n} {ip} daddr @{to}{n} notrack")
                 };
                 let name = format!("untracked-{hooked}");
-                body += &chain(&name, Some(&hook), &[rule("ip", 4), rule("ip6", 6)]);
+                let plain = [rule("ip", 4), rule("ip6", 6)];
+                body += &chain(&name, Some(&hook), &[&plain, sealed.as_slice()].concat());
             }
         }
         let mut forward = Vec::new();
@@ -93,7 +114,7 @@ impl Ruleset {
             .collect();
         let hook = "type nat hook postrouting priority srcnat; policy accept;";
         body += &chain("postrouting", Some(hook), &masquerade);
-        Self { tables: vec![("inet weft", body)], ports: BTreeMap::new() }
+        Self { tables: vec![("inet weft", body)], carrier: None, ports: BTreeMap::new() }
     }
 
     /// The rules of a network's namespace: what may pass the uplink, and what each port may send
@@ -138,7 +159,11 @@ impl Ruleset {
             body += &chain("postrouting", Some(&hook("nat", "postrouting", "srcnat")), &masquerade);
         }
         let tables = vec![("inet weft", body), (BRIDGE_TABLE, bridge_rules())];
-        Self { tables, ports: ports.iter().map(|(name, port)| port_chain(name, port)).collect() }
+        Self {
+            tables,
+            carrier: Some(network.transport.device()),
+            ports: ports.iter().map(|(name, port)| port_chain(name, port)).collect(),
+        }
     }
 
     /// What `nft -f` loads: our tables anew, in place of what they held.
@@ -149,9 +174,9 @@ impl Ruleset {
             let _ = writeln!(script, "table {table}\ndelete table {table}\ntable {table} {{");
             script += &chain("digest", None, std::slice::from_ref(&digest));
             if *table == BRIDGE_TABLE {
-                let tunnel = format!("\"{TUNNEL}\" : accept");
+                let carrier = self.carrier.map(|name| format!("\"{name}\" : accept"));
                 let ports = self.ports.keys().map(|name| verdict(name));
-                let elements: Vec<_> = [tunnel].into_iter().chain(ports).collect();
+                let elements: Vec<_> = carrier.into_iter().chain(ports).collect();
                 script += &map("ports", "ifname : verdict", &elements);
                 script.extend(self.ports.values().map(String::as_str));
             }
@@ -166,7 +191,8 @@ impl Ruleset {
     /// takes. So the digest is added, too: the last one counts.
     pub(crate) fn addition(&self, older: &Self) -> Option<String> {
         let kept = older.ports.iter().all(|(name, chain)| self.ports.get(name) == Some(chain));
-        if older.tables != self.tables || !kept || older.ports.len() == self.ports.len() {
+        let same = older.tables == self.tables && older.carrier == self.carrier;
+        if !same || !kept || older.ports.len() == self.ports.len() {
             return None;
         }
         let mut script = format!("table {BRIDGE_TABLE} {{\n");
@@ -198,6 +224,7 @@ impl Ruleset {
             hash.update(table);
             hash.update(body);
         }
+        hash.update(self.carrier.unwrap_or_default());
         for (port, chain) in &self.ports {
             hash.update(port);
             hash.update(chain);
@@ -328,7 +355,7 @@ pub(crate) mod tests {
     use weft_model::{MacAddr, NetworkId};
 
     use super::*;
-    use crate::Uplink;
+    use crate::{Transport, Uplink};
 
     fn vteps(texts: &[&str]) -> BTreeSet<VtepAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -343,17 +370,19 @@ pub(crate) mod tests {
         OverlayNetwork {
             id,
             name: "app".parse().unwrap(),
-            vni: Vni::try_from(4097).unwrap(),
+            transport: Transport::Vxlan {
+                vni: Vni::try_from(4097).unwrap(),
+                local: "192.0.2.1".parse().unwrap(),
+                port: 4789,
+            },
             mtu: 1450,
-            local: "192.0.2.1".parse().unwrap(),
-            port: 4789,
             gateway_mac: MacAddr::for_gateway(id),
             gateways: Vec::new(),
             internal,
             multicast: false,
             provisional: false,
             remotes: BTreeMap::new(),
-            flood: BTreeSet::new(),
+            flood: BTreeMap::new(),
             ports: BTreeMap::new(),
             uplink: Some(Uplink::default()),
         }
@@ -372,15 +401,54 @@ pub(crate) mod tests {
             vxlan_port: 4789,
             local: vteps(&["192.0.2.1"]),
             vteps: vteps(&["192.0.2.2", "192.0.2.3"]),
+            sealed_ports: BTreeSet::new(),
             uplink_pools: vec!["169.254.192.0/18".parse().unwrap()],
         };
         insta::assert_snapshot!(Ruleset::of_host(&rules, &vnis(&[4097, 70_000])).script());
     }
 
     #[test]
-    fn a_host_without_a_vtep_leaves_the_vxlan_port_alone() {
-        let script = Ruleset::of_host(&HostRules::default(), &vnis(&[4097])).script();
-        assert!(!script.contains("4789"), "{script}");
+    fn the_host_takes_sealed_packets_from_everywhere_but_its_networks() {
+        let rules = HostRules {
+            local: vteps(&["192.0.2.1", "2001:db8::1"]),
+            sealed_ports: [6791, 6792].into(),
+            ..HostRules::default()
+        };
+        let script = Ruleset::of_host(&rules, &BTreeSet::new()).script();
+        let named: Vec<_> = script.lines().filter(|line| line.contains("sealed")).collect();
+        insta::assert_snapshot!(named.join("\n").replace('\t', ""), @r#"
+        set sealed {
+        iifname "wfu*" udp dport @sealed counter drop
+        udp dport @sealed ip daddr @local4 notrack
+        udp dport @sealed ip6 daddr @local6 notrack
+        udp sport @sealed ip saddr @local4 notrack
+        udp sport @sealed ip6 saddr @local6 notrack
+        "#);
+        let untouched = HostRules { sealed_ports: BTreeSet::new(), ..rules };
+        let script = Ruleset::of_host(&untouched, &BTreeSet::new()).script();
+        assert!(!script.contains("sealed"), "{script}");
+    }
+
+    #[test]
+    fn a_host_without_a_vtep_leaves_the_tunnels_ports_alone() {
+        let rules = HostRules { sealed_ports: [6791].into(), ..HostRules::default() };
+        let script = Ruleset::of_host(&rules, &vnis(&[4097])).script();
+        assert!(!script.contains("4789") && !script.contains("6791"), "{script}");
+    }
+
+    #[test]
+    fn only_what_carries_a_network_may_bring_in_others_frames() {
+        let plain = network(false);
+        let sealed = OverlayNetwork { transport: Transport::Sealed, ..plain.clone() };
+        let script = |network| Ruleset::of_network(network, &[], &BTreeMap::new());
+        let (plain, sealed) = (script(&plain), script(&sealed));
+        assert!(plain.script().contains("\"vx0\" : accept"), "{}", plain.script());
+        assert!(
+            sealed.script().contains("elements = { \"tap0\" : accept }"),
+            "{}",
+            sealed.script()
+        );
+        assert_ne!(plain.digest(), sealed.digest());
     }
 
     #[test]

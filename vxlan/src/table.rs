@@ -1,6 +1,6 @@
 use std::{fmt::Display, io};
 
-use crate::{NamespaceError, NetlinkError, Table};
+use crate::{Missing, NamespaceError, NetlinkError, Table};
 
 /// A kernel table of one namespace, as its reconciler needs it.
 ///
@@ -86,6 +86,8 @@ pub enum KernelError {
     NftMissing { source: io::Error },
     #[error("neither a process nor a mount on this host leads into the sandbox: attach it again")]
     HiddenSandbox,
+    #[error("encrypted networks cannot leave this host: {0}")]
+    NoTunnel(Missing),
     #[error("nft refused the rules: {message}")]
     NftRefused { message: String },
 }

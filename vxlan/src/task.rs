@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use weft_model::{EndpointId, NetworkId};
 
 use crate::{
-    AttachSpec, Attached, OverlayNetwork,
+    AttachSpec, Attached, Missing, OverlayNetwork,
     attach::AttachError,
     board::{Board, Occasion, Wake},
     events::{Change, Events},
@@ -50,6 +50,7 @@ pub(crate) struct Surroundings {
     pub(crate) guard: watch::Receiver<Guard>,
     /// Tells the supervisor that a network's task has nothing left to look after.
     pub(crate) idle: mpsc::Sender<NetworkId>,
+    pub(crate) tunnel: Result<(), Missing>,
 }
 
 pub(crate) struct NetworkTask {
@@ -137,7 +138,7 @@ impl NetworkTask {
                 let Some(Target { network, .. }) = &target else { break (target, None) };
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    fault = Guard::fault(&self.around.guard, network.vni) => break (target, fault),
+                    fault = Guard::fault(&self.around.guard, network.transport.vni()) => break (target, fault),
                     // The host's task may have seen the newer state only.
                     changed = self.target.changed() => match changed {
                         Ok(()) => memory.changed = Some(Instant::now()),
@@ -268,14 +269,13 @@ impl NetworkTask {
             }
             opened.kernel.abandon();
         }
-        let kernel =
-            match NetworkKernel::open(self.id, &self.around.directory, &self.around.host, wanted) {
-                Ok(kernel) => kernel,
-                Err(KernelError::Namespace(
-                    NamespaceError::Missing { .. } | NamespaceError::NotANamespace { .. },
-                )) if !wanted => return Ok(None),
-                Err(error) => return Err(error),
-            };
+        let kernel = match NetworkKernel::open(self.id, &self.around, wanted) {
+            Ok(kernel) => kernel,
+            Err(KernelError::Namespace(
+                NamespaceError::Missing { .. } | NamespaceError::NotANamespace { .. },
+            )) if !wanted => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let events = Events::open(&kernel.namespace)?;
         Ok(Some(Opened { kernel, events }))
     }

@@ -6,7 +6,9 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use weft_model::{Family, MacAddr, Network, NetworkId, NodeId, VtepAddr};
-use weft_vxlan::{AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Uplink};
+use weft_vxlan::{
+    AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Transport, Uplink,
+};
 
 use crate::{
     cluster::{Cluster, is_mistakable},
@@ -51,6 +53,7 @@ pub fn plane(context: PlaneContext, cluster: &Cluster, book: &Book, provisional:
             vxlan_port: context.vxlan_port,
             local: BTreeSet::from([context.local]),
             vteps: peers.filter_map(|member| Some(member.node.as_ref()?.vtep)).collect(),
+            sealed_ports: BTreeSet::new(),
             uplink_pools: vec![IpNet::V4(context.uplink_pool), IpNet::V6(UPLINK_POOL_V6)],
         },
     }
@@ -63,7 +66,7 @@ fn overlay_network(
     network: &Network,
 ) -> OverlayNetwork {
     let mut remotes: BTreeMap<MacAddr, Station> = BTreeMap::new();
-    let mut flood = BTreeSet::new();
+    let mut flood = BTreeMap::new();
     // Of two networks that packets cannot tell apart only one may be carried between hosts.
     let before = cluster.conflict(network.id);
     let settled = !network.encrypted && before.is_none_or(|before| !is_mistakable(before, network));
@@ -81,9 +84,10 @@ fn overlay_network(
         if Family::of(node.vtep.ip()) != Family::of(context.local.ip()) {
             continue;
         }
-        let station = Station { vtep: node.vtep, ips: placed.endpoint.ips().collect() };
+        let ips = placed.endpoint.ips().collect();
+        let station = Station { node: placed.node, vtep: node.vtep, ips };
         remotes.insert(placed.endpoint.mac, station);
-        flood.insert(node.vtep);
+        flood.insert(placed.node, node.vtep);
     }
     let ports = book
         .endpoints_of(network.id)
@@ -95,17 +99,22 @@ fn overlay_network(
     OverlayNetwork {
         id: network.id,
         name: network.name.clone(),
-        vni: network.vni,
+        transport: match network.encrypted {
+            true => Transport::Sealed,
+            false => Transport::Vxlan {
+                vni: network.vni,
+                local: context.local,
+                port: context.vxlan_port,
+            },
+        },
         mtu: mtu(network, cluster),
-        local: context.local,
-        port: context.vxlan_port,
         gateway_mac: MacAddr::for_gateway(network.id),
         gateways: gateways(network),
         internal: network.internal,
         multicast: network.options.multicast,
         provisional: false,
         remotes,
-        flood: if network.options.multicast { flood } else { BTreeSet::new() },
+        flood: if network.options.multicast { flood } else { BTreeMap::new() },
         ports: ports.collect(),
         uplink: uplink(context, book, network),
     }

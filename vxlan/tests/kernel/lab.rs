@@ -15,10 +15,11 @@ use nix::{
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use weft_model::{EndpointId, MacAddr, NetworkId, Vni, VtepAddr};
+use weft_model::{EndpointId, MacAddr, NetworkId, NodeId, Vni, VtepAddr};
 use weft_vxlan::{
     AddressPair, AttachSpec, Attached, Config, DataPlane, Desired, HostRules, Namespace,
-    NamespaceError, OverlayNetwork, Port, Prefix, Sandbox, Station, Table, Uplink, namespace_name,
+    NamespaceError, OverlayNetwork, Port, Prefix, Sandbox, Station, Table, Transport, Uplink,
+    namespace_name,
 };
 
 /// Runs `test` on a thread with network and mount namespaces of its own. What it mounts and makes
@@ -300,7 +301,7 @@ impl Net {
     pub(crate) fn on(&self, host: u8, underlay: Underlay) -> OverlayNetwork {
         let remotes = self.stations.iter().filter(|(_, at)| **at != host).map(|(&station, &at)| {
             let ips = self.ips(station).into();
-            (self.mac(station), Station { vtep: underlay.vtep(at), ips })
+            (self.mac(station), Station { node: node(at), vtep: underlay.vtep(at), ips })
         });
         let ports = self.stations.iter().filter(|(_, at)| **at == host).map(|(&station, _)| {
             let ips = self.ips(station).into();
@@ -310,10 +311,12 @@ impl Net {
         OverlayNetwork {
             id: self.id(),
             name: format!("net{}", self.n).parse().unwrap(),
-            vni: Vni::try_from(4096 + u32::from(self.n)).unwrap(),
+            transport: Transport::Vxlan {
+                vni: Vni::try_from(4096 + u32::from(self.n)).unwrap(),
+                local: underlay.vtep(host),
+                port: 4789,
+            },
             mtu: 1500 - underlay.overhead(),
-            local: underlay.vtep(host),
-            port: 4789,
             gateway_mac: MacAddr::for_gateway(self.id()),
             gateways: vec![
                 Prefix { ip: IpAddr::from([10, 1, 0, 254]), len: 24 },
@@ -323,7 +326,7 @@ impl Net {
             multicast: self.multicast,
             provisional: false,
             remotes: remotes.collect(),
-            flood: others.into_iter().map(|&at| underlay.vtep(at)).collect(),
+            flood: others.into_iter().map(|&at| (node(at), underlay.vtep(at))).collect(),
             ports: ports.collect(),
             uplink: Some(self.uplink()),
         }
@@ -353,6 +356,11 @@ impl Net {
             mtu: None,
         }
     }
+}
+
+/// The node of host `n`.
+pub(crate) fn node(n: u8) -> NodeId {
+    NodeId::from([n; 16])
 }
 
 fn uplink_pools() -> Vec<ipnet::IpNet> {

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 use weft_model::MacAddr;
 use weft_vxlan::Station;
 
-use crate::lab::{Net, Underlay, in_lab, run};
+use crate::lab::{Net, Underlay, in_lab, node, run};
 
 #[test]
 #[expect(clippy::print_stdout, reason = "the rate is what one runs it for")]
@@ -23,7 +23,7 @@ fn two_thousand_remote_stations_are_programmed_within_a_second() {
                 let mac = MacAddr::try_from([2, 0, 0, 1, high, low]).unwrap();
                 let v6 = format!("fd00:1::1:{n:x}").parse().unwrap();
                 let ips = [IpAddr::from([10, 1, 16 + high, low]), v6];
-                (mac, Station { vtep: Underlay::V4.vtep(2), ips: ips.into() })
+                (mac, Station { node: node(2), vtep: Underlay::V4.vtep(2), ips: ips.into() })
             })
             .collect();
         let start = Instant::now();

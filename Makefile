@@ -34,6 +34,14 @@ bench-converge: deps bench-build ## From attach on one host to reached on anothe
 bench-plain: deps bench-build ## Throughput against the same topology made by hand
 	$(BENCH) bench-plain
 
+bench-sealed: deps bench-deps bench-build ## Encrypted networks against kernel VXLAN, WireGuard and nebula
+	$(BENCH) bench-sealed $(if $(PICTURE),--picture $(PICTURE)) $(BENCH_OPTIONS)
+
+# What encrypted networks are measured against: of Debian, and one of the crates' registry.
+bench-deps:
+	@deploy/deps.sh peers
+	$(CARGO) install boringtun-cli --version 0.7.1 --locked --quiet --root target/peers
+
 bench-build:
 	$(CARGO) build --release -p weft-agent -p weft-testbed
 
@@ -50,4 +58,4 @@ clean: ## Take down labs that were left up, and remove what was built
 sweep: ## Take down labs that were left up
 	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; else echo "no testbed was built"; fi
 
-.PHONY: help build release demo test check bench-converge bench-plain bench-build install deps clean sweep
+.PHONY: help build release demo test check bench-converge bench-plain bench-sealed bench-deps bench-build install deps clean sweep

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs the Debian packages that building, running and testing weft need, if they are missing.
+# Installs the Debian packages that building, running and testing weft need, if they are missing;
+# with the word `peers`, also those that benchmarks compare with.
 set -eu
 
 missing=
@@ -18,8 +19,15 @@ need ip iproute2
 need ping iputils-ping
 need tcpdump tcpdump
 need iperf3 iperf3
+need ethtool ethtool
 need unshare util-linux
 need ps procps
+# To compare with.
+if [ "${1-}" = peers ]; then
+  need nebula nebula
+  need wireguard-go wireguard-go
+  need wg wireguard-tools
+fi
 
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -ne 0 ]; then

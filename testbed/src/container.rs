@@ -189,13 +189,19 @@ impl Container {
     ///
     /// The container is gone. A command that fails is a value: see [`Ran::ok`].
     pub fn exec(&self, argv: &[&str]) -> anyhow::Result<Ran> {
+        let line = format!("{}/{}# {}", self.host.name(), self.name, argv.join(" "));
+        Ran::run(self.command(argv)?, line)
+    }
+
+    /// A command that enters the container first, and ends within a minute.
+    pub(crate) fn command(&self, argv: &[&str]) -> anyhow::Result<Command> {
         let mut command = Command::new("nsenter");
         for kind in ["net", "mnt", "uts"] {
             let flag = if kind == "mnt" { "mount" } else { kind };
             command.arg(format!("--{flag}={}", self.namespace_of(kind)?.display()));
         }
         command.args(["timeout", "--kill-after=2", "60"]).args(argv);
-        Ran::run(command, format!("{}/{}# {}", self.host.name(), self.name, argv.join(" ")))
+        Ok(command)
     }
 
     /// Runs a shell script in the container and returns what it printed.

@@ -14,7 +14,7 @@ use crate::{
     agent::{Agent, Stop},
     command::Ran,
     container::Container,
-    holder::{HOLD, Holder, network_namespace_of},
+    holder::{HOLD, Holder, in_network_namespace, network_namespace_of},
 };
 
 /// A machine: network, mount, uts and pid namespaces with a private `/run` and `/var/lib`.
@@ -84,6 +84,18 @@ impl Host {
     /// The host is off, or the script failed.
     pub fn sh(&self, script: &str) -> anyhow::Result<String> {
         self.exec(&["sh", "-ec", script])?.ok()
+    }
+
+    /// Opens something, a socket mostly, inside the host's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// The host is off, or `open` fails.
+    pub fn inside<T: Send>(
+        &self,
+        open: impl FnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        in_network_namespace(&self.namespace()?, open)
     }
 
     /// Runs `weft` with `args`, split at white space.

@@ -13,7 +13,9 @@ use std::{
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::{Family, Host, NetworkView, eventually, holder::pid_of, underlay::Underlay};
+use crate::{
+    Family, Host, NetworkView, Wire, eventually, holder::pid_of, nat::Nat, underlay::Underlay,
+};
 
 /// Hosts on one underlay. Dropping it takes everything down; logs are printed unless
 /// [`finish`](Self::finish) was called first.
@@ -22,6 +24,7 @@ pub struct Lab {
     // Dropped in this order: the underlay removes the directory when all else is gone.
     hosts: Vec<Arc<Host>>,
     mtus: BTreeMap<u8, u16>,
+    nats: BTreeMap<u8, Nat>,
     underlay: Mutex<Underlay>,
     dir: PathBuf,
     finished: bool,
@@ -32,7 +35,10 @@ pub struct Lab {
 pub struct Builder {
     hosts: u8,
     family: Family,
+    wire: Wire,
+    direct: bool,
     mtus: BTreeMap<u8, u16>,
+    nats: BTreeMap<u8, Duration>,
     below: Option<PathBuf>,
 }
 
@@ -51,6 +57,22 @@ impl Builder {
         self
     }
 
+    pub fn wire(self, wire: Wire) -> Self {
+        Self { wire, ..self }
+    }
+
+    /// Links the two hosts of the lab by one cable, with no switch between that costs CPU.
+    pub fn direct(self) -> Self {
+        Self { direct: true, ..self }
+    }
+
+    /// Puts host `index` behind a router that translates addresses and ports, lets in nothing but
+    /// answers, and forgets a UDP flow that pauses for `patience`. IPv4 only.
+    pub fn behind_nat(mut self, index: u8, patience: Duration) -> Self {
+        self.nats.insert(index, patience);
+        self
+    }
+
     /// Makes the lab's directory below `dir`, where [`sweep`] looks only when told to.
     pub fn below(self, dir: PathBuf) -> Self {
         Self { below: Some(dir), ..self }
@@ -63,13 +85,24 @@ impl Builder {
         anyhow::ensure!(nix::unistd::geteuid().is_root(), "a lab makes namespaces: run it as root");
         let weft = weft_binary()?;
         let dir = fresh_dir(&self.below.unwrap_or_else(std::env::temp_dir))?;
-        let underlay = Mutex::new(Underlay::build(&dir, self.family)?);
-        let mut lab = Lab { hosts: Vec::new(), mtus: self.mtus, underlay, dir, finished: false };
+        let underlay = Mutex::new(Underlay::build(&dir, self.family, self.wire)?);
+        let build = |(&index, &patience)| Ok((index, Nat::build(&dir, index, patience)?));
+        let nats = self.nats.iter().map(build).collect::<anyhow::Result<_>>()?;
+        let mut lab =
+            Lab { hosts: Vec::new(), mtus: self.mtus, nats, underlay, dir, finished: false };
         for index in 1..=self.hosts {
             let name = format!("h{index}");
-            let address = self.family.address(index);
+            let address = match lab.nats.contains_key(&index) {
+                true => Nat::inner_address(index),
+                false => self.family.address(index),
+            };
             lab.hosts.push(Arc::new(Host::new(lab.dir.join(&name), &name, address, &weft)?));
             lab.power_on(index)?;
+        }
+        if self.direct {
+            let [one, other] = &lab.hosts[..] else { anyhow::bail!("one cable links two hosts") };
+            let (one, other) = ((1, one.pid()?), (2, other.pid()?));
+            lab.underlay().link_directly(one, other, lab.mtu(1))?;
         }
         lab.write_holders()?;
         Ok(lab)
@@ -226,7 +259,7 @@ impl Lab {
         self.underlay().set_loss(index, percent)
     }
 
-    /// Ends all partitions and losses.
+    /// Ends all partitions, losses and narrow places.
     ///
     /// # Errors
     ///
@@ -241,9 +274,38 @@ impl Lab {
     ///
     /// Its namespaces cannot be made.
     pub fn power_on(&self, index: u8) -> anyhow::Result<()> {
-        let pid = self.host(index).boot()?;
-        let mtu = self.mtus.get(&index).copied().unwrap_or(1500);
-        self.underlay().plug(index, pid, mtu)
+        let (pid, mtu) = (self.host(index).boot()?, self.mtu(index));
+        let Some(nat) = self.nats.get(&index) else {
+            return self.underlay().plug(index, pid, mtu);
+        };
+        // The router stays when its host is off, and is plugged in once.
+        if nat.sh("ip link show eth0").is_err() {
+            self.underlay().plug(index, nat.pid(), mtu)?;
+        }
+        nat.plug(pid, mtu)
+    }
+
+    fn mtu(&self, index: u8) -> u16 {
+        self.mtus.get(&index).copied().unwrap_or(1500)
+    }
+
+    /// Changes the MTU of the underlay interface of host `index`.
+    ///
+    /// # Errors
+    ///
+    /// The host is off.
+    pub fn set_mtu(&self, index: u8, bytes: u16) -> anyhow::Result<()> {
+        self.host(index).sh(&format!("ip link set eth0 mtu {bytes}")).map(drop)
+    }
+
+    /// Drops IP packets of more than `bytes` to and from host `index` without a word to anybody:
+    /// a path with a smaller MTU in its middle. `None` ends that.
+    ///
+    /// # Errors
+    ///
+    /// nft refuses the rules.
+    pub fn narrow(&self, index: u8, bytes: Option<u16>) -> anyhow::Result<()> {
+        self.underlay().narrow(index, bytes)
     }
 
     /// The network namespace of the underlay; host N is on its interface `pN`.
@@ -279,6 +341,7 @@ impl Lab {
     pub fn keep(mut self) -> anyhow::Result<()> {
         self.write_holders()?;
         self.hosts.iter().try_for_each(|host| host.keep())?;
+        self.nats.values_mut().try_for_each(Nat::keep)?;
         self.underlay().keep()?;
         self.finished = true;
         std::mem::forget(self);
@@ -288,6 +351,7 @@ impl Lab {
     /// Notes the holders with their start times, by which [`sweep`] knows them.
     fn write_holders(&self) -> anyhow::Result<()> {
         let mut pids = vec![self.underlay().pid()];
+        pids.extend(self.nats.values().map(Nat::pid));
         pids.extend(self.hosts.iter().filter_map(|host| host.pid().ok()));
         let lines: Vec<_> = pids
             .into_iter()

@@ -1,11 +1,18 @@
 //! The testbed keeps its own promises; no agent takes part.
 
-use std::{os::unix::process::ExitStatusExt as _, process::Command, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream, UdpSocket},
+    os::unix::process::ExitStatusExt as _,
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use weft_testbed::{
-    Capture, Flow, Lab, PingStream, Pinger, baseline::Baseline, eventually, sweep, throughput,
-    transfer,
+    Capture, Flow, Lab, PingStream, Pinger, Wire, baseline::Baseline, eventually, sweep,
+    throughput, transfer,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -94,6 +101,87 @@ fn the_hand_made_overlay_carries_ping_tcp_and_nothing_in_the_clear() -> anyhow::
 
     let clear = capture.stop("")?;
     ensure!(clear.is_empty(), "{clear:?}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn super_packets_cross_a_plain_wire_and_not_one_that_segments() -> anyhow::Result<()> {
+    for (wire, direct) in [(Wire::Plain, true), (Wire::Segmenting, true), (Wire::Segmenting, false)]
+    {
+        let lab = Lab::builder().hosts(2).wire(wire);
+        let lab = if direct { lab.direct() } else { lab }.build()?;
+        let (here, there) = (lab.host(1), lab.host(2));
+        let file = lab.dir().join("large.pcap");
+        let sent = "ether src 02:99:00:00:00:01 and greater 1515";
+        let capture = Capture::start(&here.namespace()?, "eth0", sent, file)?;
+        let listener = there.inside(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
+        let target = (there.address(), listener.local_addr()?.port());
+        let mut client = here.inside(|| Ok(TcpStream::connect(target)?))?;
+        let (mut server, _) = listener.accept()?;
+        let sender = thread::spawn(move || client.write_all(&vec![7; 4 << 20]));
+        server.read_to_end(&mut Vec::new())?;
+        sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
+        let large = capture.stop("")?.len();
+        ensure!((large > 0) == (wire == Wire::Plain), "{wire:?}: {large} super-packets");
+        lab.finish();
+    }
+    Ok(())
+}
+
+#[test]
+fn a_router_before_a_host_lets_in_answers_alone_and_changes_ports() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(2).behind_nat(2, Duration::from_secs(30)).build()?;
+    let (open, hidden) = (lab.host(1), lab.host(2));
+    ensure!(hidden.address().to_string() == "192.168.2.2", "{}", hidden.address());
+    hidden.exec(&["ping", "-n", "-c1", "-W1", &open.address().to_string()])?.ok()?;
+
+    let seen = open.inside(|| Ok(UdpSocket::bind("0.0.0.0:7000")?))?;
+    let asks = hidden.inside(|| Ok(UdpSocket::bind("0.0.0.0:7000")?))?;
+    asks.send_to(b"question", (open.address(), 7000))?;
+    seen.set_read_timeout(Some(SOON))?;
+    asks.set_read_timeout(Some(SOON))?;
+    let mut buffer = [0; 16];
+    let (_, from) = seen.recv_from(&mut buffer)?;
+    ensure!(from.ip().to_string() == "10.99.0.12" && from.port() >= 40000, "from {from}");
+    seen.send_to(b"answer", from)?;
+    ensure!(asks.recv(&mut buffer)? == b"answer".len(), "an answer comes back");
+
+    // From another port, and to the port that the host has: nobody asked for it.
+    let stranger = open.inside(|| Ok(UdpSocket::bind("0.0.0.0:7001")?))?;
+    stranger.send_to(b"stranger", from)?;
+    seen.send_to(b"stranger", ("10.99.0.12", 7000))?;
+    seen.send_to(b"last", from)?;
+    let length = asks.recv(&mut buffer)?;
+    ensure!(&buffer[..length] == b"last", "{:?} came in", &buffer[..length]);
+
+    hidden.power_off();
+    lab.power_on(2)?;
+    eventually(SOON, "h2 is back behind its router", || {
+        hidden.exec(&["ping", "-n", "-c1", "-W1", &open.address().to_string()])?.ok()
+    })?;
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn a_narrow_path_swallows_large_packets_both_ways_and_nothing_else() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(3).build()?;
+    let ping = |from: u8, to: u8, payload: &str| {
+        let target = lab.host(to).address().to_string();
+        let argv = ["ping", "-n", "-c1", "-W1", "-M", "do", "-s", payload, &target];
+        lab.host(from).exec(&argv)?.ok()
+    };
+    ping(1, 2, "1400")?;
+    lab.narrow(2, Some(1400))?;
+    for (from, to) in [(1, 2), (2, 1), (3, 2)] {
+        // 28 bytes of headers on top.
+        ping(from, to, "1372")?;
+        ensure!(ping(from, to, "1373").is_err(), "h{from} to h{to}: 1401 bytes pass");
+    }
+    ping(1, 3, "1400")?;
+    lab.narrow(2, None)?;
+    ping(1, 2, "1400")?;
     lab.finish();
     Ok(())
 }

@@ -3,3 +3,4 @@
 pub(crate) mod converge;
 pub(crate) mod demo;
 pub(crate) mod plain;
+pub(crate) mod sealed;

@@ -12,8 +12,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_model::{NetworkId, NodeId, Sealing, Suite};
 
 use crate::{
-    Counters, Detour, Forwarding, Members, OffloadSwitches, SocketError, TapQueues, TunnelStatus,
-    key::Limits, shared::Shared,
+    Counters, Detour, Forwarding, Members, OffloadSwitches, SocketError, Tap, TapError, TapQueues,
+    TunnelStatus, key::Limits, shared::Shared,
 };
 
 /// How many lanes a tunnel may have.
@@ -90,6 +90,16 @@ impl Tunnel {
     /// How many queues a network's TAP should have.
     pub fn queues(&self) -> usize {
         usize::from(self.shared.config.lanes)
+    }
+
+    /// Opens the queues of the TAP `name` in the calling thread's network namespace, as many and
+    /// with such offloads as this tunnel has.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tap::ensure`].
+    pub fn open_tap(&self, name: &str) -> Result<TapQueues, TapError> {
+        Tap::ensure(name, self.queues(), self.shared.config.offloads)
     }
 
     /// Where the sockets are, lane 0 first.

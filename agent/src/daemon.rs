@@ -169,7 +169,7 @@ impl Agent {
         gossip_config.seeds = seeds(&identity, config, advertise);
         gossip_config.records = published.iter().map(|(k, r)| (*k, r.clone())).collect();
         let gossip =
-            Gossip::start(gossip_config, Arc::clone(&carrier), tracker, stop.child_token())?;
+            Gossip::start(gossip_config, Arc::clone(&carrier), tracker, stop.child_token());
         let _ = view.set(gossip.view());
 
         let (addresses, known_addresses) = watch::channel(vec![advertise]);
@@ -360,6 +360,7 @@ fn bind_carrier(
         // Nobody is revoked in this version: removal of nodes is not there yet.
         revoked: watch::channel(BTreeSet::new()).1,
         admission: identity.issuer().map(|_| admission),
+        detour: None,
         timing: quic::Timing::default(),
     })
 }

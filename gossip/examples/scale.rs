@@ -122,7 +122,7 @@ impl Simulation {
         config.records.push((Key::Node, node_record(n)?));
         let cancel = CancellationToken::new();
         let carrier = self.network.carrier(node(n), address(n));
-        let gossip = Gossip::start(config, carrier, &self.tracker, cancel.clone())?;
+        let gossip = Gossip::start(config, carrier, &self.tracker, cancel.clone());
         self.running.push((gossip, cancel));
         Ok(())
     }

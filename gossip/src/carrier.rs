@@ -15,6 +15,10 @@ pub trait Carrier: Send + Sync + 'static {
     /// which includes everything longer than [`MAX_MESSAGE_BYTES`].
     fn send(&self, to: SocketAddr, message: Bytes);
 
+    /// Tells that `node` says it is reached at `address`: a carrier that finds its own ways may use
+    /// another one to it.
+    fn introduce(&self, _node: NodeId, _address: SocketAddr) {}
+
     /// The next message and who sent it. Cancel-safe. Pends for ever once the carrier has stopped.
     fn recv(&self) -> impl Future<Output = Received> + Send;
 }
@@ -36,6 +40,10 @@ impl<C: Carrier> Carrier for Arc<C> {
 
     fn send(&self, to: SocketAddr, message: Bytes) {
         self.as_ref().send(to, message);
+    }
+
+    fn introduce(&self, node: NodeId, address: SocketAddr) {
+        self.as_ref().introduce(node, address);
     }
 
     fn recv(&self) -> impl Future<Output = Received> + Send {

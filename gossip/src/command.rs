@@ -9,7 +9,7 @@ use crate::{
 /// What the replicator is asked to do.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Publish { records: Vec<(Key, Option<Record>)>, reply: oneshot::Sender<Result<(), EncodeError>> },
+    Publish { records: Vec<(Key, Option<Record>)>, reply: oneshot::Sender<Vec<EncodeError>> },
     Leave { reply: oneshot::Sender<usize> },
     Forget { node: NodeId, reply: oneshot::Sender<Result<(), ForgetError>> },
 }

@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -92,22 +92,18 @@ pub struct Gossip {
 
 impl Gossip {
     /// Starts gossip on `tracker`; it runs until `cancel`. The view holds this node's own records
-    /// at once.
-    ///
-    /// # Errors
-    ///
-    /// One of the first records cannot be encoded.
+    /// at once, but for those that cannot be encoded: they are left out, which is logged.
     pub fn start<C: Carrier>(
         config: GossipConfig,
         carrier: C,
         tracker: &TaskTracker,
         cancel: CancellationToken,
-    ) -> Result<Self, EncodeError> {
+    ) -> Self {
         let (commands, queue) = mpsc::channel(COMMANDS);
         let tally = Arc::new(Tally::default());
-        let (replicator, view) = Replicator::new(config, carrier, queue, Arc::clone(&tally))?;
+        let (replicator, view) = Replicator::new(config, carrier, queue, Arc::clone(&tally));
         tracker.spawn(replicator.run(cancel));
-        Ok(Self { commands, view, tally })
+        Self { commands, view, tally }
     }
 
     /// Sets records of this node, or withdraws those given as `None`. When it returns, the view
@@ -116,10 +112,11 @@ impl Gossip {
     ///
     /// # Errors
     ///
-    /// A record cannot be encoded (then nothing of the batch was published), or gossip has stopped.
+    /// Some records cannot be encoded: then the rest of the batch is published, and under the keys
+    /// of those stays what was there before. Or gossip has stopped.
     pub async fn publish(&self, records: Vec<(Key, Option<Record>)>) -> Result<(), PublishError> {
-        self.ask(|reply| Command::Publish { records, reply }).await??;
-        Ok(())
+        let refused = self.ask(|reply| Command::Publish { records, reply }).await?;
+        if refused.is_empty() { Ok(()) } else { Err(PublishError::Refused(Refused(refused))) }
     }
 
     /// Announces that this node stops, and waits until all live members have confirmed it, or the
@@ -180,10 +177,25 @@ pub struct Stopped;
 /// Records were not published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
+    /// Those that are named; the others were published.
+    #[error("{0}")]
+    Refused(Refused),
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+/// Records that cannot be published, and why.
+#[derive(Debug)]
+pub struct Refused(pub Vec<EncodeError>);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let separator = if index > 0 { "; " } else { "" };
+            write!(f, "{separator}{error}")?;
+        }
+        Ok(())
+    }
 }
 
 /// A member was not forgotten.

@@ -30,6 +30,6 @@ mod wire;
 
 pub use carrier::{Carrier, MAX_MESSAGE_BYTES, Received};
 pub use counters::{Counters, Flow};
-pub use gossip::{ForgetError, Gossip, GossipConfig, PublishError, Stopped, Timing};
+pub use gossip::{ForgetError, Gossip, GossipConfig, PublishError, Refused, Stopped, Timing};
 pub use table::{Bucket, EncodeError, Key, MAX_RECORD_BYTES, MAX_VALUE_BYTES, Record, UnknownKey};
 pub use view::{ClusterView, Liveness, Member};

@@ -22,44 +22,46 @@ pub(crate) struct Written {
     pub(crate) withdrawn: bool,
 }
 
+/// What came of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) written: Vec<Written>,
+    pub(crate) refused: Vec<EncodeError>,
+}
+
 impl OwnRecords {
     pub(crate) fn new(generation: u32) -> Self {
         Self { clock: WriteClock::new(generation), records: BTreeMap::new() }
     }
 
     /// Writes a batch and returns what it changed, the node's own record last: peers that have it
-    /// have the whole batch.
-    ///
-    /// # Errors
-    ///
-    /// A record cannot be encoded; then nothing was written.
-    pub(crate) fn write(
-        &mut self,
-        batch: Vec<(Key, Option<Record>)>,
-    ) -> Result<Vec<Written>, EncodeError> {
+    /// have the whole batch. A record that cannot be encoded does not keep the others back; what
+    /// was published under its key stays.
+    pub(crate) fn write(&mut self, batch: Vec<(Key, Option<Record>)>) -> Outcome {
         let batch: BTreeMap<_, _> = batch.into_iter().collect();
-        let mut written = Vec::new();
-        let mut changes = Vec::new();
+        let mut outcome = Outcome::default();
         for (key, record) in batch.into_iter().rev() {
             let old = self.records.get(&key).map(|(record, _)| record);
             if old == record.as_ref() {
                 continue;
             }
             let ver = self.clock.tick();
-            let value: Arc<str> = match &record {
-                Some(record) => encode(key, record, ver)?.into(),
-                None => withdrawal(ver).into(),
+            let encoded = record.as_ref().map(|record| encode(key, record, ver)).transpose();
+            let value: Arc<str> = match encoded {
+                Ok(value) => value.unwrap_or_else(|| withdrawal(ver)).into(),
+                Err(refusal) => {
+                    outcome.refused.push(refusal);
+                    continue;
+                }
             };
-            written.push(Written { key, value: Arc::clone(&value), withdrawn: record.is_none() });
-            changes.push((key, record.map(|record| (record, value))));
-        }
-        for (key, change) in changes {
-            match change {
-                Some(record) => drop(self.records.insert(key, record)),
+            let withdrawn = record.is_none();
+            outcome.written.push(Written { key, value: Arc::clone(&value), withdrawn });
+            match record {
+                Some(record) => drop(self.records.insert(key, (record, value))),
                 None => drop(self.records.remove(&key)),
             }
         }
-        Ok(written)
+        outcome
     }
 
     /// Begins a new incarnation: returns its number, and writes all records again after it.
@@ -101,28 +103,36 @@ mod tests {
     use crate::table::peek_ver;
 
     #[test]
-    fn a_batch_with_one_bad_record_writes_nothing() {
+    fn a_bad_record_neither_keeps_the_others_back_nor_replaces_what_it_was() {
         let mut own = OwnRecords::new(1);
-        let good = (Key::Want(id(1)), Some(Record::Want(WantRecord::default())));
-        let bad = (Key::Loan(id(1)), Some(Record::Want(WantRecord::default())));
-        assert!(matches!(own.write(vec![good, bad]), Err(EncodeError::Mismatch { .. })));
-        assert_eq!(own.values().count(), 0);
+        let want = || Some(Record::Want(WantRecord::default()));
+        let outcome = own.write(vec![(Key::Want(id(1)), want()), (Key::Loan(id(1)), want())]);
+        assert_eq!(outcome.written.len(), 1);
+        assert!(matches!(outcome.refused[..], [EncodeError::Mismatch { key: Key::Loan(_) }]));
+        let before: Vec<_> = own.values().map(|(key, value)| (key, value.clone())).collect();
+        assert_eq!(before.len(), 1);
+
+        let removed = Some(Record::Network(NetworkRecord::Removed));
+        let outcome = own.write(vec![(Key::Want(id(1)), removed)]);
+        assert_eq!((outcome.written.len(), outcome.refused.len()), (0, 1));
+        assert!(own.values().map(|(key, value)| (key, value.clone())).eq(before));
     }
 
     #[test]
     fn what_has_not_changed_is_not_written_again() {
         let mut own = OwnRecords::new(1);
         let batch = || vec![(Key::Network(id(1)), Some(Record::Network(NetworkRecord::Removed)))];
-        assert_eq!(own.write(batch()).unwrap().len(), 1);
-        assert_eq!(own.write(batch()).unwrap().len(), 0);
-        assert_eq!(own.write(vec![(Key::Network(id(1)), None)]).unwrap().len(), 1);
-        assert_eq!(own.write(vec![(Key::Network(id(1)), None)]).unwrap().len(), 0);
+        let mut changes = |batch| own.write(batch).written.len();
+        assert_eq!(changes(batch()), 1);
+        assert_eq!(changes(batch()), 0);
+        assert_eq!(changes(vec![(Key::Network(id(1)), None)]), 1);
+        assert_eq!(changes(vec![(Key::Network(id(1)), None)]), 0);
     }
 
     #[test]
     fn every_record_is_younger_than_its_incarnation() {
         let mut own = OwnRecords::new(1);
-        own.write(vec![(Key::Want(id(1)), Some(Record::Want(WantRecord::default())))]).unwrap();
+        own.write(vec![(Key::Want(id(1)), Some(Record::Want(WantRecord::default())))]);
         own.observe(7 << 32);
         let incarnation = own.reincarnate();
         assert!(incarnation > 7 << 32);

@@ -26,10 +26,10 @@ use crate::{
     membership::{Membership, MembershipConfig, Observation, Write},
     message::{Message, MessageError},
     outbox::Outbox,
-    own::{OwnRecords, Written},
+    own::{Outcome, OwnRecords, Written},
     push::Push,
     replica::Replica,
-    table::{EncodeError, Key},
+    table::Key,
     timers::Timers,
 };
 
@@ -75,7 +75,7 @@ impl<C: Carrier> Replicator<C> {
         carrier: C,
         commands: mpsc::Receiver<Command>,
         tally: Arc<Tally>,
-    ) -> Result<(Self, watch::Receiver<Arc<ClusterView>>), EncodeError> {
+    ) -> (Self, watch::Receiver<Arc<ClusterView>>) {
         let GossipConfig { node, cluster, generation, seeds, records, timing, push_slice, seed } =
             config;
         let now = Instant::now();
@@ -106,10 +106,13 @@ impl<C: Carrier> Replicator<C> {
             rng: StdRng::seed_from_u64(seed),
         };
         let records = records.into_iter().map(|(key, record)| (key, Some(record))).collect();
-        let written = replicator.own.write(records)?;
+        let Outcome { written, refused } = replicator.own.write(records);
+        for refusal in refused {
+            tracing::error!(error = %refusal, "one of the first records is not published");
+        }
         replicator.keep(&written);
         replicator.refresh_view();
-        Ok((replicator, watcher))
+        (replicator, watcher)
     }
 
     /// Runs until `cancel`.
@@ -166,8 +169,9 @@ impl<C: Carrier> Replicator<C> {
         for command in commands.drain(..) {
             match command {
                 Command::Publish { records, reply } => {
-                    let result = self.own.write(records);
-                    replies.push((reply, result.map(|more| written.extend(more))));
+                    let outcome = self.own.write(records);
+                    written.extend(outcome.written);
+                    replies.push((reply, outcome.refused));
                 }
                 Command::Leave { reply } => self.leave(&mut written, reply, now),
                 Command::Forget { node, reply } => {
@@ -185,8 +189,8 @@ impl<C: Carrier> Replicator<C> {
             }
         }
         self.refresh_view();
-        for (reply, result) in replies {
-            let _ = reply.send(result);
+        for (reply, refused) in replies {
+            let _ = reply.send(refused);
         }
     }
 
@@ -199,7 +203,7 @@ impl<C: Carrier> Replicator<C> {
             return;
         };
         let farewell = self.own.write(vec![(Key::Node, Some(Record::Node(node)))]);
-        written.extend(farewell.expect("it is as long as the record before it, but for the state"));
+        written.extend(farewell.written);
         let waiting = self.detector.alive().collect();
         self.farewell = Some(Farewell::new(reply, waiting, now, self.timing.leave_timeout));
     }
@@ -306,6 +310,7 @@ impl<C: Carrier> Replicator<C> {
 
     fn observe(&mut self, observation: Observation, now: Instant) {
         let Observation { node, address, heard, changes } = observation;
+        self.carrier.introduce(node, address);
         if heard {
             self.addresses.insert(node, address);
             self.hear(node, now);

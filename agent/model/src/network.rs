@@ -21,7 +21,7 @@ pub struct Network {
     #[serde(default)]
     pub internal: bool,
     /// Traffic between hosts is sealed, or there is none.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_dns::Directory;
-use weft_gossip::{ClusterView, Gossip, Key, Record};
+use weft_gossip::{ClusterView, Gossip, Key, PublishError, Record};
 use weft_ipam::{Ipam, Timing};
 use weft_model::{EndpointId, NetworkId, Node};
 use weft_vxlan::{DataPlane, Desired, Gone, Status};
@@ -330,7 +330,10 @@ impl Keeper {
         }
         if let Err(error) = self.links.gossip.publish(changes).await {
             tracing::error!(error = %Chain(&error), "cannot tell the others what changed");
-            return false;
+            // Records that were refused would be refused again; the rest is published.
+            if !matches!(error, PublishError::Refused(_)) {
+                return false;
+            }
         }
         self.published = records;
         true

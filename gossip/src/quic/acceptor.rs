@@ -1,12 +1,13 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use quinn::{Connection, Endpoint, Incoming, crypto::rustls::HandshakeData};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_model::NodeId;
 
 use super::{
     clock::Clock,
+    detour::node_behind,
     enrolment::{self, Enrolment},
     link::{Link, presented},
     refusal::{Failure, FailureReason, Refusal},
@@ -15,7 +16,10 @@ use super::{
     tls::ALPN_JOIN,
     traffic::Counters,
 };
-use crate::{Received, identity::Subject};
+use crate::{
+    Received,
+    identity::{Identity, Subject, Validity},
+};
 
 /// What all tasks of one carrier share. Nothing in it is state of theirs.
 #[derive(Clone)]
@@ -23,11 +27,15 @@ pub(super) struct Context {
     pub(super) own: NodeId,
     pub(super) endpoint: Endpoint,
     pub(super) client: quinn::ClientConfig,
+    pub(super) detoured_client: quinn::ClientConfig,
+    pub(super) detoured_server: Arc<quinn::ServerConfig>,
+    pub(super) has_detour: bool,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) inbound: mpsc::Sender<Received>,
     pub(super) totals: Arc<Counters>,
     pub(super) timing: Timing,
     pub(super) clock: Clock,
+    pub(super) identity: watch::Receiver<Identity>,
     pub(super) enrolment: Option<Arc<Enrolment>>,
     pub(super) tracker: TaskTracker,
     pub(super) stop: CancellationToken,
@@ -37,12 +45,22 @@ impl Context {
     /// Dials `address`; the other side has not accepted us yet on return.
     pub(super) async fn connect(&self, address: SocketAddr) -> Result<Link, Failure> {
         let target = for_socket(address, &self.endpoint);
+        let client = match node_behind(address) {
+            Some(_) => &self.detoured_client,
+            None => &self.client,
+        };
+        // Read before it is presented: so a link never seems to last longer than it does.
+        let own = self.own_validity();
         let connecting = self
             .endpoint
-            .connect_with(self.client.clone(), target, SERVER_NAME)
+            .connect_with(client.clone(), target, SERVER_NAME)
             .map_err(|error| Failure::new(FailureReason::Unreachable, error.to_string()))?;
         let connection = connecting.await?;
-        Link::new(connection, self.clock.now()).map_err(|refusal| Failure::from(&refusal))
+        Link::new(connection, own, self.clock.now()).map_err(|refusal| Failure::from(&refusal))
+    }
+
+    fn own_validity(&self) -> Validity {
+        self.identity.borrow().certificate().validity()
     }
 }
 
@@ -84,7 +102,14 @@ async fn admit(
     address: SocketAddr,
     permit: OwnedSemaphorePermit,
 ) -> Result<(), Failure> {
-    let handshake = async { incoming.accept()?.await };
+    let own = context.own_validity();
+    let handshake = async {
+        let connecting = match node_behind(address) {
+            Some(_) => incoming.accept_with(context.detoured_server.clone())?,
+            None => incoming.accept()?,
+        };
+        connecting.await
+    };
     let connection = tokio::time::timeout(HANDSHAKE_LIMIT, handshake)
         .await
         .map_err(|_| Failure::timeout(HANDSHAKE_LIMIT))??;
@@ -94,11 +119,12 @@ async fn admit(
     let joining = protocol(&connection).is_some_and(|alpn| alpn == ALPN_JOIN);
     match (certificate.subject(), joining) {
         (Subject::Node { .. }, false) => {
-            let link = Link::new(connection.clone(), context.clock.now())
+            let link = Link::new(connection.clone(), own, context.clock.now())
                 .map_err(|refusal| refuse(&connection, &refusal))?;
             link.greet().await?;
             // The router ends only when the carrier does.
-            let _ = context.events.send(Event::Arrived(address, link)).await;
+            let met = Event::Met { link, waiting: Vec::new() };
+            let _ = context.events.send(met).await;
             Ok(())
         }
         (Subject::Joiner { token, .. }, true) => {

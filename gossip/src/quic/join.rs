@@ -11,7 +11,7 @@ use super::{
     enrolment::{self, Admitted, Request},
     refusal::{Failure, FailureReason, Refusal},
     timing::Timing,
-    tls::{ALPN_JOIN, Presented, certified, client_config, endpoint_config},
+    tls::{ALPN_JOIN, Presented, certified, client_config, direct, endpoint_config},
     trust::{Anchor, TokenTrust},
 };
 use crate::identity::{
@@ -105,8 +105,12 @@ impl Join {
         let certificate = Certificate::for_joining(&pending.key, self.token.id, &self.token.secret);
         let (_sender, presented) = watch::channel(certified(&[&certificate], &pending.key));
         let trust = TokenTrust { token: self.token.clone(), now: self.now };
-        let config =
-            client_config(Arc::new(trust), Presented(presented), ALPN_JOIN, &Timing::default());
+        let config = client_config(
+            Arc::new(trust),
+            Presented(presented),
+            ALPN_JOIN,
+            direct(&Timing::default()),
+        );
         let connection = endpoint
             .connect_with(config, seed, SERVER_NAME)
             .map_err(|error| Failure::new(FailureReason::Unreachable, error.to_string()))?
@@ -153,7 +157,7 @@ impl Join {
             }
             (bind, _) => bind,
         };
-        bind_socket(endpoint_config(&pending.key), None, bind)
+        bind_socket(endpoint_config(&pending.key), None, bind, None)
     }
 }
 

@@ -8,28 +8,42 @@ use tokio::time::Instant;
 use weft_model::NodeId;
 
 use super::{
-    acceptor::Context,
+    acceptor::{Context, canonical},
+    detour::node_behind,
     enrolment,
     refusal::{Failure, Refusal},
     traffic::{Meter, Way},
     trust::PeerIdentity,
 };
-use crate::{MAX_MESSAGE_BYTES, Received, identity::Certificate};
+use crate::{
+    MAX_MESSAGE_BYTES, Received,
+    identity::{Certificate, Validity},
+};
 
 /// One live connection to a member.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     pub(super) connection: Connection,
+    /// Where the peer was when the connection was made.
+    pub(super) address: SocketAddr,
     pub(super) peer: Arc<PeerIdentity>,
     /// Whether this side has dialled.
     pub(super) dialled: bool,
     pub(super) since: Instant,
     pub(super) since_clock: OffsetDateTime,
+    pub(super) detoured: bool,
+    /// Of the certificate that this node has presented, or of an older one.
+    own: Validity,
 }
 
 impl Link {
-    pub(super) fn new(connection: Connection, now: OffsetDateTime) -> Result<Self, Refusal> {
+    pub(super) fn new(
+        connection: Connection,
+        own: Validity,
+        now: OffsetDateTime,
+    ) -> Result<Self, Refusal> {
         let certificate = presented(&connection)?;
+        let address = canonical(connection.remote_address());
         let peer = PeerIdentity {
             node: certificate.public_key().node_id(),
             name: certificate.name().map(str::to_owned),
@@ -41,8 +55,23 @@ impl Link {
             peer: Arc::new(peer),
             since: Instant::now(),
             since_clock: now,
+            address,
+            detoured: node_behind(address).is_some(),
+            own,
             connection,
         })
+    }
+
+    /// Why the connection may not go on at the time `now`, if one of the certificates has expired.
+    pub(super) fn expired(&self, own: NodeId, now: OffsetDateTime) -> Option<Refusal> {
+        let both = [(self.peer.node, self.peer.validity), (own, self.own)];
+        let (holder, validity) = both.into_iter().find(|(_, validity)| validity.until <= now)?;
+        Some(Refusal::Clock { holder, validity, now })
+    }
+
+    /// When the first of both certificates expires.
+    pub(super) fn expires(&self) -> OffsetDateTime {
+        self.own.until.min(self.peer.validity.until)
     }
 
     pub(super) fn id(&self) -> usize {
@@ -114,8 +143,8 @@ impl Link {
     }
 
     /// Takes in what the peer sends until the connection ends.
-    pub(super) async fn read(self, address: SocketAddr, context: Context, meter: Arc<Meter>) {
-        let reader = Reader { link: self, address, context, meter };
+    pub(super) async fn read(self, context: Context, meter: Arc<Meter>) {
+        let reader = Reader { link: self, context, meter };
         reader.run().await;
     }
 }
@@ -131,7 +160,6 @@ pub(super) fn presented(connection: &Connection) -> Result<Certificate, Refusal>
 
 struct Reader {
     link: Link,
-    address: SocketAddr,
     context: Context,
     meter: Arc<Meter>,
 }
@@ -191,7 +219,7 @@ impl Reader {
             Ok(Ok(_)) => {}
             Ok(Err(quinn::ReadToEndError::TooLong)) => {
                 self.meter.oversized();
-                tracing::warn!(peer = %self.link.peer.node, address = %self.address,
+                tracing::warn!(peer = %self.link.peer.node, address = %self.link.address,
                     limit_bytes = MAX_MESSAGE_BYTES, "dropped an oversized message");
             }
             Ok(Err(quinn::ReadToEndError::Read(_))) | Err(_) => {}
@@ -199,7 +227,7 @@ impl Reader {
     }
 
     fn received(&self, message: Bytes) -> Received {
-        Received { from: self.link.peer.node, address: self.address, message }
+        Received { from: self.link.peer.node, address: self.link.address, message }
     }
 }
 

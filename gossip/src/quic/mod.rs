@@ -10,9 +10,12 @@
 
 mod acceptor;
 mod clock;
+mod detour;
 mod enrolment;
 mod join;
+mod lane;
 mod link;
+mod links;
 mod peer;
 mod refusal;
 mod router;
@@ -31,7 +34,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use quinn::{Endpoint, EndpointConfig, ServerConfig, TokioRuntime, VarInt};
+use quinn::{Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime, VarInt};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, mpsc, watch};
@@ -39,12 +42,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_model::NodeId;
 
 use acceptor::{Context, canonical};
+use detour::DetourSocket;
 use enrolment::{Enrolment, Request};
-use router::{Router, View};
+use router::{Directory, Router, View};
 use traffic::Counters;
 use trust::{Anchor, Trust};
 
 pub use clock::Clock;
+pub use detour::{DETOURED_BYTES, Detour};
 pub use enrolment::{Admission, Admit};
 pub use join::{Attempt, Attempts, Join, JoinError};
 pub use refusal::{Failure, FailureReason};
@@ -71,6 +76,9 @@ pub struct QuicConfig {
     pub revoked: watch::Receiver<BTreeSet<NodeId>>,
     /// Set on a node that is to admit others; it needs the authority's key for that.
     pub admission: Option<Admission>,
+    /// The way to members that are not reached directly, if there is one. It is used only for
+    /// members that were introduced: see [`QuicCarrier::introduce`].
+    pub detour: Option<Detour>,
     pub timing: Timing,
 }
 
@@ -83,7 +91,10 @@ pub struct QuicCarrier {
     inbound: Mutex<mpsc::Receiver<Received>>,
     view: watch::Receiver<Arc<View>>,
     totals: Arc<Counters>,
+    introduced: watch::Sender<BTreeMap<NodeId, SocketAddr>>,
+    kept: watch::Sender<BTreeSet<NodeId>>,
     identity: watch::Sender<Identity>,
+    revoked: watch::Receiver<BTreeSet<NodeId>>,
     presented: watch::Sender<Arc<CertifiedKey>>,
     clock: Clock,
     tracker: TaskTracker,
@@ -96,15 +107,23 @@ impl QuicCarrier {
     /// # Errors
     /// If the address cannot be bound.
     pub fn bind(config: QuicConfig) -> Result<Self, BindError> {
-        let QuicConfig { identity, bind, advertise, clock, revoked, admission, timing } = config;
+        let QuicConfig { identity, bind, advertise, clock, revoked, admission, detour, timing } =
+            config;
         let issuing = identity.issuer().cloned().zip(admission);
         let tokens = issuing.as_ref().map(|(issuer, _)| issuer.tokens.clone());
         let trust = Trust::new(&identity, clock.clone(), revoked.clone(), tokens);
         let presented = watch::Sender::new(tls::member_key(&identity));
         let present = || tls::Presented(presented.subscribe());
 
-        let server = tls::server_config(trust.clone(), present(), &timing);
-        let endpoint = bind_socket(tls::endpoint_config(identity.key()), Some(server), bind)
+        let server = |transport| tls::server_config(trust.clone(), present(), transport);
+        let verifier = Arc::new(trust.clone());
+        let client = |transport| {
+            tls::client_config(verifier.clone(), present(), tls::ALPN_MEMBER, transport)
+        };
+        let has_detour = detour.is_some();
+        let direct = server(tls::direct(&timing));
+        let endpoint_config = tls::endpoint_config(identity.key());
+        let endpoint = bind_socket(endpoint_config, Some(direct), bind, detour)
             .map_err(|source| BindError { bind, source })?;
         let local = endpoint.local_addr().map_err(|source| BindError { bind, source })?;
 
@@ -112,15 +131,23 @@ impl QuicCarrier {
         let (events, to_route) = mpsc::channel(QUEUED_EVENTS);
         let (inbound, received) = mpsc::channel(QUEUED_INBOUND);
         let (published, view) = watch::channel(Arc::default());
+        let (introduced, introductions) = watch::channel(BTreeMap::new());
+        let (kept, to_keep) = watch::channel(BTreeSet::new());
+        let own = identity.node();
+        let identity = watch::Sender::new(identity);
         let context = Context {
-            own: identity.node(),
-            client: tls::client_config(Arc::new(trust), present(), tls::ALPN_MEMBER, &timing),
+            own,
+            client: client(tls::direct(&timing)),
+            detoured_client: client(tls::detoured(&timing)),
+            detoured_server: Arc::new(server(tls::detoured(&timing))),
+            has_detour,
             endpoint: endpoint.clone(),
             events,
             inbound,
             totals: Arc::default(),
             timing,
             clock: clock.clone(),
+            identity: identity.subscribe(),
             enrolment: issuing.map(|(issuer, how)| Arc::new(Enrolment::new(issuer, how))),
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -132,7 +159,10 @@ impl QuicCarrier {
             inbound: Mutex::new(received),
             view,
             totals: context.totals.clone(),
-            identity: watch::Sender::new(identity),
+            introduced,
+            kept,
+            identity,
+            revoked: revoked.clone(),
             presented,
             clock,
             tracker: context.tracker.clone(),
@@ -143,8 +173,11 @@ impl QuicCarrier {
             sends: to_send,
             events: to_route,
             revoked,
+            introductions,
+            to_keep,
             published,
             peers: BTreeMap::new(),
+            directory: Directory::default(),
             logged: BTreeMap::new(),
         };
         context.tracker.spawn(router.run());
@@ -155,20 +188,27 @@ impl QuicCarrier {
     /// The members that a connection leads to, in the order of their addresses.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let view = self.view.borrow().clone();
-        let peers = view.peers.iter().filter_map(|(&address, known)| {
-            let link = known.link.as_ref()?;
+        let peers = view.peers.values().filter_map(|known| {
+            let link = known.links.first()?;
+            let address = match link.detoured {
+                true => known.addresses.first().copied().unwrap_or(link.address),
+                false => canonical(link.connection.remote_address()),
+            };
             Some(PeerStatus {
                 node: link.peer.node,
                 name: link.peer.name.clone(),
                 address,
                 dialled: link.dialled,
                 rtt: link.connection.rtt(),
+                detoured: link.detoured,
                 since: link.since_clock,
                 certificate_expires: link.peer.validity.until,
                 traffic: known.meter.read(),
             })
         });
-        peers.collect()
+        let mut peers: Vec<_> = peers.collect();
+        peers.sort_by_key(|peer| peer.address);
+        peers
     }
 
     /// Follows who is connected: wakes whenever a connection comes or goes.
@@ -191,16 +231,46 @@ impl QuicCarrier {
         self.view.borrow().last.clone()
     }
 
-    /// The live session with `node`, from which both ends can derive keys. Of several, which there
-    /// are where the two reach each other at more than one address, both ends find the same.
+    /// Tells that `node` says it is reached at `address`. Messages to that address then go over any
+    /// connection with the node, such as one that it has dialled from behind a NAT; and where the
+    /// address does not answer, the [`Detour`] is tried. Gossip introduces all members.
+    ///
+    /// It is no proof of anything: who is at an address is known by its certificate.
+    pub fn introduce(&self, node: NodeId, address: SocketAddr) {
+        let address = canonical(address);
+        self.introduced.send_if_modified(|all| all.insert(node, address) != Some(address));
+    }
+
+    /// Sets the members to which a connection is kept, even if there is nothing to say; those
+    /// among them that were not introduced are dialled once they are.
+    pub fn keep(&self, nodes: BTreeSet<NodeId>) {
+        self.kept.send_if_modified(|kept| {
+            let changed = *kept != nodes;
+            *kept = nodes;
+            changed
+        });
+    }
+
+    /// All live sessions with `node`, the oldest first: more than one for some seconds after one
+    /// was replaced, because it became old, or the peer restarted, or the way to it changed. Keys
+    /// of any of them may be in use by the peer.
+    pub fn sessions(&self, node: NodeId) -> Vec<Session> {
+        if self.revoked.borrow().contains(&node) {
+            return Vec::new();
+        }
+        let now = self.clock.now();
+        let mut links = self.view.borrow().links(node).to_vec();
+        links.sort_by_key(|link| link.since);
+        let sessions = links.iter().map(Session::new);
+        sessions.filter(|session| session.is_live() && now < session.expires()).collect()
+    }
+
+    /// The session with `node` that is in use. Both ends find the same, but for a moment while
+    /// connections change.
     pub fn session(&self, node: NodeId) -> Option<Session> {
         let view = self.view.borrow();
-        let links = view.peers.values().filter_map(|known| known.link.as_ref());
-        let sessions = links.filter(|link| link.peer.node == node).map(Session::new);
-        sessions
-            .filter_map(|session| Some((session.id().ok()?, session)))
-            .min_by_key(|(id, _)| *id)
-            .map(|(_, session)| session)
+        let mut sessions = view.links(node).iter().map(Session::new);
+        sessions.find(Session::is_live)
     }
 
     /// This node as it presents itself.
@@ -272,6 +342,10 @@ impl Carrier for QuicCarrier {
         self.address
     }
 
+    fn introduce(&self, node: NodeId, address: SocketAddr) {
+        self.introduce(node, address);
+    }
+
     fn send(&self, to: SocketAddr, message: Bytes) {
         let to = canonical(to);
         if message.len() > MAX_MESSAGE_BYTES {
@@ -306,6 +380,8 @@ pub struct PeerStatus {
     /// Whether this node has made the connection.
     pub dialled: bool,
     pub rtt: Duration,
+    /// Whether its packets are carried by the [`Detour`].
+    pub detoured: bool,
     pub since: OffsetDateTime,
     pub certificate_expires: OffsetDateTime,
     pub traffic: Traffic,
@@ -339,9 +415,14 @@ fn bind_socket(
     config: EndpointConfig,
     server: Option<ServerConfig>,
     bind: SocketAddr,
+    detour: Option<Detour>,
 ) -> io::Result<Endpoint> {
-    let socket = UdpSocket::bind(bind)?;
-    Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
+    let real = TokioRuntime.wrap_udp_socket(UdpSocket::bind(bind)?)?;
+    let socket = match detour {
+        Some(detour) => Arc::new(DetourSocket::new(real, detour)?),
+        None => real,
+    };
+    Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
 }
 
 const QUEUED_SENDS: usize = 4096;

@@ -1,7 +1,8 @@
-use std::{collections::VecDeque, future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use quinn::ConnectionError;
 use tokio::{
     sync::mpsc,
     time::{self, Instant},
@@ -10,117 +11,204 @@ use weft_model::NodeId;
 
 use super::{
     acceptor::Context,
+    detour::{node_behind, virtual_address},
+    lane::{Attempt, Lane},
     link::Link,
-    refusal::Failure,
+    links::Links,
+    refusal::{Failure, FailureReason},
     router::Event,
-    timing::BackOff,
     traffic::{Meter, Way},
 };
+
+/// Whom a task serves.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Target {
+    Node(NodeId),
+    /// Whoever is there: nobody has told yet, and no connection has shown it.
+    Stranger(SocketAddr),
+}
 
 /// What the router tells the task of one peer.
 #[derive(Debug)]
 pub(super) enum Command {
     Send(Bytes),
-    /// The peer has dialled us.
+    /// A connection with the peer, which may have been dialled by either.
     Adopt(Link),
+    /// The peer says that it is reached there.
+    Introduce(SocketAddr),
+    /// A connection is wanted for the next seconds, even if there is nothing to say.
+    Want,
 }
 
-/// Owns all that concerns one peer's address: its connections, the attempts to make one, and the
-/// messages that wait.
+/// Owns all that concerns one peer: its connections, the attempts to make one, and the messages
+/// that wait.
 pub(super) struct Peer {
-    address: SocketAddr,
+    target: Target,
     context: Context,
     meter: Arc<Meter>,
+    /// Where to dial, what the peer itself says first.
+    pub(super) addresses: Vec<SocketAddr>,
+    /// Which of the addresses is tried next.
+    turn: usize,
     queue: VecDeque<Bytes>,
-    links: Vec<Link>,
-    /// When to close the links that are not used, if there are any.
-    surplus_at: Option<Instant>,
-    lost: FuturesUnordered<BoxFuture<'static, (usize, Failure)>>,
+    links: Links,
+    lost: FuturesUnordered<BoxFuture<'static, (usize, ConnectionError)>>,
     writers: FuturesUnordered<BoxFuture<'static, Option<Bytes>>>,
-    dial: Option<BoxFuture<'static, Result<Link, Failure>>>,
-    back_off: BackOff,
-    retry_at: Instant,
+    direct: Lane,
+    detour: Lane,
+    /// Direct attempts that got no answer since one did.
+    unanswered: u32,
+    wanted_until: Instant,
     /// When something was last sent or received, as far as was noticed.
     active: Instant,
     counted: u64,
+    idle_told: bool,
 }
 
 enum Wake {
     Command(Command),
     Released,
-    Dialled(Result<Link, Failure>),
-    Lost(usize, Failure),
+    Dialled(Attempt),
+    Detoured(Attempt),
+    Lost(usize, ConnectionError),
     Written(Option<Bytes>),
     Deadline,
 }
 
 impl Peer {
-    pub(super) fn new(address: SocketAddr, context: Context, meter: Arc<Meter>) -> Self {
+    pub(super) fn new(target: Target, context: Context, meter: Arc<Meter>) -> Self {
         let now = Instant::now();
+        let addresses = match target {
+            Target::Node(_) => Vec::new(),
+            Target::Stranger(address) => vec![address],
+        };
         Self {
-            address,
+            target,
+            links: Links::new(context.own),
             context,
             meter,
+            addresses,
+            turn: 0,
             queue: VecDeque::new(),
-            links: Vec::new(),
-            surplus_at: None,
             lost: FuturesUnordered::new(),
             writers: FuturesUnordered::new(),
-            dial: None,
-            back_off: BackOff::default(),
-            retry_at: now,
+            direct: Lane::new(now),
+            detour: Lane::new(now),
+            unanswered: 0,
+            wanted_until: now,
             active: now,
             counted: 0,
+            idle_told: false,
         }
     }
 
     /// Serves until the router has released the peer, or the carrier stops.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut idle_told = false;
         loop {
+            self.dial();
             self.pump();
-            let deadline = self.deadline(idle_told);
+            let deadline = self.deadline();
             let wake = tokio::select! {
                 command = commands.recv() => command.map_or(Wake::Released, Wake::Command),
-                outcome = pending(&mut self.dial) => Wake::Dialled(outcome),
-                Some((id, failure)) = self.lost.next() => Wake::Lost(id, failure),
+                attempt = self.direct.outcome() => Wake::Dialled(attempt),
+                attempt = self.detour.outcome() => Wake::Detoured(attempt),
+                Some((id, error)) = self.lost.next() => Wake::Lost(id, error),
                 Some(unsent) = self.writers.next() => Wake::Written(unsent),
                 () = time::sleep_until(deadline) => Wake::Deadline,
             };
             match wake {
-                Wake::Command(Command::Send(message)) => {
-                    self.active = Instant::now();
-                    idle_told = false;
-                    self.queue.push_back(message);
-                    self.trim();
-                }
-                Wake::Command(Command::Adopt(link)) => {
-                    idle_told = false;
-                    // An attempt of ours goes on: the peer may be using its connection already.
-                    self.adopt(link).await;
-                }
-                Wake::Dialled(outcome) => self.dialled(outcome).await,
-                Wake::Lost(id, failure) => self.forget(id, &failure).await,
+                Wake::Command(command) => self.obey(command).await,
+                Wake::Dialled((address, outcome)) => self.dialled(address, outcome).await,
+                Wake::Detoured((_, outcome)) => self.detoured(outcome).await,
+                Wake::Lost(id, error) => self.forget(id, error).await,
                 Wake::Written(None) => {}
                 Wake::Written(Some(unsent)) => {
                     self.queue.push_front(unsent);
                     self.trim();
                 }
-                Wake::Deadline => idle_told = self.meet_deadline(idle_told).await,
+                Wake::Deadline => self.meet_deadline().await,
                 Wake::Released if self.context.stop.is_cancelled() => return self.stop().await,
                 Wake::Released => return self.hand_back().await,
             }
         }
     }
 
-    /// Sends what can be sent; begins to dial if that is what it takes.
-    fn pump(&mut self) {
-        let Some(link) = self.preferred().cloned() else {
-            if !self.queue.is_empty() && self.dial.is_none() && self.retry_at <= Instant::now() {
-                self.dial = Some(Box::pin(dial(self.address, self.context.clone())));
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Send(message) => {
+                self.be_active();
+                self.queue.push_back(message);
+                self.trim();
             }
+            // An attempt of ours goes on: the peer may be using its connection already.
+            Command::Adopt(link) => self.adopt(link).await,
+            Command::Introduce(address) => self.know(address, 0),
+            Command::Want => {
+                self.be_active();
+                self.wanted_until = Instant::now() + WANTED;
+            }
+        }
+    }
+
+    fn be_active(&mut self) {
+        self.active = Instant::now();
+        self.idle_told = false;
+    }
+
+    /// Puts `address` among those that are dialled, at `place`.
+    fn know(&mut self, address: SocketAddr, place: usize) {
+        if node_behind(address).is_some() || self.addresses.get(place) == Some(&address) {
             return;
+        }
+        self.addresses.retain(|known| *known != address);
+        self.addresses.insert(place.min(self.addresses.len()), address);
+        self.addresses.truncate(ADDRESSES);
+        self.turn = 0;
+    }
+
+    /// Begins the attempts that are due.
+    fn dial(&mut self) {
+        let now = Instant::now();
+        if self.direct_due().is_some_and(|at| at <= now) {
+            let address = self.addresses[self.turn % self.addresses.len()];
+            self.direct.begin(address, self.context.clone());
+        }
+        if let Some((node, at)) = self.detour_due()
+            && at <= now
+        {
+            self.detour.begin(virtual_address(node), self.context.clone());
+        }
+    }
+
+    /// When to dial the peer where it says it is.
+    fn direct_due(&self) -> Option<Instant> {
+        let free = self.direct.free_at().filter(|_| !self.addresses.is_empty())?;
+        match self.links.preferred() {
+            None => self.is_wanted().then_some(free),
+            Some(link) if link.detoured => Some(free),
+            Some(_) => self.links.renew_at().map(|at| at.max(free)),
+        }
+    }
+
+    /// When to dial the peer by the detour.
+    fn detour_due(&self) -> Option<(NodeId, Instant)> {
+        let Target::Node(node) = self.target else { return None };
+        let free = self.detour.free_at().filter(|_| self.context.has_detour)?;
+        let due = match self.links.preferred() {
+            None if self.is_wanted() && self.unanswered >= UNREACHED => Some(free),
+            Some(link) if link.detoured => self.links.renew_at().map(|at| at.max(free)),
+            None | Some(_) => None,
         };
+        due.map(|at| (node, at))
+    }
+
+    fn is_wanted(&self) -> bool {
+        !self.queue.is_empty() || Instant::now() < self.wanted_until
+    }
+
+    /// Sends what can be sent.
+    fn pump(&mut self) {
+        let Some(link) = self.links.preferred().cloned() else { return };
         while self.writers.len() < WRITERS_AT_ONCE {
             let Some(message) = self.queue.pop_front() else { return };
             let bytes = message.len();
@@ -155,92 +243,118 @@ impl Peer {
         self.meter.not_sent(excess);
     }
 
-    async fn dialled(&mut self, outcome: Result<Link, Failure>) {
-        self.dial = None;
-        match outcome {
-            Ok(link) => self.adopt(link).await,
-            Err(failure) => {
-                self.wait_to_retry(&failure);
-                self.tell(Event::Failed { address: self.address, failure }).await;
+    async fn dialled(&mut self, address: SocketAddr, outcome: Result<Link, Failure>) {
+        let failure = match (outcome, self.target) {
+            (Ok(link), Target::Node(node)) if link.peer.node == node => {
+                return self.adopt(link).await;
             }
+            (Ok(link), Target::Stranger(_)) => {
+                let waiting = self.queue.drain(..).collect();
+                self.tell(Event::Met { link, waiting }).await;
+                return self.tell_idle().await;
+            }
+            (Ok(link), Target::Node(_)) => {
+                let text = format!("node {} is there now", link.peer.node);
+                self.tell(Event::Met { link, waiting: Vec::new() }).await;
+                Failure::new(FailureReason::Unreachable, text)
+            }
+            (Err(failure), _) => failure,
+        };
+        if matches!(failure.reason, FailureReason::Timeout | FailureReason::Unreachable) {
+            self.unanswered = self.unanswered.saturating_add(1);
+        }
+        self.turn = self.turn.wrapping_add(1);
+        let limit = self.longest_wait(&failure);
+        self.direct.put_off(limit);
+        self.tell(Event::Failed { address, failure }).await;
+    }
+
+    async fn detoured(&mut self, outcome: Result<Link, Failure>) {
+        match outcome {
+            Ok(link) if Target::Node(link.peer.node) == self.target => self.adopt(link).await,
+            Ok(link) => {
+                link.close("closed: the detour led to another node");
+                self.detour.put_off(self.context.timing.retry_refused);
+            }
+            Err(failure) => {
+                tracing::debug!(peer = ?self.target, reason = %failure, "a detour failed");
+                self.detour.put_off(self.longest_wait(&failure));
+            }
+        }
+    }
+
+    fn longest_wait(&self, failure: &Failure) -> Duration {
+        let timing = &self.context.timing;
+        match (failure.reason.is_lasting(), self.links.is_empty()) {
+            (true, _) => timing.retry_refused,
+            (false, true) => timing.retry,
+            (false, false) => timing.retry_direct,
         }
     }
 
     async fn adopt(&mut self, link: Link) {
-        for other in self.links.iter().filter(|other| other.peer.node != link.peer.node) {
-            other.close("closed: another node has this address now");
+        for other in self.links.iter() {
+            let other = other.clone();
+            // If the peer has restarted, it answers by a reset, and the old connection is gone.
+            self.context.tracker.spawn(async move { other.flush(PROBE).await });
         }
         let (id, connection) = (link.id(), link.connection.clone());
-        self.lost.push(Box::pin(async move { (id, connection.closed().await.into()) }));
-        let reader = link.clone().read(self.address, self.context.clone(), self.meter.clone());
+        self.lost.push(Box::pin(async move { (id, connection.closed().await) }));
+        let reader = link.clone().read(self.context.clone(), self.meter.clone());
         self.context.tracker.spawn(reader);
-        self.links.push(link);
-        self.active = Instant::now();
-        self.settle();
+        if !link.detoured {
+            self.unanswered = 0;
+            self.know(link.address, usize::from(!self.addresses.is_empty()));
+        }
+        let now = self.context.clock.now();
+        let lasts = self.context.timing.lasts(link.expires() - now, rand::random());
+        self.links.add(link, lasts, &self.context.timing);
+        self.be_active();
         self.publish().await;
     }
 
-    async fn forget(&mut self, id: usize, failure: &Failure) {
-        let Some(index) = self.links.iter().position(|link| link.id() == id) else { return };
-        let link = self.links.remove(index);
-        tracing::debug!(peer = %link.peer.node, address = %self.address, reason = %failure,
+    async fn forget(&mut self, id: usize, error: ConnectionError) {
+        let Some(link) = self.links.remove(id, &self.context.timing) else { return };
+        // Whoever fell silent or restarted is wanted back; who has closed has its reasons.
+        if matches!(error, ConnectionError::Reset | ConnectionError::TimedOut) {
+            self.wanted_until = Instant::now() + WANTED;
+        }
+        let failure = Failure::from(error);
+        tracing::debug!(peer = %link.peer.node, address = %link.address, reason = %failure,
             "a connection ended");
-        self.settle();
+        let limit = self.longest_wait(&failure);
+        let lane = if link.detoured { &mut self.detour } else { &mut self.direct };
         match link.since.elapsed() < SHORT_LIFE {
-            true => self.wait_to_retry(failure),
-            false => {
-                self.back_off.reset();
-                self.retry_at = Instant::now();
-            }
+            true => lane.put_off(limit),
+            false => lane.clear(),
         }
         self.trim();
         self.publish().await;
     }
 
-    fn wait_to_retry(&mut self, failure: &Failure) {
-        let timing = &self.context.timing;
-        let limit = if failure.reason.is_lasting() { timing.retry_refused } else { timing.retry };
-        self.retry_at = Instant::now() + self.back_off.next(limit, rand::random());
-    }
-
     /// When to look again even if nothing happens.
-    fn deadline(&self, idle_told: bool) -> Instant {
-        let idle = (!idle_told).then(|| self.active + self.patience());
-        let retry = (self.links.is_empty() && self.dial.is_none() && !self.queue.is_empty())
-            .then_some(self.retry_at);
+    fn deadline(&self) -> Instant {
+        let idle = (!self.idle_told).then(|| self.active + self.patience());
+        let detour = self.detour_due().map(|(_, at)| at);
         let far = Instant::now() + Duration::from_secs(3600);
-        [idle, self.surplus_at, retry].into_iter().flatten().min().unwrap_or(far)
+        let all = [idle, self.links.next_close(), self.direct_due(), detour];
+        all.into_iter().flatten().min().unwrap_or(far)
     }
 
-    /// Closes what is of no more use; true once the router knows that this peer is idle.
-    async fn meet_deadline(&mut self, idle_told: bool) -> bool {
+    /// Closes what is of no more use, and tells the router once this peer is idle.
+    async fn meet_deadline(&mut self) {
         let now = Instant::now();
-        if self.surplus_at.is_some_and(|at| at <= now) {
-            self.surplus_at = None;
-            self.close_surplus();
-        }
+        self.links.close_surplus(now);
         let traffic = self.meter.read();
         let count = traffic.sent_messages() + traffic.received_messages();
         if count != self.counted {
             self.counted = count;
             self.active = now;
-            return idle_told;
+        } else if !self.idle_told && self.active + self.patience() <= now {
+            self.meter.not_sent(self.queue.drain(..).count());
+            self.close_all("closed: idle");
+            self.tell_idle().await;
         }
-        if idle_told || now < self.active + self.patience() {
-            return idle_told;
-        }
-        self.meter.not_sent(self.queue.drain(..).count());
-        for link in &self.links {
-            link.close("closed: idle");
-        }
-        self.tell(Event::Idle(self.address)).await;
-        true
-    }
-
-    /// Gives what is under way on links that are not used the time to arrive.
-    fn settle(&mut self) {
-        let linger = self.context.timing.linger;
-        self.surplus_at = (self.links.len() > 1).then(|| Instant::now() + linger);
     }
 
     fn patience(&self) -> Duration {
@@ -248,23 +362,19 @@ impl Peer {
         if self.links.is_empty() { idle.min(GIVE_UP) } else { idle }
     }
 
-    fn close_surplus(&self) {
-        let Some(kept) = self.preferred() else { return };
-        let surplus = self.links.iter().filter(|link| link.id() != kept.id());
-        // Of two that were dialled from both ends, the dialler closes its own: it knows by now
-        // that both ends have the other.
-        for link in surplus.filter(|link| link.dialled || link.dialled == kept.dialled) {
-            link.close("closed: another connection is used");
-        }
-    }
-
-    fn preferred(&self) -> Option<&Link> {
-        preferred(&self.links, self.context.own)
+    fn close_all(&self, reason: &str) {
+        self.links.iter().for_each(|link| link.close(reason));
     }
 
     async fn publish(&mut self) {
-        let link = self.preferred().cloned();
-        self.tell(Event::Linked { address: self.address, link }).await;
+        let Target::Node(node) = self.target else { return };
+        let (links, addresses) = (self.links.by_preference(), self.addresses.clone());
+        self.tell(Event::Linked { node, links, addresses }).await;
+    }
+
+    async fn tell_idle(&mut self) {
+        self.idle_told = true;
+        self.tell(Event::Idle(self.target)).await;
     }
 
     async fn tell(&mut self, event: Event) {
@@ -274,20 +384,15 @@ impl Peer {
 
     /// Gives back what came in between the decision to end and the end.
     async fn hand_back(mut self) {
-        for message in self.queue.drain(..) {
-            let event = Event::Send(self.address, message);
-            if self.context.events.send(event).await.is_err() {
-                return;
-            }
-        }
-        for link in &self.links {
-            link.close("closed: idle");
-        }
+        let waiting: Vec<_> = self.queue.drain(..).collect();
+        self.tell(Event::Unsent(self.target, waiting)).await;
+        self.close_all("closed: idle");
     }
 
     /// Sends what waits, if there is a connection for it, and closes.
     async fn stop(mut self) {
-        self.dial = None;
+        self.direct.give_up();
+        self.detour.give_up();
         let connected = !self.links.is_empty();
         let sent = async {
             while connected && !(self.queue.is_empty() && self.writers.is_empty()) {
@@ -301,47 +406,10 @@ impl Peer {
         };
         // Whatever is not sent by then is lost, as any message may be.
         let _ = time::timeout(LAST_WORDS, sent).await;
-        if let Some(link) = self.preferred().cloned() {
+        if let Some(link) = self.links.preferred().cloned() {
             link.flush(LAST_WORDS).await;
         }
-        for link in &self.links {
-            link.close("closed: the agent stops");
-        }
-    }
-}
-
-/// The connection to use of `links`, which are in the order of their making and lead to one node.
-///
-/// The newest, because whoever dials while there is one does not know of it any more, except where
-/// both ends have dialled at the same time: then both keep that of the smaller node id.
-fn preferred(links: &[Link], own: NodeId) -> Option<&Link> {
-    links.iter().reduce(|kept, newer| {
-        let crossed = kept.dialled != newer.dialled
-            && newer.since.duration_since(kept.since) < CROSSING
-            && kept.peer.node == newer.peer.node;
-        let smaller = own.min(newer.peer.node);
-        match crossed && kept.dialler(own) == smaller {
-            true => kept,
-            false => newer,
-        }
-    })
-}
-
-async fn dial(address: SocketAddr, context: Context) -> Result<Link, Failure> {
-    let limit = context.timing.dial;
-    let attempt = async {
-        let link = context.connect(address).await?;
-        link.accepted().await?;
-        Ok(link)
-    };
-    time::timeout(limit, attempt).await.unwrap_or_else(|_| Err(Failure::timeout(limit)))
-}
-
-/// Waits for a future that may not be there.
-async fn pending<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
-    match future {
-        Some(future) => future.await,
-        None => future::pending().await,
+        self.close_all("closed: the agent stops");
     }
 }
 
@@ -349,9 +417,14 @@ const WAITING_UNCONNECTED: usize = 16;
 const WAITING_CONNECTED: usize = 256;
 const WAITING_BYTES: usize = 8 << 20;
 const WRITERS_AT_ONCE: usize = 16;
-/// Connections that were made within this time of one another were dialled at the same time.
-const CROSSING: Duration = Duration::from_secs(2);
+/// How many addresses of one peer are tried in turn.
+const ADDRESSES: usize = 3;
+/// Direct attempts in a row without an answer after which the detour is taken.
+const UNREACHED: u32 = 2;
+/// How long a connection is wanted after somebody has asked for it or it was lost.
+const WANTED: Duration = Duration::from_secs(3);
 /// A connection that ends sooner counts as an attempt that failed.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 const GIVE_UP: Duration = Duration::from_secs(10);
+const PROBE: Duration = Duration::from_secs(1);
 const LAST_WORDS: Duration = Duration::from_millis(250);

@@ -9,14 +9,15 @@ use bytes::Bytes;
 use time::OffsetDateTime;
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{self as clock, Instant, MissedTickBehavior},
 };
 use weft_model::NodeId;
 
 use super::{
     acceptor::Context,
+    detour::node_behind,
     link::Link,
-    peer::{Command, Peer},
+    peer::{Command, Peer, Target},
     refusal::{Failure, FailureReason, Refusal},
     traffic::Meter,
 };
@@ -24,33 +25,48 @@ use super::{
 /// What peers' tasks and the acceptor tell the router.
 #[derive(Debug)]
 pub(super) enum Event {
-    Arrived(SocketAddr, Link),
-    /// The connection that a peer's task uses from now on.
+    /// A connection with a member that was not its peer's task's own doing, and messages that
+    /// waited for it.
+    Met {
+        link: Link,
+        waiting: Vec<Bytes>,
+    },
+    /// The connections that a peer's task has from now on, the one that it uses first.
     Linked {
-        address: SocketAddr,
-        link: Option<Link>,
+        node: NodeId,
+        links: Vec<Link>,
+        addresses: Vec<SocketAddr>,
     },
     Failed {
         address: SocketAddr,
         failure: Failure,
     },
-    Idle(SocketAddr),
-    /// A message that a peer's task could not send before its end.
-    Send(SocketAddr, Bytes),
+    Idle(Target),
+    /// Messages that a peer's task could not send before its end.
+    Unsent(Target, Vec<Bytes>),
 }
 
 /// The state of a carrier at one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct View {
-    pub(super) peers: BTreeMap<SocketAddr, Known>,
+    pub(super) peers: BTreeMap<NodeId, Known>,
     pub(super) failures: BTreeMap<FailureReason, u64>,
     pub(super) last: BTreeMap<SocketAddr, LastFailure>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Known {
-    pub(super) link: Option<Link>,
+    /// The one in use first.
+    pub(super) links: Vec<Link>,
+    /// Where the peer is dialled.
+    pub(super) addresses: Vec<SocketAddr>,
     pub(super) meter: Arc<Meter>,
+}
+
+impl View {
+    pub(super) fn links(&self, node: NodeId) -> &[Link] {
+        self.peers.get(&node).map_or(&[], |known| &known.links)
+    }
 }
 
 /// What last went wrong with an address.
@@ -62,38 +78,60 @@ pub struct LastFailure {
     pub count: u64,
 }
 
-/// Finds the task for each address, starts it when needed, and shows what all of them do.
+/// Finds the task for each peer, starts it when needed, and shows what all of them do.
 pub(super) struct Router {
     pub(super) context: Context,
     pub(super) sends: mpsc::Receiver<(SocketAddr, Bytes)>,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) revoked: watch::Receiver<BTreeSet<NodeId>>,
+    pub(super) introductions: watch::Receiver<BTreeMap<NodeId, SocketAddr>>,
+    pub(super) to_keep: watch::Receiver<BTreeSet<NodeId>>,
     pub(super) published: watch::Sender<Arc<View>>,
-    pub(super) peers: BTreeMap<SocketAddr, mpsc::Sender<Command>>,
+    pub(super) peers: BTreeMap<Target, Running>,
+    pub(super) directory: Directory,
     pub(super) logged: BTreeMap<SocketAddr, (FailureReason, Instant)>,
+}
+
+/// The task of one peer.
+#[derive(Debug)]
+pub(super) struct Running {
+    commands: mpsc::Sender<Command>,
+    meter: Arc<Meter>,
 }
 
 enum Wake {
     Event(Event),
     Send(SocketAddr, Bytes),
+    Introductions,
+    Keep,
     Revoked,
     Stop,
 }
 
 impl Router {
     pub(super) async fn run(mut self) {
+        let mut look = clock::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wake = tokio::select! {
                 biased;
                 () = self.context.stop.cancelled() => Wake::Stop,
                 Some(event) = self.events.recv() => Wake::Event(event),
                 Ok(()) = self.revoked.changed() => Wake::Revoked,
+                Ok(()) = self.introductions.changed() => Wake::Introductions,
+                Ok(()) = self.to_keep.changed() => Wake::Keep,
+                _ = look.tick() => Wake::Keep,
                 Some((to, message)) = self.sends.recv() => Wake::Send(to, message),
             };
             match wake {
                 Wake::Event(event) => self.take(event),
-                Wake::Send(to, message) => self.command(to, Command::Send(message)),
-                Wake::Revoked => self.close_revoked(),
+                Wake::Send(to, message) => self.send(to, message),
+                Wake::Introductions => self.learn(),
+                Wake::Keep => self.look_after(),
+                Wake::Revoked => self.close_where(|link, revoked| {
+                    let node = link.peer.node;
+                    revoked.contains(&node).then_some(Refusal::Revoked(node))
+                }),
                 Wake::Stop => return self.stop(),
             }
         }
@@ -102,63 +140,133 @@ impl Router {
     /// Hands out what was to be sent. The peers' tasks stop when they have read all of it.
     fn stop(mut self) {
         while let Ok((to, message)) = self.sends.try_recv() {
-            self.command(to, Command::Send(message));
+            self.send(to, message);
         }
     }
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Arrived(address, link) => self.command(address, Command::Adopt(link)),
-            Event::Send(address, message) => self.command(address, Command::Send(message)),
-            Event::Linked { address, link } => {
+            Event::Met { link, waiting } => {
+                let node = link.peer.node;
+                self.directory.meet(link.address, node);
+                self.command(Target::Node(node), Command::Adopt(link));
+                for message in waiting {
+                    self.command(Target::Node(node), Command::Send(message));
+                }
+            }
+            Event::Linked { node, links, addresses } => {
                 // A node that was revoked while its handshake was under way.
-                if let Some(link) = &link
-                    && self.revoked.borrow().contains(&link.peer.node)
-                {
-                    link.close(&Refusal::Revoked(link.peer.node).to_string());
+                if self.revoked.borrow().contains(&node) {
+                    let refusal = Refusal::Revoked(node).to_string();
+                    links.iter().for_each(|link| link.close(&refusal));
                 }
                 self.edit(|view| {
-                    if link.is_some() {
-                        view.last.remove(&address);
+                    if links.iter().any(|link| !link.detoured) {
+                        addresses.iter().for_each(|address| drop(view.last.remove(address)));
                     }
-                    if let Some(known) = view.peers.get_mut(&address) {
-                        known.link = link;
+                    if let Some(known) = view.peers.get_mut(&node) {
+                        known.links = links;
+                        known.addresses = addresses;
                     }
                 });
             }
             Event::Failed { address, failure } => self.note(address, failure),
-            Event::Idle(address) => {
+            Event::Idle(target) => {
                 // Without its sender the task ends, once it has read what was sent before.
-                self.peers.remove(&address);
-                self.edit(|view| {
-                    view.peers.remove(&address);
-                });
+                self.peers.remove(&target);
+                if let Target::Node(node) = target {
+                    self.edit(|view| drop(view.peers.remove(&node)));
+                }
+            }
+            Event::Unsent(target, messages) => {
+                for message in messages {
+                    match target {
+                        Target::Node(_) => self.command(target, Command::Send(message)),
+                        Target::Stranger(address) => self.send(address, message),
+                    }
+                }
             }
         }
     }
 
-    fn command(&mut self, address: SocketAddr, command: Command) {
-        let sender = match self.peers.get(&address) {
-            Some(sender) if !sender.is_closed() => sender.clone(),
-            Some(_) | None => self.start(address),
+    /// Sends `message` to whoever is known to be at `to`, by whatever connection there is.
+    fn send(&mut self, to: SocketAddr, message: Bytes) {
+        let connected = |node| !self.published.borrow().links(node).is_empty();
+        let target = match self.directory.node_at(to, connected) {
+            Some(node) => Target::Node(node),
+            None => Target::Stranger(to),
         };
-        if sender.try_send(command).is_err()
-            && let Some(known) = self.published.borrow().peers.get(&address)
+        self.command(target, Command::Send(message));
+        if let Target::Node(node) = target
+            && !self.directory.introduced.contains_key(&node)
         {
-            known.meter.not_sent(1);
+            self.command(target, Command::Introduce(to));
         }
     }
 
-    fn start(&mut self, address: SocketAddr) -> mpsc::Sender<Command> {
-        let (sender, commands) = mpsc::channel(COMMANDS);
+    fn command(&mut self, target: Target, command: Command) {
+        if self.peers.get(&target).is_none_or(|running| running.commands.is_closed()) {
+            let running = self.start(target);
+            self.peers.insert(target, running);
+        }
+        let running = &self.peers[&target];
+        if let Err(refused) = running.commands.try_send(command)
+            && let Command::Send(_) = refused.into_inner()
+        {
+            running.meter.not_sent(1);
+        }
+    }
+
+    fn start(&self, target: Target) -> Running {
+        let (commands, to_obey) = mpsc::channel(COMMANDS);
         let meter = Arc::new(Meter::new(self.context.totals.clone()));
-        let peer = Peer::new(address, self.context.clone(), meter.clone());
-        self.context.tracker.spawn(peer.run(commands));
-        self.peers.insert(address, sender.clone());
-        self.edit(|view| {
-            view.peers.insert(address, Known { link: None, meter });
-        });
-        sender
+        let mut peer = Peer::new(target, self.context.clone(), meter.clone());
+        if let Target::Node(node) = target {
+            peer.addresses.extend(self.directory.introduced.get(&node));
+            let known = Known { links: vec![], addresses: vec![], meter: meter.clone() };
+            self.edit(|view| drop(view.peers.insert(node, known)));
+        }
+        self.context.tracker.spawn(peer.run(to_obey));
+        Running { commands, meter }
+    }
+
+    /// Takes in who says to be where.
+    fn learn(&mut self) {
+        let introduced = self.introductions.borrow_and_update().clone();
+        for (node, address) in self.directory.introduce(introduced) {
+            if self.peers.contains_key(&Target::Node(node)) {
+                self.command(Target::Node(node), Command::Introduce(address));
+            }
+        }
+        self.look_after();
+    }
+
+    /// Closes what has expired, and keeps up what is to be kept.
+    fn look_after(&mut self) {
+        let (own, now) = (self.context.own, self.context.clock.now());
+        self.close_where(|link, _| link.expired(own, now));
+        let kept = self.to_keep.borrow_and_update().clone();
+        let revoked = self.revoked.borrow().clone();
+        for node in kept.into_iter().filter(|node| *node != own && !revoked.contains(node)) {
+            let target = Target::Node(node);
+            if self.directory.introduced.contains_key(&node) || self.peers.contains_key(&target) {
+                self.command(target, Command::Want);
+            }
+        }
+    }
+
+    /// Closes the connections against which there is an objection.
+    fn close_where(&mut self, object: impl Fn(&Link, &BTreeSet<NodeId>) -> Option<Refusal>) {
+        let revoked = self.revoked.borrow_and_update().clone();
+        let view = self.published.borrow().clone();
+        for link in view.peers.values().flat_map(|known| &known.links) {
+            if link.connection.close_reason().is_none()
+                && let Some(refusal) = object(link, &revoked)
+            {
+                link.close(&refusal.to_string());
+                self.note(link.address, Failure::from(&refusal));
+            }
+        }
     }
 
     fn note(&mut self, address: SocketAddr, failure: Failure) {
@@ -183,18 +291,46 @@ impl Router {
         });
     }
 
-    fn close_revoked(&mut self) {
-        let revoked = self.revoked.borrow_and_update().clone();
-        let view = self.published.borrow().clone();
-        for link in view.peers.values().filter_map(|known| known.link.as_ref()) {
-            if revoked.contains(&link.peer.node) {
-                link.close(&Refusal::Revoked(link.peer.node).to_string());
-            }
-        }
-    }
-
     fn edit(&self, edit: impl FnOnce(&mut View)) {
         self.published.send_modify(|view| edit(Arc::make_mut(view)));
+    }
+}
+
+/// Who is where, as far as is known.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    /// Where members say that they are.
+    introduced: BTreeMap<NodeId, SocketAddr>,
+    claims: BTreeMap<SocketAddr, NodeId>,
+    /// Where they have shown by a certificate that they were.
+    met: BTreeMap<SocketAddr, (NodeId, Instant)>,
+}
+
+impl Directory {
+    /// Takes in all claims, and returns those that are new.
+    fn introduce(&mut self, introduced: BTreeMap<NodeId, SocketAddr>) -> Vec<(NodeId, SocketAddr)> {
+        let new = introduced
+            .iter()
+            .filter(|(node, address)| self.introduced.get(node) != Some(address))
+            .map(|(&node, &address)| (node, address))
+            .collect();
+        self.claims = introduced.iter().map(|(&node, &address)| (address, node)).collect();
+        self.introduced = introduced;
+        new
+    }
+
+    fn meet(&mut self, address: SocketAddr, node: NodeId) {
+        bound(&mut self.met, |(_, at)| *at);
+        self.met.insert(address, (node, Instant::now()));
+    }
+
+    /// Who is at `address`: who was met there, if it is still `connected`, before who says so.
+    fn node_at(&self, address: SocketAddr, connected: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        let met = self.met.get(&address).map(|(node, _)| *node);
+        node_behind(address)
+            .or_else(|| met.filter(|node| connected(*node)))
+            .or_else(|| self.claims.get(&address).copied())
+            .or(met)
     }
 }
 
@@ -210,3 +346,5 @@ fn bound<V, T: Ord>(map: &mut BTreeMap<SocketAddr, V>, age: impl Fn(&V) -> T) {
 const COMMANDS: usize = 256;
 const REMEMBERED: usize = 1024;
 const LOG_AGAIN: Duration = Duration::from_secs(60);
+/// How often certificates are looked at, and kept peers.
+const LOOK: Duration = Duration::from_secs(1);

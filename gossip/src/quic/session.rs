@@ -1,6 +1,7 @@
 use std::{fmt, sync::Arc};
 
 use quinn::Connection;
+use time::OffsetDateTime;
 
 use super::{
     enrolment::{self, Admitted, Request},
@@ -18,11 +19,21 @@ pub struct Session {
     connection: Connection,
     peer: Arc<PeerIdentity>,
     dialled: bool,
+    detoured: bool,
+    established: OffsetDateTime,
+    expires: OffsetDateTime,
 }
 
 impl Session {
     pub(super) fn new(link: &Link) -> Self {
-        Self { connection: link.connection.clone(), peer: link.peer.clone(), dialled: link.dialled }
+        Self {
+            connection: link.connection.clone(),
+            peer: link.peer.clone(),
+            dialled: link.dialled,
+            detoured: link.detoured,
+            established: link.since_clock,
+            expires: link.expires(),
+        }
     }
 
     pub fn peer(&self) -> &PeerIdentity {
@@ -32,6 +43,22 @@ impl Session {
     /// Whether this node has dialled: of both ends exactly one has, so it tells them apart.
     pub fn dialled(&self) -> bool {
         self.dialled
+    }
+
+    /// Whether its packets are carried by a [`super::Detour`].
+    pub fn detoured(&self) -> bool {
+        self.detoured
+    }
+
+    /// When it was made, by this node's clock.
+    pub fn established(&self) -> OffsetDateTime {
+        self.established
+    }
+
+    /// When the first of the two certificates under which it was made expires: it is closed then,
+    /// and keys that were derived from it are of no use any more.
+    pub fn expires(&self) -> OffsetDateTime {
+        self.expires
     }
 
     /// The same at both ends, and of no other session.

@@ -19,8 +19,17 @@ pub struct Timing {
     /// Without a message for so long a connection is closed, and without success a peer that
     /// nothing more is sent to is given up.
     pub idle: Duration,
-    /// How long a connection that is not needed next to another stays open for what is under way.
+    /// How long one of two connections that were made at the same moment stays open for what is
+    /// under way.
     pub linger: Duration,
+    /// The age at which whoever has dialled a connection replaces it by a new one, so that the keys
+    /// derived from it are replaced; up to a quarter sooner, so that many do not come at once.
+    pub session_age: Duration,
+    /// How long a connection that was replaced stays open: what was sealed under its keys arrives.
+    pub overlap: Duration,
+    /// The longest wait between two attempts to reach a peer directly to which there is a detour,
+    /// and between two attempts to replace a connection that works.
+    pub retry_direct: Duration,
 }
 
 impl Default for Timing {
@@ -32,9 +41,24 @@ impl Default for Timing {
             keep_alive: Duration::from_secs(1),
             silence: Duration::from_secs(4),
             initial_rtt: Duration::from_millis(30),
-            idle: Duration::from_secs(60),
+            // Gossip speaks to each of 500 peers every 40 s on average: connections stay.
+            idle: Duration::from_secs(300),
             linger: Duration::from_secs(1),
+            session_age: Duration::from_secs(3600),
+            overlap: Duration::from_secs(30),
+            retry_direct: Duration::from_secs(15),
         }
+    }
+}
+
+impl Timing {
+    /// The age at which to replace a connection whose certificates last for `remaining`; `chance`
+    /// is drawn evenly from 0 to 1. Before the first of them expires there is time for another
+    /// attempt, by when the owner may have a newer one.
+    pub(super) fn lasts(&self, remaining: time::Duration, chance: f64) -> Duration {
+        let remaining = Duration::try_from(remaining).unwrap_or_default();
+        let longest = self.session_age.min(remaining * 2 / 3).max(SHORTEST_AGE);
+        longest.mul_f64(0.75 + 0.25 * chance.clamp(0.0, 1.0))
     }
 }
 
@@ -59,6 +83,7 @@ impl BackOff {
 }
 
 const FIRST: Duration = Duration::from_millis(50);
+const SHORTEST_AGE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

@@ -15,7 +15,7 @@ use rustls::{
 };
 use tokio::sync::watch;
 
-use super::{timing::Timing, trust::Trust};
+use super::{detour::DETOURED_BYTES, timing::Timing, trust::Trust};
 use crate::identity::{Certificate, Identity, PrivateKey};
 
 /// What members speak.
@@ -58,7 +58,7 @@ pub(super) fn certified(chain: &[&Certificate], key: &PrivateKey) -> Arc<Certifi
 pub(super) fn server_config(
     trust: Trust,
     presented: Presented,
-    timing: &Timing,
+    transport: TransportConfig,
 ) -> quinn::ServerConfig {
     let mut tls = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -72,9 +72,9 @@ pub(super) fn server_config(
 
     let crypto = QuicServerConfig::try_from(tls).expect("the provider has AES-128-GCM");
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    // A peer is known by its address, so it may not change it within a connection.
-    config.migration(false);
-    config.transport_config(Arc::new(transport(timing)));
+    // A peer behind a NAT comes from another port when the NAT has forgotten it (RFC 9000 §9).
+    config.migration(true);
+    config.transport_config(Arc::new(transport));
     config
 }
 
@@ -82,7 +82,7 @@ pub(super) fn client_config(
     verifier: Arc<dyn ServerCertVerifier>,
     presented: Presented,
     alpn: &[u8],
-    timing: &Timing,
+    transport: TransportConfig,
 ) -> quinn::ClientConfig {
     let mut tls = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -96,7 +96,7 @@ pub(super) fn client_config(
 
     let crypto = QuicClientConfig::try_from(tls).expect("the provider has AES-128-GCM");
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport(timing)));
+    config.transport_config(Arc::new(transport));
     config
 }
 
@@ -111,7 +111,8 @@ pub(super) fn endpoint_config(key: &PrivateKey) -> EndpointConfig {
     config
 }
 
-fn transport(timing: &Timing) -> TransportConfig {
+/// How packets go directly from host to host.
+pub(super) fn direct(timing: &Timing) -> TransportConfig {
     let idle =
         IdleTimeout::try_from(timing.silence).expect("seconds fit a variable-length integer");
     let mut config = TransportConfig::default();
@@ -126,6 +127,17 @@ fn transport(timing: &Timing) -> TransportConfig {
         .send_window(8 << 20)
         .datagram_receive_buffer_size(Some(1 << 20))
         .datagram_send_buffer_size(1 << 20);
+    config
+}
+
+/// How packets go by a detour: of one length, which fits whatever carries them.
+pub(super) fn detoured(timing: &Timing) -> TransportConfig {
+    let mut config = direct(timing);
+    config
+        .initial_mtu(DETOURED_BYTES)
+        .min_mtu(DETOURED_BYTES)
+        .mtu_discovery_config(None)
+        .enable_segmentation_offload(false);
     config
 }
 

@@ -121,6 +121,7 @@ impl Agent {
             }),
             revoked: watching,
             admission: None,
+            detour: None,
             timing: Timing::default(),
         };
         edit(&mut config);

@@ -68,7 +68,7 @@ impl Cluster {
         (self.configure)(&mut config);
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let carrier = self.network.carrier(node(n), address(n));
-        let gossip = Gossip::start(config, carrier, &tracker, cancel.clone()).unwrap();
+        let gossip = Gossip::start(config, carrier, &tracker, cancel.clone());
         self.running.insert(n, Running { gossip, records, cancel, tracker });
     }
 

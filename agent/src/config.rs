@@ -3,16 +3,20 @@
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::{NonZeroU32, NonZeroU64},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use ipnet::Ipv4Net;
-use serde::Deserialize;
-use weft_model::DnsName;
+use serde::{Deserialize, Deserializer, de};
+use weft_model::{DnsName, Suite};
+use weft_seal::{Offload, OffloadSwitches};
 
 /// The UDP port on which agents talk to each other.
 pub const AGENT_PORT: u16 = 6790;
+/// The UDP port of the first lane of sealed packets.
+pub const SEALED_PORT: u16 = 6791;
 pub const DEFAULT_CONFIG: &str = "/etc/weft/weft.toml";
 pub const DEFAULT_SOCKET: &str = "/run/weft/weft.sock";
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/weft";
@@ -48,6 +52,25 @@ pub struct Config {
     pub uplink_pool: Ipv4Net,
     /// Seconds that a released address rests before it is given out unasked.
     pub address_rest: u32,
+    /// Whether this host takes part in encrypted networks.
+    pub encryption: bool,
+    /// The first UDP port of sealed packets; lane N has the port plus N.
+    pub sealed_port: u16,
+    /// How many lanes sealed packets take; by the number of cores when absent.
+    #[serde(deserialize_with = "lanes")]
+    pub sealed_lanes: Option<u8>,
+    /// The cipher suites that this host takes, the one it likes best first; by the CPU when empty.
+    #[serde(deserialize_with = "distinct")]
+    pub sealed_suites: Vec<Suite>,
+    /// Bytes after which a key is replaced.
+    pub sealed_rekey_bytes: NonZeroU64,
+    /// Seconds after which a key is replaced.
+    pub sealed_rekey_seconds: NonZeroU32,
+    /// What of the kernel's offloads the sealed data path may use: all but those that are named.
+    #[serde(rename = "sealed_offloads_off", deserialize_with = "all_but")]
+    pub sealed_offloads: OffloadSwitches,
+    /// Whether this host passes on sealed packets between hosts that do not reach each other.
+    pub relay: bool,
 }
 
 impl Default for Config {
@@ -66,6 +89,14 @@ impl Default for Config {
             dns_upstream: Vec::new(),
             uplink_pool: Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 192, 0), 18),
             address_rest: 60,
+            encryption: true,
+            sealed_port: SEALED_PORT,
+            sealed_lanes: None,
+            sealed_suites: Vec::new(),
+            sealed_rekey_bytes: NonZeroU64::new(1 << 36).expect("not zero"),
+            sealed_rekey_seconds: NonZeroU32::new(120).expect("not zero"),
+            sealed_offloads: OffloadSwitches::ALL_ON,
+            relay: true,
         }
     }
 }
@@ -92,23 +123,110 @@ impl Config {
         toml::from_str(text)
     }
 
+    /// Refuses UDP ports that meet, for an agent that others reach at `agent`.
+    ///
+    /// # Errors
+    ///
+    /// Two of them are the same, or there are not as many ports as sealed lanes; both keys are
+    /// named.
+    pub fn refuse_port_clash(&self, agent: u16) -> Result<(), PortClash> {
+        let vxlan = self.vxlan_port;
+        if agent == vxlan {
+            return Err(PortClash::Agent { port: agent });
+        }
+        if !self.encryption {
+            return Ok(());
+        }
+        let (first, lanes) = (self.sealed_port, self.lanes());
+        let Some(last) = first.checked_add(u16::from(lanes) - 1).filter(|_| first != 0) else {
+            return Err(PortClash::Range { first, lanes });
+        };
+        match [(agent, "listen"), (vxlan, "vxlan_port")]
+            .into_iter()
+            .find(|(port, _)| (first..=last).contains(port))
+        {
+            None => Ok(()),
+            Some((port, key)) => Err(PortClash::Sealed { first, last, port, key }),
+        }
+    }
+
+    /// How many lanes sealed packets take on this host.
+    pub fn lanes(&self) -> u8 {
+        self.sealed_lanes.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            u8::try_from((cores / 2).clamp(1, 4)).expect("at most 4")
+        })
+    }
+
     pub fn rest(&self) -> Duration {
         Duration::from_secs(self.address_rest.into())
     }
 }
 
-fn optional_address<'de, D>(deserializer: D) -> Result<Option<SocketAddr>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-{
-    match String::deserialize(deserializer)?.as_str() {
+fn optional_address<'de, D: Deserializer<'de>>(text: D) -> Result<Option<SocketAddr>, D::Error> {
+    match String::deserialize(text)?.as_str() {
         "" => Ok(None),
         text => text.parse().map(Some).map_err(|_| {
-            serde::de::Error::custom(format!(
+            de::Error::custom(format!(
                 "{text:?} is not ADDRESS:PORT; give one such as 127.0.0.1:9480, or \"\" for none"
             ))
         }),
     }
+}
+
+fn lanes<'de, D: Deserializer<'de>>(lanes: D) -> Result<Option<u8>, D::Error> {
+    match i64::deserialize(lanes)? {
+        lanes @ 1..=8 => Ok(u8::try_from(lanes).ok()),
+        other => Err(de::Error::custom(format!("{other} is not 1 to 8 lanes"))),
+    }
+}
+
+fn distinct<'de, D: Deserializer<'de>>(suites: D) -> Result<Vec<Suite>, D::Error> {
+    let suites = Vec::<Suite>::deserialize(suites)?;
+    let twice = suites.iter().enumerate().find(|(at, suite)| suites[..*at].contains(suite));
+    match twice {
+        None => Ok(suites),
+        Some((_, suite)) => {
+            Err(de::Error::custom(format!("{} stands twice: name it once", suite.as_str())))
+        }
+    }
+}
+
+fn all_but<'de, D: Deserializer<'de>>(names: D) -> Result<OffloadSwitches, D::Error> {
+    let mut switches = OffloadSwitches::ALL_ON;
+    for name in Vec::<String>::deserialize(names)? {
+        let offload = Offload::ALL.into_iter().find(|offload| offload.as_str() == name);
+        let switch = match offload {
+            Some(Offload::TapTso) => &mut switches.tap_tso,
+            Some(Offload::TapUso) => &mut switches.tap_uso,
+            Some(Offload::UdpSegment) => &mut switches.udp_segment,
+            Some(Offload::UdpGro) => &mut switches.udp_gro,
+            None => {
+                let known = Offload::ALL.map(Offload::as_str).join(", ");
+                return Err(de::Error::custom(format!(
+                    "{name:?} is no offload: there are {known}"
+                )));
+            }
+        };
+        *switch = false;
+    }
+    Ok(switches)
+}
+
+/// Two uses of one UDP port of this host.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum PortClash {
+    #[error("listen and vxlan_port are both {port}: give one of them another port")]
+    Agent { port: u16 },
+    #[error(
+        "sealed_port {first} with sealed_lanes {lanes} is no range of ports: give 1 to {}",
+        u16::MAX - u16::from(*lanes) + 1
+    )]
+    Range { first: u16, lanes: u8 },
+    #[error(
+        "{key} {port} lies in {first} to {last}, the ports of sealed_port and sealed_lanes: move one of them"
+    )]
+    Sealed { first: u16, last: u16, port: u16, key: &'static str },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -136,10 +254,44 @@ mod tests {
             ("metrics = \"nine\"", "nine"),
             ("domain = \"-\"", "\"-\""),
             ("uplink_pool = \"10.0.0.0\"", "uplink_pool"),
+            ("sealed_lanes = 9", "9 is not 1 to 8"),
+            ("sealed_lanes = 0", "0 is not 1 to 8"),
+            ("sealed_suites = [\"rot13\"]", "rot13"),
+            ("sealed_suites = [\"aes128-gcm\", \"aes128-gcm\"]", "twice"),
+            ("sealed_rekey_bytes = 0", "zero"),
+            ("sealed_rekey_seconds = 0", "zero"),
+            ("sealed_offloads_off = [\"lro\"]", "tap-tso, tap-uso, udp-segment, udp-gro"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn offloads_that_are_named_are_off_and_no_others() {
+        let config = Config::parse("sealed_offloads_off = [\"tap-uso\"]").unwrap();
+        let expected = OffloadSwitches { tap_uso: false, ..OffloadSwitches::ALL_ON };
+        assert_eq!(config.sealed_offloads, expected);
+    }
+
+    #[test]
+    fn ports_that_meet_are_refused_and_both_keys_named() {
+        let clash = |text: &str, agent: u16| {
+            let refused = Config::parse(text).unwrap().refuse_port_clash(agent);
+            refused.err().map(|clash| clash.to_string())
+        };
+        assert_eq!(clash("sealed_lanes = 4", AGENT_PORT), None);
+        for (text, agent, words) in [
+            ("", 4789, ["listen", "vxlan_port"]),
+            ("sealed_lanes = 4\nsealed_port = 6787", 6790, ["listen", "sealed_port"]),
+            ("sealed_port = 4789", 6790, ["vxlan_port", "sealed_port"]),
+            ("sealed_port = 65535\nsealed_lanes = 2", 6790, ["65535", "sealed_lanes"]),
+            ("sealed_port = 0", 6790, ["sealed_port 0", "sealed_lanes"]),
+        ] {
+            let message = clash(text, agent).unwrap();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
+        assert_eq!(clash("encryption = false\nsealed_port = 6790", 6790), None);
     }
 
     #[test]
@@ -153,6 +305,9 @@ mod tests {
             .filter(|line| !line.starts_with('#'))
             .collect::<Vec<_>>()
             .join("\n");
-        Config::parse(&uncommented).unwrap();
+        let config = Config::parse(&uncommented).unwrap();
+        let default = Config::default();
+        assert_eq!(config.sealed_rekey_bytes, default.sealed_rekey_bytes);
+        assert_eq!(config.sealed_port, default.sealed_port);
     }
 }

@@ -32,6 +32,7 @@ use crate::{
     chain::Chain,
     clock,
     config::{AGENT_PORT, Config},
+    encryption::Encryption,
     ledger::{self, BookFile, Keeper, Ledger, Links, Start},
     listeners::Listeners,
     metrics,
@@ -39,7 +40,7 @@ use crate::{
     remembered::{self, Remembered},
     renewal, roster,
     state_dir::StateLock,
-    status::Report,
+    status::{self, Report},
     tokens::Tokens,
     underlay::Watcher,
 };
@@ -72,6 +73,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let host = Namespace::current()?;
     refuse_missing(&probe())?;
     let advertise = advertised(&config, &host)?;
+    config.refuse_port_clash(advertise.port())?;
     let tracker = TaskTracker::new();
     let stop = CancellationToken::new();
     let agent = Agent::start(&config, host, identity, advertise, &tracker, &stop).await?;
@@ -121,6 +123,7 @@ struct Agent {
     tokens: Arc<Tokens>,
     listeners: Listeners,
     plane: DataPlane,
+    encryption: Encryption,
     /// Why the keeper could not go on, once that is so.
     failure: watch::Receiver<Option<Arc<ledger::BookError>>>,
 }
@@ -141,6 +144,9 @@ impl Agent {
             advertise,
             config.dns_upstream.clone(),
         );
+        let mtu = watcher.look()?.node.underlay_mtu;
+        let encryption = Encryption::start(config, me, advertise.ip(), mtu, tracker, stop);
+        let watcher = watcher.offering(encryption.offer());
         let seen = watcher.look()?;
         let (node, node_updates) = watch::channel(seen.node);
         let (resolvers, resolver_updates) = watch::channel(seen.resolvers);
@@ -163,7 +169,14 @@ impl Agent {
         let published = own_records(me, &node_updates.borrow(), &book, &spaces);
 
         let view: ViewCell = Arc::default();
-        let carrier = Arc::new(bind_carrier(config, &identity, advertise, &view)?);
+        // Nobody is revoked in this version: removal of nodes is not there yet.
+        let (_, revoked) = watch::channel(BTreeSet::new());
+        let roads = Roads {
+            advertise,
+            revoked: revoked.clone(),
+            detour: encryption.detour(stop.child_token()),
+        };
+        let carrier = Arc::new(bind_carrier(config, &identity, roads, &view)?);
         let generation = identity.next_generation(OffsetDateTime::now_utc())?;
         let mut gossip_config = GossipConfig::new(me, identity.cluster(), generation);
         gossip_config.seeds = seeds(&identity, config, advertise);
@@ -204,6 +217,7 @@ impl Agent {
             desired,
             directory,
             node: node_updates,
+            encryption: encryption.clone(),
             tracker: tracker.clone(),
         };
         let start = Start {
@@ -211,6 +225,7 @@ impl Agent {
                 me,
                 local: VtepAddr::from(advertise.ip()),
                 vxlan_port: config.vxlan_port,
+                sealed: encryption.ports(),
                 uplink_pool: Ipv4Net::trunc(&config.uplink_pool),
             },
             timing,
@@ -223,6 +238,7 @@ impl Agent {
         };
         let (ledger, inbox) = Ledger::channel();
         let (keeper, snapshots) = Keeper::new(links, start, inbox);
+        encryption.follow(Arc::clone(&carrier), snapshots.clone(), revoked, stop.child_token());
         let (failed, failure) = watch::channel(None);
         let (gone, stopped) = (plane.gone(), stop.child_token());
         tracker.spawn(async move {
@@ -237,15 +253,26 @@ impl Agent {
         let rtt = move || -> BTreeMap<NodeId, f64> {
             peers.peers().iter().map(|p| (p.node, p.rtt.as_secs_f64() * 1e3)).collect()
         };
-        let report = Report::new(
-            ledger.clone(),
+        let sources = status::Sources {
+            ledger: ledger.clone(),
             snapshots,
-            plane.status(),
-            Arc::clone(&carrier),
-            config.domain.clone(),
-            Arc::new(rtt),
-        );
-        Ok(Self { identity, gossip, carrier, ledger, report, tokens, listeners, plane, failure })
+            plane: plane.status(),
+            carrier: Arc::clone(&carrier),
+            encryption: encryption.clone(),
+        };
+        let report = Report::new(sources, config.domain.clone(), Arc::new(rtt));
+        Ok(Self {
+            identity,
+            gossip,
+            carrier,
+            ledger,
+            report,
+            tokens,
+            listeners,
+            plane,
+            encryption,
+            failure,
+        })
     }
 
     fn serve_api(&self, socket: UnixListener, tracker: &TaskTracker, stop: &CancellationToken) {
@@ -276,6 +303,7 @@ impl Agent {
             gossip: self.gossip.clone(),
             listeners: self.listeners.clone(),
             plane: self.plane.status(),
+            encryption: self.encryption.clone(),
         };
         let stop = stop.clone();
         tracker.spawn(async move {
@@ -333,12 +361,20 @@ impl Agent {
 /// The view, once there is one.
 type ViewCell = Arc<OnceLock<watch::Receiver<Arc<ClusterView>>>>;
 
+/// How members are reached, and which are not to be.
+struct Roads {
+    advertise: SocketAddr,
+    revoked: watch::Receiver<BTreeSet<NodeId>>,
+    detour: Option<quic::Detour>,
+}
+
 fn bind_carrier(
     config: &Config,
     identity: &Identity,
-    advertise: SocketAddr,
+    roads: Roads,
     view: &ViewCell,
 ) -> Result<QuicCarrier, quic::BindError> {
+    let Roads { advertise, revoked, detour } = roads;
     let (for_names, for_seeds) = (Arc::clone(view), Arc::clone(view));
     let own = identity.name().clone();
     let admission = Admission {
@@ -357,10 +393,9 @@ fn bind_carrier(
         bind: config.listen.unwrap_or(advertise),
         advertise: Some(advertise),
         clock: quic::Clock::system(),
-        // Nobody is revoked in this version: removal of nodes is not there yet.
-        revoked: watch::channel(BTreeSet::new()).1,
+        revoked,
         admission: identity.issuer().map(|_| admission),
-        detour: None,
+        detour,
         timing: quic::Timing::default(),
     })
 }

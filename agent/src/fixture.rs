@@ -154,6 +154,7 @@ pub(crate) fn plane_context() -> PlaneContext {
         me: node_id(1),
         local: "192.0.2.1".parse().unwrap(),
         vxlan_port: 4789,
+        sealed: None,
         uplink_pool: "169.254.192.0/18".parse().unwrap(),
     }
 }

@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod config;
 pub mod daemon;
 pub mod definition;
+pub mod encryption;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod joining;

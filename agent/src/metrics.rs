@@ -17,6 +17,7 @@ use weft_model::{Network, NetworkId};
 use crate::{
     api::types::NodeLiveness,
     cluster::Cluster,
+    encryption::{self, Encryption},
     ledger::{Ledger, SpaceUsage},
     listeners::Listeners,
     status::Report,
@@ -30,6 +31,7 @@ pub struct Sources {
     pub gossip: Gossip,
     pub listeners: Listeners,
     pub plane: tokio::sync::watch::Receiver<Arc<weft_vxlan::Status>>,
+    pub encryption: Encryption,
 }
 
 /// Serves `/metrics`.
@@ -81,6 +83,10 @@ impl Sources {
             gossip: self.gossip.counters(),
             dns: self.listeners.counters().await,
             plane: self.plane.borrow().clone(),
+            sealed: encryption::Reading {
+                status: self.report.encryption(),
+                counters: self.encryption.counters(),
+            },
         }
     }
 }
@@ -112,6 +118,7 @@ struct Reading {
     gossip: weft_gossip::Counters,
     dns: weft_dns::Snapshot,
     plane: Arc<weft_vxlan::Status>,
+    sealed: encryption::Reading,
 }
 
 impl Collector for Reading {
@@ -121,7 +128,8 @@ impl Collector for Reading {
         self.tables(out)?;
         self.gossip(out)?;
         self.dns(out)?;
-        self.space(out)
+        self.space(out)?;
+        self.sealed.encode(out, |id| self.network(id))
     }
 }
 
@@ -255,16 +263,16 @@ impl Reading {
 const NO_LABELS: [(&str, String); 0] = [];
 
 /// Writes families of values with labels.
-struct Writer<'a, 'b> {
+pub(crate) struct Writer<'a, 'b> {
     encoder: &'a mut DescriptorEncoder<'b>,
 }
 
 impl Writer<'_, '_> {
-    fn gauge(&mut self, name: &str, help: &str, value: impl Number) -> fmt::Result {
+    pub(crate) fn gauge(&mut self, name: &str, help: &str, value: impl Number) -> fmt::Result {
         self.gauges(name, help, [(NO_LABELS, value)])
     }
 
-    fn gauges<const L: usize, N: Number>(
+    pub(crate) fn gauges<const L: usize, N: Number>(
         &mut self,
         name: &str,
         help: &str,
@@ -274,7 +282,7 @@ impl Writer<'_, '_> {
         self.family(name, help, MetricType::Gauge, rows)
     }
 
-    fn float_gauges<const L: usize>(
+    pub(crate) fn float_gauges<const L: usize>(
         &mut self,
         name: &str,
         help: &str,
@@ -284,7 +292,7 @@ impl Writer<'_, '_> {
         self.family(name, help, MetricType::Gauge, rows)
     }
 
-    fn counters<const L: usize>(
+    pub(crate) fn counters<const L: usize>(
         &mut self,
         name: &str,
         help: &str,
@@ -311,7 +319,7 @@ impl Writer<'_, '_> {
 }
 
 /// A count that fits a gauge.
-trait Number {
+pub(crate) trait Number {
     fn signed(self) -> i64;
 }
 

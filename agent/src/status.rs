@@ -7,13 +7,15 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use weft_gossip::{Liveness, Member, quic::QuicCarrier};
 use weft_model::{DnsName, Endpoint, EndpointId, Label, Network, NodeId};
+use weft_seal::Tunnel;
 
 use crate::{
     api::types::{
-        Attached, EndpointStatus, NetworkState, NetworkStatus, NodeLiveness, NodeStatus, Resolved,
-        ResolvedAddress, Status, TableStatus,
+        Attached, EncryptionStatus, EndpointStatus, NetworkState, NetworkStatus, NodeLiveness,
+        NodeStatus, Resolved, ResolvedAddress, Status, TableStatus,
     },
     cluster::{Cluster, Placed},
+    encryption::{Encryption, Readings, findings_of},
     ledger::{Ledger, Snapshot, Snapshots, SpaceUsage},
     projection,
     refusal::Refusal,
@@ -27,23 +29,27 @@ pub struct Report {
     snapshots: Snapshots,
     plane: watch::Receiver<Arc<weft_vxlan::Status>>,
     carrier: Arc<QuicCarrier>,
+    encryption: Encryption,
     domain: DnsName,
     rtt: RoundTrips,
+}
+
+/// What a report reads.
+pub struct Sources {
+    pub ledger: Ledger,
+    pub snapshots: Snapshots,
+    pub plane: watch::Receiver<Arc<weft_vxlan::Status>>,
+    pub carrier: Arc<QuicCarrier>,
+    pub encryption: Encryption,
 }
 
 /// Reads the round-trip times to peers, in milliseconds.
 pub type RoundTrips = Arc<dyn Fn() -> BTreeMap<NodeId, f64> + Send + Sync>;
 
 impl Report {
-    pub fn new(
-        ledger: Ledger,
-        snapshots: Snapshots,
-        plane: watch::Receiver<Arc<weft_vxlan::Status>>,
-        carrier: Arc<QuicCarrier>,
-        domain: DnsName,
-        rtt: RoundTrips,
-    ) -> Self {
-        Self { ledger, snapshots, plane, carrier, domain, rtt }
+    pub fn new(sources: Sources, domain: DnsName, rtt: RoundTrips) -> Self {
+        let Sources { ledger, snapshots, plane, carrier, encryption } = sources;
+        Self { ledger, snapshots, plane, carrier, encryption, domain, rtt }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
@@ -146,6 +152,19 @@ impl Report {
         self.carrier.identity().certificate().validity().until
     }
 
+    /// How this node takes part in encrypted networks.
+    pub fn encryption(&self) -> EncryptionStatus {
+        let tunnel = self.encryption.status();
+        let readings = Readings {
+            snapshot: &self.snapshot(),
+            offer: self.encryption.tunnel().map(Tunnel::offer),
+            tunnel: &tunnel,
+            counters: &self.encryption.counters(),
+            plane: &self.plane.borrow().clone(),
+        };
+        readings.status()
+    }
+
     pub fn status(&self) -> Status {
         let snapshot = self.snapshot();
         let nodes = self.nodes();
@@ -155,6 +174,9 @@ impl Report {
         }
         let plane = self.plane.borrow().clone();
         let expires = self.certificate_expires();
+        let encryption = self.encryption();
+        let mut findings = findings(&snapshot.cluster, &nodes, expires, OffsetDateTime::now_utc());
+        findings.extend(findings_of(&encryption));
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             cluster: self.carrier.identity().cluster(),
@@ -165,7 +187,8 @@ impl Report {
             local_endpoints: snapshot.book.endpoints.len(),
             certificate_expires: rfc3339(expires),
             tables: tables(&snapshot.cluster, &plane),
-            findings: findings(&snapshot.cluster, &nodes, expires, OffsetDateTime::now_utc()),
+            encryption,
+            findings,
         }
     }
 }
@@ -229,6 +252,7 @@ fn node_status(
         underlay_mtu: node.underlay_mtu,
         endpoints,
         rtt_ms,
+        sealing: node.sealing.clone(),
     })
 }
 

@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
 use weft_dns::resolv_conf;
-use weft_model::{Label, Node, NodeState, VtepAddr};
+use weft_model::{Label, Node, NodeState, Sealing, VtepAddr};
 use weft_vxlan::{Namespace, Underlay, UnderlayError};
 
 use crate::chain::Chain;
@@ -28,6 +28,8 @@ pub struct Watcher {
     address: SocketAddr,
     /// Resolvers that the configuration names; the host's own when empty.
     configured: Vec<IpAddr>,
+    /// How this host takes part in encrypted networks.
+    sealing: Option<Sealing>,
 }
 
 /// What the watcher tells.
@@ -39,7 +41,12 @@ pub struct Host {
 
 impl Watcher {
     pub fn new(host: Namespace, name: Label, address: SocketAddr, configured: Vec<IpAddr>) -> Self {
-        Self { host, name, address, configured }
+        Self { host, name, address, configured, sealing: None }
+    }
+
+    /// Tells from now on how this host takes part in encrypted networks.
+    pub fn offering(self, sealing: Option<Sealing>) -> Self {
+        Self { sealing, ..self }
     }
 
     /// Looks at the host.
@@ -65,7 +72,7 @@ impl Watcher {
                     .map(SocketAddr::ip)
                     .filter(|ip| !ip.is_loopback())
                     .collect(),
-                sealing: None,
+                sealing: self.sealing.clone(),
             },
             resolvers,
         })

@@ -1,12 +1,16 @@
 //! What goes over the API's socket: JSON bodies of requests and answers. The CLI reads the same.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_model::{
-    DnsName, EndpointId, Family, Label, Labels, MacAddr, Network, NetworkId, NodeId, Subnet,
-    VtepAddr,
+    DnsName, EndpointId, Family, Label, Labels, MacAddr, Network, NetworkId, NodeId, Sealing,
+    Subnet, Suite, VtepAddr,
 };
 
 /// `POST /v1/networks`
@@ -140,13 +144,16 @@ pub struct NodeStatus {
     pub state: NodeLiveness,
     /// Whether this is the node that answers.
     pub this: bool,
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
     pub vtep: VtepAddr,
     pub version: String,
     pub underlay_mtu: u16,
     pub endpoints: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<f64>,
+    /// How it takes part in encrypted networks; absent if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealing: Option<Sealing>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -170,6 +177,7 @@ pub struct Status {
     /// When this node's certificate ends, RFC 3339.
     pub certificate_expires: String,
     pub tables: Vec<TableStatus>,
+    pub encryption: EncryptionStatus,
     /// What an operator should look at; empty when all is well.
     pub findings: Vec<String>,
 }
@@ -185,6 +193,85 @@ pub struct TableStatus {
     pub lag_ms: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// How this node takes part in encrypted networks.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct EncryptionStatus {
+    pub available: bool,
+    /// Why it is not available, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offer: Option<Sealing>,
+    /// Where sealed packets come, a socket a lane.
+    pub sockets: Vec<SocketAddr>,
+    /// What works, but not as well as it could: small socket buffers, for one.
+    pub warnings: Vec<String>,
+    pub offloads: Vec<OffloadReport>,
+    /// Every other node.
+    pub peers: Vec<SealedPeer>,
+    /// Those with endpoints on this host.
+    pub networks: Vec<SealedNetwork>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct OffloadReport {
+    pub offload: String,
+    pub on: bool,
+    /// In words; why it is not on.
+    pub state: String,
+    /// How often it carried several packets at once.
+    pub used: u64,
+    /// How often the kernel refused it.
+    pub refused: u64,
+}
+
+/// How one node is reached by sealed packets.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct SealedPeer {
+    pub node: Label,
+    pub node_id: NodeId,
+    /// `direct`, `observed` (it is behind a NAT), `relay` or `down`.
+    pub path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// The node that relays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+    /// Whether the node has proved that it has the key.
+    pub confirmed: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suite: Option<Suite>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<f64>,
+    /// Bytes of the largest packet that the underlay carries there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_mtu: Option<u16>,
+    /// The generation of the key that is sealed with.
+    pub epoch: u16,
+    /// How often keys were replaced, in both directions.
+    pub rekeys: u64,
+    /// Why nothing goes there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+}
+
+/// How one encrypted network gets on.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct SealedNetwork {
+    pub network: Label,
+    pub network_id: NetworkId,
+    /// Whether it is carried to other hosts; if not, it has failed closed.
+    pub carried: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// Nodes with endpoints in it that are not reached, and why.
+    pub unreachable: BTreeMap<Label, String>,
+    pub sealed_packets: u64,
+    pub opened_packets: u64,
+    /// By reason.
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// `POST /v1/tokens`

@@ -23,7 +23,17 @@ impl Nodes {
             Format::Json => output::json(out, &nodes)?,
             Format::Table => output::table(
                 out,
-                ["NODE", "NAME", "STATE", "ADDRESS", "VTEP", "RTT", "ENDPOINTS", "VERSION"],
+                [
+                    "NODE",
+                    "NAME",
+                    "STATE",
+                    "ADDRESS",
+                    "VTEP",
+                    "RTT",
+                    "ENCRYPTION",
+                    "ENDPOINTS",
+                    "VERSION",
+                ],
                 nodes.iter().map(row),
             )?,
         }
@@ -31,7 +41,7 @@ impl Nodes {
     }
 }
 
-fn row(node: &NodeStatus) -> [String; 8] {
+fn row(node: &NodeStatus) -> [String; 9] {
     [
         node.id.short(),
         format!("{}{}", node.name, if node.this { " *" } else { "" }),
@@ -39,6 +49,7 @@ fn row(node: &NodeStatus) -> [String; 8] {
         node.address.to_string(),
         node.vtep.to_string(),
         node.rtt_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.2} ms")),
+        if node.sealing.is_some() { "yes" } else { "no" }.into(),
         node.endpoints.to_string(),
         node.version.clone(),
     ]

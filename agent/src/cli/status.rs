@@ -3,7 +3,7 @@ use std::io::Write;
 use clap::Args;
 
 use super::{Client, Format, nodes, output};
-use crate::api::types;
+use crate::api::types::{self, EncryptionStatus, SealedNetwork, SealedPeer};
 
 /// Show how this node and the cluster are
 #[derive(Args, Debug)]
@@ -37,6 +37,7 @@ fn show(status: &types::Status, out: &mut impl Write) -> anyhow::Result<()> {
     writeln!(out, "certificate  until {}", status.certificate_expires)?;
     writeln!(out, "nodes        {}", output::list(nodes))?;
     writeln!(out, "networks     {}", status.networks)?;
+    writeln!(out, "encryption   {}", offer(&status.encryption))?;
     writeln!(out, "endpoints    {} ({} here)", status.endpoints, status.local_endpoints)?;
     writeln!(out)?;
     output::table(
@@ -53,8 +54,90 @@ fn show(status: &types::Status, out: &mut impl Write) -> anyhow::Result<()> {
             ]
         }),
     )?;
+    encryption(&status.encryption, out)?;
     for finding in &status.findings {
         writeln!(out, "\n! {finding}")?;
     }
     Ok(())
+}
+
+fn encryption(encryption: &EncryptionStatus, out: &mut impl Write) -> anyhow::Result<()> {
+    if !encryption.offloads.is_empty() {
+        writeln!(out)?;
+        output::table(
+            out,
+            ["OFFLOAD", "STATE", "USED", "REFUSED"],
+            encryption.offloads.iter().map(|offload| {
+                [
+                    offload.offload.clone(),
+                    offload.state.clone(),
+                    offload.used.to_string(),
+                    offload.refused.to_string(),
+                ]
+            }),
+        )?;
+    }
+    if !encryption.peers.is_empty() {
+        writeln!(out)?;
+        output::table(
+            out,
+            ["PEER", "SESSION", "PATH", "RTT", "PATH MTU", "REKEYS", "FAULT"],
+            encryption.peers.iter().map(peer),
+        )?;
+    }
+    if !encryption.networks.is_empty() {
+        writeln!(out)?;
+        output::table(
+            out,
+            ["ENCRYPTED NETWORK", "STATE", "SEALED", "OPENED", "DROPPED", "FAULT"],
+            encryption.networks.iter().map(network),
+        )?;
+    }
+    Ok(())
+}
+
+/// What this node offers, in a line.
+fn offer(encryption: &EncryptionStatus) -> String {
+    let Some(offer) = &encryption.offer else {
+        return encryption.reason.clone().unwrap_or_else(|| "not available".into());
+    };
+    let relay = if offer.relay { "relays for others" } else { "does not relay" };
+    let suites = offer.suites.iter().map(|suite| suite.as_str());
+    format!("{} at {}, {relay}", output::list(suites), output::list(&encryption.sockets))
+}
+
+fn peer(peer: &SealedPeer) -> [String; 7] {
+    let path = match (&peer.address, &peer.via) {
+        (Some(address), _) => format!("{} {address}", peer.path),
+        (None, Some(via)) => format!("{} via {via}", peer.path),
+        (None, None) => peer.path.clone(),
+    };
+    [
+        peer.node.to_string(),
+        match (peer.confirmed, peer.suite) {
+            (true, Some(suite)) => suite.as_str().into(),
+            (true, None) => "yes".into(),
+            (false, _) => "no".into(),
+        },
+        path,
+        peer.rtt_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.2} ms")),
+        peer.path_mtu.map_or_else(|| "-".into(), |mtu| mtu.to_string()),
+        peer.rekeys.to_string(),
+        peer.fault.clone().unwrap_or_else(|| "-".into()),
+    ]
+}
+
+fn network(network: &SealedNetwork) -> [String; 6] {
+    let unreachable = network.unreachable.iter().map(|(node, fault)| format!("{node}: {fault}"));
+    [
+        network.network.to_string(),
+        if network.carried { "carried" } else { "failed closed" }.into(),
+        network.sealed_packets.to_string(),
+        network.opened_packets.to_string(),
+        output::list(network.drops.iter().map(|(why, n)| format!("{n} {why}"))),
+        match &network.fault {
+            Some(fault) => fault.clone(),
+            None => output::list(unreachable),
+        },
+    ]
 }

@@ -140,6 +140,17 @@ impl Keeper {
     }
 
     fn check_network(&self, network: &Network) -> Result<(), Refusal> {
+        if network.encrypted
+            && let Err(missing) = self.links.encryption.tunnel()
+        {
+            return Err(Refusal {
+                field: Some("network"),
+                ..Refusal::new(
+                    RefusalKind::Unavailable,
+                    format!("network {} is encrypted, and on this host is {missing}", network.name),
+                )
+            });
+        }
         match self.cluster.conflict(network.id) {
             None => Ok(()),
             Some(other) => Err(Refusal::conflict(

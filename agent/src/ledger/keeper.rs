@@ -24,6 +24,7 @@ use super::{
 use crate::{
     chain::Chain,
     cluster::Cluster,
+    encryption::Encryption,
     listeners::Listeners,
     projection::{NamesProjection, PlaneContext, own_records, plane},
     refusal::Refusal,
@@ -43,6 +44,7 @@ pub struct Links {
     pub directory: watch::Sender<Arc<Directory>>,
     /// This host's own record, as the underlay's watcher sees it.
     pub node: watch::Receiver<Node>,
+    pub encryption: Encryption,
     pub tracker: TaskTracker,
 }
 

@@ -6,6 +6,6 @@ mod plane;
 mod records;
 
 pub use names::NamesProjection;
-pub use plane::{PlaneContext, mtu, plane, uplink_capacity};
+pub use plane::{PlaneContext, SealedPorts, mtu, plane, uplink_capacity};
 pub(crate) use plane::{free_slot, gateway_ips};
 pub use records::own_records;

@@ -21,7 +21,22 @@ pub struct PlaneContext {
     pub me: NodeId,
     pub local: VtepAddr,
     pub vxlan_port: u16,
+    /// Where sealed packets come, if this host takes part in encrypted networks.
+    pub sealed: Option<SealedPorts>,
     pub uplink_pool: Ipv4Net,
+}
+
+/// Consecutive UDP ports, one a lane.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SealedPorts {
+    pub first: u16,
+    pub lanes: u8,
+}
+
+impl SealedPorts {
+    fn all(self) -> impl Iterator<Item = u16> {
+        (self.first..=u16::MAX).take(self.lanes.into())
+    }
 }
 
 /// Where the IPv6 ends of uplinks come from: a unique local prefix (RFC 4193) of weft's own.
@@ -53,7 +68,7 @@ pub fn plane(context: PlaneContext, cluster: &Cluster, book: &Book, provisional:
             vxlan_port: context.vxlan_port,
             local: BTreeSet::from([context.local]),
             vteps: peers.filter_map(|member| Some(member.node.as_ref()?.vtep)).collect(),
-            sealed_ports: BTreeSet::new(),
+            sealed_ports: context.sealed.into_iter().flat_map(SealedPorts::all).collect(),
             uplink_pools: vec![IpNet::V4(context.uplink_pool), IpNet::V6(UPLINK_POOL_V6)],
         },
     }
@@ -69,7 +84,7 @@ fn overlay_network(
     let mut flood = BTreeMap::new();
     // Of two networks that packets cannot tell apart only one may be carried between hosts.
     let before = cluster.conflict(network.id);
-    let settled = !network.encrypted && before.is_none_or(|before| !is_mistakable(before, network));
+    let settled = before.is_none_or(|before| !is_mistakable(before, network));
     let others = cluster.endpoints(network.id).filter(|p| settled && p.node != context.me);
     // Another node may not draw frames to itself that belong on this host.
     let own: BTreeSet<MacAddr> = book
@@ -80,7 +95,7 @@ fn overlay_network(
         .collect();
     for placed in others.filter(|placed| !own.contains(&placed.endpoint.mac)) {
         let Some(node) = cluster.node(placed.node) else { continue };
-        // A VXLAN device has one family of VTEPs.
+        // A VXLAN device, and a tunnel's socket, has one family of VTEPs.
         if Family::of(node.vtep.ip()) != Family::of(context.local.ip()) {
             continue;
         }
@@ -204,6 +219,39 @@ mod tests {
         assert_eq!(carried.uplink.as_ref().unwrap().v4.unwrap().host.to_string(), "169.254.192.6");
         assert!(carried.flood.is_empty());
         assert_eq!(desired.host.vteps.len(), 1);
+    }
+
+    #[test]
+    fn an_encrypted_network_is_sealed_to_nodes_and_a_plain_one_never_is() {
+        for encrypted in [true, false] {
+            let app = Network { encrypted, ..network(1, "app") };
+            let cluster = Builder::default()
+                .node(1)
+                .node(2)
+                .network(1, &app)
+                .endpoint(1, &app, "web", "10.1.0.8")
+                .endpoint(2, &app, "far", "10.1.0.9")
+                .build();
+            let book = book_with(&app, "web", "10.1.0.8");
+            let context = PlaneContext {
+                sealed: Some(SealedPorts { first: 6791, lanes: 2 }),
+                ..plane_context()
+            };
+            let desired = plane(context, &cluster, &book, false);
+            let carried = &desired.networks[&app.id];
+            assert_eq!(carried.transport == Transport::Sealed, encrypted);
+            assert_eq!(carried.transport.vni(), (!encrypted).then_some(app.vni));
+            assert_eq!(carried.mtu, if encrypted { 1418 } else { 1450 });
+            let nodes: Vec<_> = carried.remotes.values().map(|s| s.node).collect();
+            assert_eq!(nodes, [crate::fixture::node_id(2)]);
+            assert_eq!(desired.host.sealed_ports, BTreeSet::from([6791, 6792]));
+
+            // A host that cannot seal does not fall back to what anybody can read.
+            let desired = plane(plane_context(), &cluster, &book, false);
+            let carried = &desired.networks[&app.id];
+            assert_eq!(carried.transport == Transport::Sealed, encrypted);
+            assert!(desired.host.sealed_ports.is_empty());
+        }
     }
 
     #[test]

@@ -40,8 +40,13 @@ impl Agent {
 
         let mut entered = host
             .enter()?
-            .args(["sh", "-ec", r#"echo $$ >"$1"; exec weft agent"#, "agent"])
+            .args(["sh", "-ec", r#"echo $$ >"$1"; shift; exec weft agent "$@""#, "agent"])
             .arg(&pid)
+            .args(
+                host.configuration()
+                    .iter()
+                    .flat_map(|path| ["--config".as_ref(), path.as_os_str()]),
+            )
             .env("NOTIFY_SOCKET", &notify)
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()))
             .stdin(Stdio::null())

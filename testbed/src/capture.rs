@@ -9,7 +9,7 @@ use anyhow::Context as _;
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::{command::Ran, eventually, holder::pid_of};
+use crate::{Recording, command::Ran, eventually, holder::pid_of};
 
 /// A running tcpdump that writes to a file.
 #[derive(Debug)]
@@ -83,6 +83,16 @@ impl Capture {
         let text =
             Ran::run(command, format!("tcpdump -r {} {filter}", self.file.display()))?.ok()?;
         Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// Stops it, and returns the packets that it captured.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub fn record(mut self) -> anyhow::Result<Recording> {
+        self.end()?;
+        Recording::read(&self.file)
     }
 
     /// Waits until tcpdump has written all that the kernel has for it, and ends it.

@@ -164,7 +164,7 @@ pub fn throughput(
 }
 
 /// A connection from `from` to `to`; the first end is the client's.
-fn connect(
+pub(crate) fn connect(
     from: &Container,
     to: &Container,
     address: IpAddr,

@@ -15,6 +15,7 @@ use crate::{
     command::Ran,
     container::Container,
     holder::{HOLD, Holder, in_network_namespace, network_namespace_of},
+    metrics::Metrics,
 };
 
 /// A machine: network, mount, uts and pid namespaces with a private `/run` and `/var/lib`.
@@ -126,6 +127,26 @@ impl Host {
         serde_json::from_str(&text).with_context(|| format!("`weft {args}` printed {text:?}"))
     }
 
+    /// Gives the agent a configuration file, which it reads when it starts next.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn configure(&self, toml: &str) -> anyhow::Result<()> {
+        Ok(fs::write(self.dir.join(CONFIGURATION), toml)?)
+    }
+
+    /// What the agent answers to `GET /metrics`.
+    ///
+    /// # Errors
+    ///
+    /// It does not answer.
+    pub fn metrics(&self) -> anyhow::Result<Metrics> {
+        let ask = "exec 3<>/dev/tcp/127.0.0.1/9480
+                   printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+        Ok(Metrics(self.exec(&["bash", "-ec", ask])?.ok()?))
+    }
+
     /// Starts the agent and waits until it says that it is ready.
     ///
     /// # Errors
@@ -220,6 +241,11 @@ impl Host {
         Ok(holder.pid())
     }
 
+    /// The agent's configuration file, if it has one.
+    pub(crate) fn configuration(&self) -> Option<PathBuf> {
+        Some(self.dir.join(CONFIGURATION)).filter(|path| path.is_file())
+    }
+
     pub(crate) fn log_path(&self) -> PathBuf {
         self.dir.join("agent.log")
     }
@@ -241,6 +267,8 @@ impl Host {
         Ok(command)
     }
 }
+
+const CONFIGURATION: &str = "weft.toml";
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use weft_testbed::{
-    Capture, Flow, Lab, PingStream, Pinger, Wire, baseline::Baseline, eventually, sweep,
-    throughput, transfer,
+    Capture, Datagram, Flow, Forger, Lab, PingStream, Pinger, Sequence, Wire, baseline::Baseline,
+    bulk, eventually, sweep, throughput, transfer,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -99,8 +99,39 @@ fn the_hand_made_overlay_carries_ping_tcp_and_nothing_in_the_clear() -> anyhow::
     ensure!(pings.sent > 500 && pings.lost() == 0, "{pings:?}");
     ensure!(flow.sent_blocks > 200 && flow.sent_blocks == flow.received_blocks, "{flow:?}");
 
+    let numbers = Sequence::start(
+        &made.one,
+        &made.other,
+        made.address_of_other,
+        100,
+        Duration::from_millis(1),
+    )?;
+    bulk(&made.one, &made.other, made.address_of_other, 100_000_001)?;
+    let numbers = numbers.stop()?;
+    ensure!(numbers.sent > 50 && numbers.lost() == 0, "{numbers:?}");
+    ensure!(numbers.arrived.twice == 0 && numbers.arrived.late == 0, "{numbers:?}");
+
     let clear = capture.stop("")?;
     ensure!(clear.is_empty(), "{clear:?}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn a_forged_datagram_arrives_in_the_name_it_was_given() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(2).build()?;
+    let receiver = lab.host(1).inside(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    receiver.set_read_timeout(Some(SOON))?;
+    let file = lab.dir().join("forged.pcap");
+    let capture = Capture::start(&lab.underlay_namespace(), "p1", "udp", file)?;
+    let destination = (lab.host(1).address(), receiver.local_addr()?.port()).into();
+    let source = (lab.host(2).address(), 4711).into();
+    let forged = Datagram { source, destination, payload: b"not of h2".to_vec() };
+    Forger::open(&lab)?.send(&forged)?;
+    let mut buffer = [0; 32];
+    let (length, from) = receiver.recv_from(&mut buffer)?;
+    ensure!(from == source && buffer[..length] == forged.payload, "{length} bytes of {from}");
+    ensure!(capture.record()?.datagrams(4711) == [forged], "the capture has another one");
     lab.finish();
     Ok(())
 }

@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use super::{
     headers::{Headers, Malformed},
-    slot::{Built, Candidate, MAX_HEADERS, Piece, Slot, partial, write_lengths},
+    slot::{Built, Candidate, MAX_HEADERS, Piece, Slot, partial, write_pseudo_header},
     split::Part,
     vnet::{VNET_LEN, VnetHeader},
 };
@@ -151,10 +151,7 @@ impl<K: Copy + Eq> Coalescer<K> {
             (Some(_), false) => self.accepts.tcp4,
             (Some(_), true) => self.accepts.tcp6,
         };
-        // A checksum that was already wrong when the packet was sealed must not become right here.
-        accepted
-            && candidate.payload_len() > 0
-            && (candidate.part.partial || candidate.checksum_holds())
+        accepted && candidate.payload_len() > 0 && candidate.checksums_hold()
     }
 
     fn begin(
@@ -188,7 +185,7 @@ fn emit_alone<K: Copy>(
     let mut head = [0; VNET_LEN + MAX_HEADERS];
     let (vnet, headers) = if part.partial {
         head[VNET_LEN..][..l4.payload].copy_from_slice(&frame[..l4.payload]);
-        write_lengths(&mut head[VNET_LEN..][..l4.payload], &l4, packet.payload_len());
+        write_pseudo_header(&mut head[VNET_LEN..][..l4.payload], &l4, packet.payload_len());
         (partial(&l4, None), l4.payload)
     } else {
         (VnetHeader::default(), 0)

@@ -22,7 +22,13 @@ mod too_big;
 mod vnet;
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod reference;
+#[cfg(test)]
+mod round_trip;
+#[cfg(test)]
+mod wire;
 
 pub use answer::{ANSWER_ROOM, Answer, answer};
 pub use coalesce::{Accepts, Arrival, Coalescer};

@@ -102,8 +102,14 @@ impl<K> Candidate<'_, K> {
         tcp.flags & ACK != 0 && tcp.flags & !(ACK | besides) == 0
     }
 
-    /// Whether the checksum, which is not partial, is there and right.
-    pub(super) fn checksum_holds(&self) -> bool {
+    /// Whether all checksums are there and right, but for a partial one, which is made here: one
+    /// that was wrong when the packet was sealed must not become right by being made anew.
+    pub(super) fn checksums_hold(&self) -> bool {
+        let header = &self.frame[ETHERNET_LEN..self.l4.offset];
+        (self.l4.v6 || sum(header) == 0xffff) && (self.part.partial || self.transport_sum_holds())
+    }
+
+    fn transport_sum_holds(&self) -> bool {
         let segment = &self.frame[self.l4.offset..];
         let pseudo =
             pseudo_header(&self.frame[self.l4.addresses()], self.l4.protocol(), segment.len());
@@ -262,14 +268,18 @@ impl<K: Copy + Eq> Slot<K> {
             headers[offset + 13] = tcp.flags | self.closing;
         }
         let alone = self.packets == 1;
-        let vnet = if alone && !self.part.partial {
-            VnetHeader { checksum: Checksum::Valid, ..VnetHeader::default() }
-        } else {
-            write_lengths(headers, &self.l4, self.payload);
-            let gso = NonZeroU16::new(self.size as u16)
-                .filter(|_| !alone)
-                .map(|size| super_frame(&self.l4, size));
-            partial(&self.l4, gso)
+        let vnet = match (alone, self.part.partial) {
+            (true, false) => VnetHeader { checksum: Checksum::Valid, ..VnetHeader::default() },
+            (true, true) => {
+                write_pseudo_header(headers, &self.l4, self.payload);
+                partial(&self.l4, None)
+            }
+            (false, _) => {
+                write_lengths(headers, &self.l4, self.payload);
+                write_pseudo_header(headers, &self.l4, self.payload);
+                let size = NonZeroU16::new(self.size as u16).expect("a payload");
+                partial(&self.l4, Some(super_frame(&self.l4, size)))
+            }
         };
         self.head[..VNET_LEN].copy_from_slice(&vnet.to_bytes());
         Some(Built {
@@ -283,22 +293,25 @@ impl<K: Copy + Eq> Slot<K> {
     }
 }
 
-/// Makes length fields and checksums of `headers` those of a packet with so much payload; the
-/// transport checksum becomes partial.
-pub(super) fn write_lengths(headers: &mut [u8], l4: &L4, payload: usize) {
-    let length = l4.payload - l4.offset + payload;
+/// Makes the length fields of `headers` those of a packet with so much payload.
+fn write_lengths(headers: &mut [u8], l4: &L4, payload: usize) {
+    let network = l4.payload - ETHERNET_LEN + payload;
     if l4.v6 {
-        let after = l4.payload - ETHERNET_LEN - IPV6_LEN + payload;
-        put(headers, ETHERNET_LEN + 4, after as u16);
+        put(headers, ETHERNET_LEN + 4, (network - IPV6_LEN) as u16);
     } else {
-        put(headers, ETHERNET_LEN + 2, (l4.payload - ETHERNET_LEN + payload) as u16);
+        put(headers, ETHERNET_LEN + 2, network as u16);
         put(headers, ETHERNET_LEN + 10, 0);
         let checksum = !sum(&headers[ETHERNET_LEN..l4.offset]);
         put(headers, ETHERNET_LEN + 10, checksum);
     }
     if l4.tcp.is_none() {
-        put(headers, l4.offset + 4, length as u16);
+        put(headers, l4.offset + 4, (l4.payload - l4.offset + payload) as u16);
     }
+}
+
+/// Makes the transport checksum of `headers` partial.
+pub(super) fn write_pseudo_header(headers: &mut [u8], l4: &L4, payload: usize) {
+    let length = l4.payload - l4.offset + payload;
     let pseudo = pseudo_header(&headers[l4.addresses()], l4.protocol(), length);
     put(headers, l4.offset + l4.checksum_offset(), pseudo);
 }

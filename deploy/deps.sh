@@ -28,6 +28,9 @@ if [ "${1-}" = peers ]; then
   need wireguard-go wireguard-go
   need wg wireguard-tools
 fi
+# To test the Docker driver: daemons of its own, which policy-rc.d need not start.
+need dockerd docker.io
+need busybox busybox-static
 
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -ne 0 ]; then

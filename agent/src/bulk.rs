@@ -7,7 +7,7 @@ use crate::refusal::{Refusal, refuse};
 
 /// The most that one field of a request may bring, in bytes: a record takes 60 KiB packed
 /// (`weft_gossip::MAX_VALUE_BYTES`) and may have to hold several endpoints.
-const MOST: usize = 4096;
+pub(crate) const MOST: usize = 4096;
 
 /// Refuses `field` if it brings more than a record can carry.
 pub(crate) fn refuse_bulk(field: &'static str, bytes: usize) -> Result<(), Refusal> {

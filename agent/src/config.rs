@@ -71,6 +71,12 @@ pub struct Config {
     pub sealed_offloads: OffloadSwitches,
     /// Whether this host passes on sealed packets between hosts that do not reach each other.
     pub relay: bool,
+    /// Whether this host's Docker finds the network driver and the IPAM driver `weft`.
+    pub docker: bool,
+    /// Where Docker looks for the sockets of its plugins.
+    pub docker_plugin_dir: PathBuf,
+    /// The socket of Docker's API.
+    pub docker_socket: PathBuf,
 }
 
 impl Default for Config {
@@ -97,6 +103,9 @@ impl Default for Config {
             sealed_rekey_seconds: NonZeroU32::new(120).expect("not zero"),
             sealed_offloads: OffloadSwitches::ALL_ON,
             relay: true,
+            docker: true,
+            docker_plugin_dir: "/run/docker/plugins".into(),
+            docker_socket: "/run/docker.sock".into(),
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::{
     clock,
     config::{AGENT_PORT, Config},
     encryption::Encryption,
+    engines::docker::{Docker, Places},
     ledger::{self, BookFile, Keeper, Ledger, Links, Start},
     listeners::Listeners,
     metrics,
@@ -124,6 +125,8 @@ struct Agent {
     listeners: Listeners,
     plane: DataPlane,
     encryption: Encryption,
+    /// Absent where it is switched off.
+    docker: Option<Docker>,
     /// Why the keeper could not go on, once that is so.
     failure: watch::Receiver<Option<Arc<ledger::BookError>>>,
 }
@@ -253,6 +256,16 @@ impl Agent {
         let rtt = move || -> BTreeMap<NodeId, f64> {
             peers.peers().iter().map(|p| (p.node, p.rtt.as_secs_f64() * 1e3)).collect()
         };
+        let docker = match config.docker {
+            true => {
+                let places = places(config);
+                Some(
+                    Docker::start(&places, ledger.clone(), snapshots.clone(), tracker, stop)
+                        .await?,
+                )
+            }
+            false => None,
+        };
         let sources = status::Sources {
             ledger: ledger.clone(),
             snapshots,
@@ -271,6 +284,7 @@ impl Agent {
             listeners,
             plane,
             encryption,
+            docker,
             failure,
         })
     }
@@ -341,6 +355,9 @@ impl Agent {
 
     /// Tells the others that this node stops, if no endpoint goes on without the agent.
     async fn stop(self, tracker: &TaskTracker, stop: &CancellationToken) {
+        if let Some(docker) = &self.docker {
+            docker.stop(GRACE).await;
+        }
         let attached = self.report.snapshot().book.endpoints.len();
         if attached == 0 {
             if let Err(error) = self.gossip.leave().await {
@@ -355,6 +372,14 @@ impl Agent {
         if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
             tracing::warn!(tasks = tracker.len(), "some tasks did not end in time");
         }
+    }
+}
+
+fn places(config: &Config) -> Places {
+    Places {
+        state_dir: config.state_dir.clone(),
+        plugin_dir: config.docker_plugin_dir.clone(),
+        socket: config.docker_socket.clone(),
     }
 }
 

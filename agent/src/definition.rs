@@ -82,7 +82,7 @@ fn pools(request: &CreateNetwork, id: NetworkId, cluster: &Cluster) -> Result<Ve
         refuse_overlap(*subnet, cluster)?;
     }
     if subnets.is_empty() {
-        subnets.insert(Family::V4, free_subnet(cluster)?);
+        subnets.insert(Family::V4, free_subnet(cluster, &[])?);
     }
     if request.ipv6 {
         subnets.entry(Family::V6).or_insert_with(|| unique_local(id));
@@ -183,11 +183,12 @@ fn refuse_overlap(subnet: Subnet, cluster: &Cluster) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The first /24 of the default pool that no network has and no host routes.
-fn free_subnet(cluster: &Cluster) -> Result<Subnet, Refusal> {
+/// The first /24 of the default pool that is not in `besides`, no network has and no host routes.
+pub(crate) fn free_subnet(cluster: &Cluster, besides: &[Subnet]) -> Result<Subnet, Refusal> {
     let taken: Vec<IpNet> = cluster
         .networks()
         .flat_map(|network| network.pools.iter().map(|pool| pool.subnet.net()))
+        .chain(besides.iter().map(|subnet| subnet.net()))
         .collect();
     let mut candidates = DEFAULT_POOL.subnets(DEFAULT_PREFIX).expect("24 lies between 12 and 32");
     candidates
@@ -205,7 +206,7 @@ fn free_subnet(cluster: &Cluster) -> Result<Subnet, Refusal> {
 }
 
 /// A unique local /64 (RFC 4193 §3.2.2), its global id a function of the network's id.
-fn unique_local(id: NetworkId) -> Subnet {
+pub(crate) fn unique_local(id: NetworkId) -> Subnet {
     let [a, b, c, d, e, f, g, ..] = id.digest(b"ula");
     let prefix = [0xfd, a, b, c, d, e, f, g, 0, 0, 0, 0, 0, 0, 0, 0];
     let net = ipnet::Ipv6Net::new(prefix.into(), 64).expect("64 is a prefix length");

@@ -15,6 +15,7 @@ pub mod config;
 pub mod daemon;
 pub mod definition;
 pub mod encryption;
+pub mod engines;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod joining;

@@ -22,6 +22,8 @@ impl Sandbox {
         let namespace = match self {
             Self::Pid(pid) => Namespace::of_process(*pid),
             Self::Path(path) => Namespace::open(path),
+            // It may not be there yet; engines never give out a path twice.
+            Self::Engine(path) => return Ok(path.display().to_string()),
         };
         Ok(namespace?.cookie()?.to_string())
     }

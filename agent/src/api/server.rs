@@ -13,7 +13,7 @@ use super::{
     extract::{Body, Params},
     types::{
         Attach, Attached, CreateNetwork, CreateToken, CreatedToken, EndpointStatus, NetworkStatus,
-        NodeStatus, Problem, Resolved, Status, TokenStatus,
+        NodeStatus, Problem, Resolved, Sandbox, Status, TokenStatus,
     },
 };
 use crate::{ledger::Ledger, refusal::Refusal, status::Report, tokens::Tokens};
@@ -93,6 +93,13 @@ async fn attach(
     State(api): State<Api>,
     Body(request): Body<Attach>,
 ) -> Result<(StatusCode, Json<Attached>), Refusal> {
+    if let Sandbox::Engine(path) = &request.sandbox {
+        let path = path.display();
+        return Err(Refusal::field(
+            "sandbox",
+            format!("engine {path} is for container engines alone: give pid or path"),
+        ));
+    }
     let id = api.ledger.attach(request).await?;
     Ok((StatusCode::CREATED, Json(api.report.attached(id)?)))
 }

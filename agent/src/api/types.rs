@@ -103,6 +103,9 @@ pub struct Attach {
 pub enum Sandbox {
     Pid(u32),
     Path(PathBuf),
+    /// One that a container engine names and need not have made yet: the engine moves the interface
+    /// in by itself. Not for requests.
+    Engine(PathBuf),
 }
 
 /// An endpoint as `attach`, `ps` and `inspect` show it.

@@ -1,6 +1,6 @@
 //! From a request to an endpoint: checks, addresses, and the wait for a lender.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use tokio::time::Instant;
 use weft_ipam::Ask;
@@ -9,7 +9,7 @@ use weft_model::{
 };
 
 use super::{
-    GRANT_DEADLINE, NETWORK_DEADLINE, Reply,
+    GRANT_DEADLINE, NETWORK_DEADLINE, Reply, Reservation,
     book::{EndpointState, LocalEndpoint},
     keeper::Keeper,
     ports::{KernelWork, Release},
@@ -25,31 +25,104 @@ use crate::{
 /// A request that is not met yet.
 pub(super) struct Waiting {
     id: EndpointId,
-    request: Attach,
-    sandbox: SandboxId,
-    reply: Reply<EndpointId>,
+    errand: Errand,
     since: Instant,
     /// What stood in the way at the last try.
     reason: Refusal,
     deadline: Instant,
 }
 
+/// What is asked for.
+enum Errand {
+    Attach {
+        claim: Box<Claim>,
+        reply: Reply<EndpointId>,
+    },
+    /// An address for an endpoint to come.
+    Reserve {
+        network: NetworkId,
+        ask: Ask,
+        reply: Reply<Reservation>,
+    },
+}
+
+/// An attachment that is asked for.
+struct Claim {
+    request: Attach,
+    sandbox: SandboxId,
+    /// What was reserved for it.
+    reserved: Vec<EndpointId>,
+}
+
+impl Errand {
+    /// Whether nobody waits any more.
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Attach { reply, .. } => reply.is_closed(),
+            Self::Reserve { reply, .. } => reply.is_closed(),
+        }
+    }
+
+    fn refuse(self, refusal: Refusal) {
+        match self {
+            Self::Attach { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::Reserve { reply, .. } => drop(reply.send(Err(refusal))),
+        }
+    }
+}
+
+/// An answer to give once disk and others have what it says.
+pub(super) enum Answer {
+    Attach(Reply<EndpointId>, Result<EndpointId, Refusal>),
+    Reserve(Reply<Reservation>, Reservation),
+}
+
+impl Answer {
+    /// Returns the reservation that nobody waits for any more.
+    pub(super) fn send(self) -> Option<EndpointId> {
+        match self {
+            Self::Attach(reply, answer) => {
+                let _ = reply.send(answer);
+                None
+            }
+            Self::Reserve(reply, reservation) => {
+                reply.send(Ok(reservation)).err().map(|_| reservation.id)
+            }
+        }
+    }
+}
+
 impl Keeper {
     /// Takes a request in; it is met at once or waits for its network or a lender.
-    pub(super) fn admit(&mut self, request: Attach, reply: Reply<EndpointId>) {
-        let sandbox = match check_request(&request) {
-            Ok(sandbox) => sandbox,
-            Err(refusal) => {
-                let _ = reply.send(Err(refusal));
-                return;
+    pub(super) fn admit(
+        &mut self,
+        request: Attach,
+        reserved: Vec<EndpointId>,
+        reply: Reply<EndpointId>,
+    ) {
+        match check_request(&request) {
+            Ok(sandbox) => {
+                let claim = Box::new(Claim { request, sandbox, reserved });
+                self.wait_for(Errand::Attach { claim, reply });
             }
-        };
+            Err(refusal) => drop(reply.send(Err(refusal))),
+        }
+    }
+
+    pub(super) fn admit_reservation(
+        &mut self,
+        network: NetworkId,
+        ask: Ask,
+        reply: Reply<Reservation>,
+    ) {
+        self.wait_for(Errand::Reserve { network, ask, reply });
+    }
+
+    fn wait_for(&mut self, errand: Errand) {
         let since = Instant::now();
         self.waiting.push(Waiting {
             id: EndpointId::from(rand::random::<[u8; 16]>()),
-            request,
-            sandbox,
-            reply,
+            errand,
             since,
             reason: Refusal::new(RefusalKind::Unavailable, "not tried yet"),
             deadline: since + GRANT_DEADLINE,
@@ -60,26 +133,24 @@ impl Keeper {
     pub(super) fn grant_waiting(&mut self) {
         let now = Instant::now();
         for mut waiting in std::mem::take(&mut self.waiting) {
-            if waiting.reply.is_closed() {
+            if waiting.errand.is_closed() {
                 self.release_everywhere(waiting.id);
                 continue;
             }
-            match self.grant(&waiting) {
-                Ok(()) => {
-                    let release = Release::Attach(waiting.reply);
-                    self.replies.entry(waiting.id).or_default().push(release);
-                    self.starts.push(KernelWork::Attach(waiting.id));
+            let id = waiting.id;
+            let Err((errand, obstacle)) = self.meet(id, waiting.errand) else { continue };
+            waiting.errand = errand;
+            match obstacle {
+                Obstacle::Refused(refusal) => {
+                    self.release_everywhere(id);
+                    waiting.errand.refuse(refusal);
                 }
-                Err(Obstacle::Refused(refusal)) => {
-                    self.release_everywhere(waiting.id);
-                    let _ = waiting.reply.send(Err(refusal));
-                }
-                Err(Obstacle::Waits { reason, patience }) => {
+                Obstacle::Waits { reason, patience } => {
                     waiting.reason = reason;
                     waiting.deadline = waiting.since + patience;
                     if waiting.deadline <= now {
-                        self.release_everywhere(waiting.id);
-                        let _ = waiting.reply.send(Err(waiting.reason));
+                        self.release_everywhere(id);
+                        waiting.errand.refuse(waiting.reason);
                     } else {
                         self.waiting.push(waiting);
                     }
@@ -88,9 +159,48 @@ impl Keeper {
         }
     }
 
+    /// Meets a request, or hands it back with what stands in the way.
+    fn meet(&mut self, id: EndpointId, errand: Errand) -> Result<(), (Errand, Obstacle)> {
+        match errand {
+            Errand::Attach { claim, reply } => match self.grant_endpoint(id, &claim) {
+                Ok(()) => {
+                    self.replies.entry(id).or_default().push(Release::Attach(reply));
+                    self.starts.push(KernelWork::Attach(id));
+                    Ok(())
+                }
+                Err(obstacle) => Err((Errand::Attach { claim, reply }, obstacle)),
+            },
+            Errand::Reserve { network, ask, reply } => match self.grant_address(id, network, ask) {
+                Ok(ip) => {
+                    self.answers.push(Answer::Reserve(reply, Reservation { id, ip }));
+                    Ok(())
+                }
+                Err(obstacle) => Err((Errand::Reserve { network, ask, reply }, obstacle)),
+            },
+        }
+    }
+
+    fn grant_address(
+        &mut self,
+        id: EndpointId,
+        network: NetworkId,
+        ask: Ask,
+    ) -> Result<IpAddr, Obstacle> {
+        let gone = || Refusal {
+            field: Some("network"),
+            ..Refusal::missing(format!(
+                "network {} is not there any more: create it again",
+                network.short()
+            ))
+        };
+        let network = self.cluster.network(network).cloned().ok_or_else(gone)?;
+        self.check_network(&network)?;
+        self.allocate(&network, id, ask).map(|grant| grant.ip)
+    }
+
     /// Writes the endpoint into the book, if everything that it needs is there.
-    fn grant(&mut self, waiting: &Waiting) -> Result<(), Obstacle> {
-        let request = &waiting.request;
+    fn grant_endpoint(&mut self, id: EndpointId, claim: &Claim) -> Result<(), Obstacle> {
+        let request = &claim.request;
         let Some(network) = self.cluster.find_network(&request.network).cloned() else {
             return Err(Obstacle::Waits {
                 reason: Refusal {
@@ -104,8 +214,11 @@ impl Keeper {
             });
         };
         self.check_network(&network)?;
-        self.check_fit(&network, request, &waiting.sandbox)?;
-        let addresses = self.addresses(&network, waiting)?;
+        self.check_fit(&network, request, &claim.sandbox)?;
+        for reservation in &claim.reserved {
+            self.release_everywhere(*reservation);
+        }
+        let addresses = self.addresses(&network, id, request)?;
         let mac = request.mac.unwrap_or_else(|| MacAddr::for_address(network.id, addresses[0].ip));
         self.check_mac(&network, mac)?;
         self.take_uplink(&network)?;
@@ -115,15 +228,15 @@ impl Keeper {
                 .book
                 .endpoints
                 .values()
-                .any(|local| local.default_route && local.endpoint.sandbox == waiting.sandbox);
+                .any(|local| local.default_route && local.endpoint.sandbox == claim.sandbox);
         let endpoint = Endpoint {
-            id: waiting.id,
+            id,
             network: network.id,
             name: request.name.clone(),
             aliases: request.aliases.clone(),
             mac,
             addresses,
-            sandbox: waiting.sandbox.clone(),
+            sandbox: claim.sandbox.clone(),
             seq: 0,
             service: request.service.clone(),
             labels: request.labels.clone(),
@@ -135,7 +248,7 @@ impl Keeper {
             state: EndpointState::Attaching,
             default_route,
         };
-        Arc::make_mut(&mut self.book).endpoints.insert(waiting.id, local);
+        Arc::make_mut(&mut self.book).endpoints.insert(id, local);
         Ok(())
     }
 
@@ -261,15 +374,15 @@ impl Keeper {
     fn addresses(
         &mut self,
         network: &Network,
-        waiting: &Waiting,
+        id: EndpointId,
+        request: &Attach,
     ) -> Result<Vec<AddressGrant>, Obstacle> {
-        let fixed =
-            |family| waiting.request.addresses.iter().copied().find(|ip| Family::of(*ip) == family);
+        let fixed = |family| request.addresses.iter().copied().find(|ip| Family::of(*ip) == family);
         let mut grants = Vec::new();
         for pool in &network.pools {
             let family = pool.subnet.family();
             let ask = fixed(family).map_or(Ask::Any(family), Ask::Fixed);
-            grants.push(self.allocate(network, waiting.id, ask)?);
+            grants.push(self.allocate(network, id, ask)?);
         }
         Ok(grants)
     }

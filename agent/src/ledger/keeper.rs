@@ -16,8 +16,8 @@ use weft_model::{EndpointId, NetworkId, Node};
 use weft_vxlan::{DataPlane, Desired, Gone, Status};
 
 use super::{
-    Command, Reply, Snapshot, Snapshots,
-    admission::Waiting,
+    Command, Snapshot, Snapshots,
+    admission::{Answer, Waiting},
     book::{Book, BookError, BookFile},
     ports::{Finished, KernelWork, Release},
 };
@@ -27,7 +27,6 @@ use crate::{
     encryption::Encryption,
     listeners::Listeners,
     projection::{NamesProjection, PlaneContext, own_records, plane},
-    refusal::Refusal,
     remembered::Remembered,
 };
 
@@ -94,7 +93,7 @@ pub struct Keeper {
     /// Endpoints to detach as soon as they are attached.
     pub(super) doomed: BTreeSet<EndpointId>,
     /// Answers to give once the others have been told.
-    pub(super) answers: Vec<(Reply<EndpointId>, Result<EndpointId, Refusal>)>,
+    pub(super) answers: Vec<Answer>,
     /// Address spaces at work; the book has what of them must outlive the process.
     pub(super) spaces: BTreeMap<NetworkId, Ipam>,
 }
@@ -221,7 +220,17 @@ impl Keeper {
             Command::RemoveNetwork { network, force, reply } => {
                 let _ = reply.send(self.remove_network(&network, force));
             }
-            Command::Attach(request, reply) => self.admit(request, reply),
+            Command::Attach { request, reserved, reply } => self.admit(request, reserved, reply),
+            Command::Reserve { network, ask, reply } => self.admit_reservation(network, ask, reply),
+            Command::Release(reservation, reply) => {
+                if !self.book.endpoints.contains_key(&reservation) {
+                    self.release_everywhere(reservation);
+                }
+                let _ = reply.send(Ok(()));
+            }
+            Command::Describe(endpoint, description, reply) => {
+                let _ = reply.send(self.describe(endpoint, description));
+            }
             Command::Detach { endpoint, network, reply } => {
                 self.detach_named(&endpoint, network.as_deref(), reply);
             }
@@ -255,8 +264,10 @@ impl Keeper {
             }
         }
         self.start_kernel_work();
-        for (reply, answer) in std::mem::take(&mut self.answers) {
-            let _ = reply.send(answer);
+        for answer in std::mem::take(&mut self.answers) {
+            if let Some(unwanted) = answer.send() {
+                self.release_everywhere(unwanted);
+            }
         }
         Ok(())
     }

@@ -8,10 +8,11 @@ mod networks;
 mod ports;
 mod spaces;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
-use weft_model::{EndpointId, NetworkId, NodeId};
+use weft_ipam::Ask;
+use weft_model::{DnsName, Endpoint, EndpointId, Label, Labels, NetworkId, NodeId};
 
 use self::book::Book;
 pub use self::{
@@ -21,6 +22,7 @@ pub use self::{
 };
 use crate::{
     api::types::{Attach, CreateNetwork, SpaceStatus},
+    bulk::{label_bytes, refuse_bulk},
     cluster::Cluster,
     refusal::{Refusal, RefusalKind},
 };
@@ -52,11 +54,45 @@ pub type SpaceUsage = BTreeMap<NetworkId, Vec<SpaceStatus>>;
 
 type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
+/// An address that was set aside for an endpoint to come. An agent that starts anew knows of none.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Reservation {
+    pub id: EndpointId,
+    pub ip: IpAddr,
+}
+
+/// The names of an endpoint, and what its user says about it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Description {
+    pub name: Label,
+    pub aliases: Vec<DnsName>,
+    pub service: Option<Label>,
+    pub labels: Labels,
+}
+
+impl Description {
+    /// Whether it is what `endpoint` says already.
+    pub fn is_of(&self, endpoint: &Endpoint) -> bool {
+        let Self { name, aliases, service, labels } = self;
+        (name, aliases, service, labels)
+            == (&endpoint.name, &endpoint.aliases, &endpoint.service, &endpoint.labels)
+    }
+
+    /// Refuses more than a record can carry.
+    fn check(&self) -> Result<(), Refusal> {
+        refuse_bulk("aliases", self.aliases.iter().map(|alias| alias.as_str().len()).sum())?;
+        refuse_bulk("labels", label_bytes(&self.labels))
+    }
+}
+
 /// What can be asked of the keeper.
 pub(crate) enum Command {
     CreateNetwork(CreateNetwork, Reply<NetworkId>),
     RemoveNetwork { network: String, force: bool, reply: Reply<()> },
-    Attach(Attach, Reply<EndpointId>),
+    Attach { request: Attach, reserved: Vec<EndpointId>, reply: Reply<EndpointId> },
+    Reserve { network: NetworkId, ask: Ask, reply: Reply<Reservation> },
+    Release(EndpointId, Reply<()>),
+    Describe(EndpointId, Description, Reply<()>),
     Detach { endpoint: String, network: Option<String>, reply: Reply<()> },
     Usage(Reply<SpaceUsage>),
 }
@@ -79,7 +115,35 @@ impl Ledger {
 
     /// Attaches a sandbox; on return its names are answered and its address is reachable.
     pub async fn attach(&self, request: Attach) -> Result<EndpointId, Refusal> {
-        self.ask(|reply| Command::Attach(request, reply)).await
+        self.attach_reserved(request, Vec::new()).await
+    }
+
+    /// The same; the endpoint takes over the addresses that were reserved for it.
+    pub async fn attach_reserved(
+        &self,
+        request: Attach,
+        reserved: Vec<EndpointId>,
+    ) -> Result<EndpointId, Refusal> {
+        self.ask(|reply| Command::Attach { request, reserved, reply }).await
+    }
+
+    /// Sets an address aside for an endpoint to come.
+    pub async fn reserve(&self, network: NetworkId, ask: Ask) -> Result<Reservation, Refusal> {
+        self.ask(|reply| Command::Reserve { network, ask, reply }).await
+    }
+
+    /// Gives a reserved address back. Succeeds if it was given back, or taken over, already.
+    pub async fn release(&self, reservation: EndpointId) -> Result<(), Refusal> {
+        self.ask(|reply| Command::Release(reservation, reply)).await
+    }
+
+    /// Gives an endpoint of this host other names.
+    pub async fn describe(
+        &self,
+        endpoint: EndpointId,
+        description: Description,
+    ) -> Result<(), Refusal> {
+        self.ask(|reply| Command::Describe(endpoint, description, reply)).await
     }
 
     /// Detaches an endpoint of this host, by name or id.

@@ -6,7 +6,8 @@ use weft_model::{EndpointId, Family, NetworkId};
 use weft_vxlan::{AttachError, AttachSpec, Attached, DataPlane, Prefix};
 
 use super::{
-    Reply,
+    Description, Reply,
+    admission::Answer,
     book::{EndpointState, LocalEndpoint},
     keeper::Keeper,
 };
@@ -197,6 +198,41 @@ impl Keeper {
         })
     }
 
+    /// Gives an endpoint other names.
+    pub(super) fn describe(
+        &mut self,
+        id: EndpointId,
+        description: Description,
+    ) -> Result<(), Refusal> {
+        description.check()?;
+        let gone = || {
+            let id = id.short();
+            Refusal::missing(format!("there is no endpoint {id} on this host: weft ps lists them"))
+        };
+        let network = self.book.endpoints.get(&id).ok_or_else(gone)?.endpoint.network;
+        let taken = self
+            .book
+            .endpoints_of(network)
+            .any(|other| other.endpoint.id != id && other.endpoint.name == description.name);
+        if taken {
+            return Err(Refusal::conflict(
+                "name",
+                format!(
+                    "another endpoint of this host is called {} in {} already: detach it, or take another name",
+                    description.name,
+                    self.network_name(network)
+                ),
+            ));
+        }
+        let endpoint = &mut self.local_mut(id).endpoint;
+        let Description { name, aliases, service, labels } = description;
+        endpoint.name = name;
+        endpoint.aliases = aliases;
+        endpoint.service = service;
+        endpoint.labels = labels;
+        Ok(())
+    }
+
     pub(super) fn network_name(&self, id: NetworkId) -> String {
         self.cluster.network(id).map_or_else(|| id.short(), |network| network.name.to_string())
     }
@@ -329,7 +365,9 @@ impl Keeper {
         for reply in replies {
             match reply {
                 // Sent after the others were told: what is answered is true everywhere.
-                Release::Attach(reply) => self.answers.push((reply, answer.clone())),
+                Release::Attach(reply) => {
+                    self.answers.push(Answer::Attach(reply, answer.clone()));
+                }
                 detach @ Release::Detach(_) => self.replies.entry(id).or_default().push(detach),
             }
         }
@@ -350,6 +388,7 @@ impl Keeper {
             sandbox: match &local.sandbox {
                 Sandbox::Pid(pid) => weft_vxlan::Sandbox::Pid(*pid),
                 Sandbox::Path(path) => weft_vxlan::Sandbox::Path(path.clone()),
+                Sandbox::Engine(_) => weft_vxlan::Sandbox::Engine,
             },
             ifname: local.ifname.clone(),
             mac: endpoint.mac,

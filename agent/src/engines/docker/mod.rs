@@ -1,0 +1,122 @@
+//! Docker's network driver and IPAM driver `weft`.
+//!
+//! The plugin's calls come in at [`plugin`] and go to one [`driver`]. What Docker never says again
+//! is in the [`registry`]. What the calls do not say, names above all, comes from Docker's API by
+//! the task that follows its events.
+
+mod addresses;
+mod client;
+mod driver;
+mod endpoints;
+mod follow;
+mod names;
+mod networks;
+mod plugin;
+mod pools;
+mod protocol;
+mod registry;
+mod wanted;
+mod wishes;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::registry::RegistryError;
+use self::{client::Client, driver::Driver, registry::Registry};
+use crate::{
+    api::{self, SocketError},
+    chain::Chain,
+    ledger::{Ledger, Snapshots},
+};
+
+/// What the drivers are called.
+const PLUGIN: &str = "weft";
+/// The address space that all pools are in.
+const ADDRESS_SPACE: &str = "weft";
+/// The label of a network that every host's Docker shall have.
+pub const DOCKER_LABEL: &str = "weft.docker";
+
+/// Where Docker is.
+#[derive(Clone, Debug)]
+pub struct Places {
+    pub state_dir: PathBuf,
+    /// Where Docker looks for the sockets of its plugins.
+    pub plugin_dir: PathBuf,
+    /// Docker's own socket.
+    pub socket: PathBuf,
+}
+
+/// The running plugin.
+pub struct Docker {
+    socket: PathBuf,
+    stop: CancellationToken,
+    calls: TaskTracker,
+}
+
+impl Docker {
+    /// Serves Docker's calls and follows its events.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's socket cannot be made, or the registry cannot be read.
+    pub async fn start(
+        places: &Places,
+        ledger: Ledger,
+        snapshots: Snapshots,
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, StartError> {
+        let registry = Registry::open(&places.state_dir)?;
+        let client = Client::new(&places.socket, tracker.clone());
+        let driver = Arc::new(Driver::new(registry, ledger, snapshots, client));
+        let socket = places.plugin_dir.join(format!("{PLUGIN}.sock"));
+        let listener = api::bind(&socket, None).await.map_err(|source| StartError::Socket {
+            plugin_dir: places.plugin_dir.clone(),
+            source,
+        })?;
+        let docker = Self { socket, stop: stop.child_token(), calls: TaskTracker::new() };
+        let served = axum::serve(listener, plugin::router(Arc::clone(&driver)))
+            .with_graceful_shutdown(docker.stop.clone().cancelled_owned());
+        docker.calls.spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(error = %Chain(&error), "Docker's plugin has ended");
+            }
+        });
+        tracker.spawn(follow::follow(driver, tracker.clone(), stop.child_token()));
+        Ok(docker)
+    }
+
+    /// Takes no more calls, and waits for those under way.
+    pub async fn stop(&self, grace: Duration) {
+        // Docker tries again where there is no socket; a call that is cut off comes back empty.
+        remove(&self.socket);
+        self.stop.cancel();
+        self.calls.close();
+        if tokio::time::timeout(grace, self.calls.wait()).await.is_err() {
+            tracing::warn!("a call of Docker's did not end in time");
+        }
+    }
+}
+
+fn remove(socket: &Path) {
+    if let Err(error) = fs::remove_file(socket) {
+        tracing::debug!(socket = %socket.display(), %error, "cannot remove the plugin's socket");
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(
+        "cannot serve Docker in {}: change docker_plugin_dir, or set docker = false",
+        plugin_dir.display()
+    )]
+    Socket { plugin_dir: PathBuf, source: SocketError },
+}

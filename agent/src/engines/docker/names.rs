@@ -1,0 +1,123 @@
+//! From what Docker calls a container to the names of its endpoint. Pure.
+
+use weft_model::{DnsName, Label, Labels};
+
+use super::{
+    client::{ContainerInspect, EndpointSettings},
+    protocol::EngineId,
+};
+use crate::{
+    bulk::{MOST, label_bytes},
+    ledger::Description,
+};
+
+const PROJECT: &str = "com.docker.compose.project";
+const SERVICE: &str = "com.docker.compose.service";
+
+/// What is known when a container joins a network: its name.
+pub(super) fn at_join(name: Option<&str>, endpoint: &EngineId) -> Description {
+    let (name, aliases) = container_name(name.unwrap_or_default(), endpoint.short());
+    Description { name, aliases, service: None, labels: Labels::new() }
+}
+
+/// What an inspection tells: aliases, compose's service, labels.
+pub(super) fn description(
+    container: &ContainerInspect,
+    settings: &EndpointSettings,
+) -> Description {
+    let id = container.id.get(..12).unwrap_or(&container.id);
+    let (name, mut aliases) = container_name(container.name.trim_start_matches('/'), id);
+    let labels = container.config.labels.clone().unwrap_or_default();
+    let service = labels.get(SERVICE).and_then(|text| text.parse::<Label>().ok());
+    let qualified = service.as_ref().zip(labels.get(PROJECT));
+    let qualified = qualified.map(|(service, project)| format!("{service}.{project}"));
+    let given = [&settings.aliases, &settings.dns_names].into_iter().flatten().flatten();
+    let mut length: usize = aliases.iter().map(|alias: &DnsName| alias.as_str().len()).sum();
+    for text in given.map(String::as_str).chain(qualified.as_deref()) {
+        let Ok(alias) = text.parse::<DnsName>() else { continue };
+        length += alias.as_str().len();
+        let known = alias.as_str() == name.as_str() || aliases.contains(&alias) || text == id;
+        // What no record could carry is left out, the last aliases first.
+        if !known && length <= MOST {
+            aliases.push(alias);
+        }
+    }
+    Description { name, aliases, service, labels: fitting(labels) }
+}
+
+/// A container's name as an endpoint's. One that is no label, as with dots, becomes an alias, if it
+/// can be asked for at all.
+fn container_name(name: &str, short_id: &str) -> (Label, Vec<DnsName>) {
+    match name.parse() {
+        Ok(label) => (label, Vec::new()),
+        Err(_) => {
+            let label = short_id.parse().expect("a short id is letters and digits");
+            (label, name.parse().into_iter().collect())
+        }
+    }
+}
+
+/// The labels, if a record can carry them; else those by which compose finds its containers.
+fn fitting(mut labels: Labels) -> Labels {
+    if label_bytes(&labels) > MOST {
+        labels.retain(|key, _| key == PROJECT || key == SERVICE);
+    }
+    if label_bytes(&labels) > MOST { Labels::new() } else { labels }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn inspected(json: serde_json::Value) -> Description {
+        let container: ContainerInspect = serde_json::from_value(json).unwrap();
+        let settings = container.network_settings.networks["app"].clone();
+        description(&container, &settings)
+    }
+
+    fn texts(names: &[DnsName]) -> Vec<&str> {
+        names.iter().map(DnsName::as_str).collect()
+    }
+
+    #[test]
+    fn aliases_and_the_service_of_compose_are_names_and_the_short_id_is_not() {
+        let id = "be8560d729bc80c8a94c3293c8cc1195";
+        let found = inspected(json!({
+            "Id": id, "Name": "/shop_web_1",
+            "Config": {"Labels": {"com.docker.compose.project": "shop", "com.docker.compose.service": "web"}},
+            "NetworkSettings": {"Networks": {"app": {
+                "EndpointID": "aa", "Aliases": ["web", "be8560d729bc"],
+                "DNSNames": ["shop_web_1", "web", "be8560d729bc", "host1"],
+            }}},
+        }));
+        assert_eq!(found.name.as_str(), "shop_web_1");
+        assert_eq!(texts(&found.aliases), ["web", "host1", "web.shop"]);
+        assert_eq!(found.service.unwrap().as_str(), "web");
+        assert_eq!(found.labels.len(), 2);
+    }
+
+    #[test]
+    fn a_name_with_dots_is_an_alias_of_the_short_id() {
+        let endpoint: EngineId = "6ba33e5566275fef".to_owned().try_into().unwrap();
+        let dotted = at_join(Some("web.1"), &endpoint);
+        assert_eq!((dotted.name.as_str(), texts(&dotted.aliases)), ("6ba33e556627", vec!["web.1"]));
+        assert_eq!(at_join(Some("web_1"), &endpoint).name.as_str(), "web_1");
+        assert!(at_join(Some("web_"), &endpoint).aliases.is_empty());
+        assert_eq!(at_join(None, &endpoint).name.as_str(), "6ba33e556627");
+    }
+
+    #[test]
+    fn labels_and_aliases_that_no_record_could_carry_are_left_out() {
+        let aliases: Vec<String> = (0..1000).map(|n| format!("alias-{n}")).collect();
+        let found = inspected(json!({
+            "Id": "be8560d729bc80c8", "Name": "/web",
+            "Config": {"Labels": {"big": "x".repeat(9000), "com.docker.compose.service": "web"}},
+            "NetworkSettings": {"Networks": {"app": {"EndpointID": "aa", "Aliases": aliases}}},
+        }));
+        assert!(texts(&found.aliases).iter().map(|alias| alias.len()).sum::<usize>() <= MOST);
+        assert!(found.aliases.len() > 100);
+        assert_eq!(found.labels.keys().collect::<Vec<_>>(), ["com.docker.compose.service"]);
+    }
+}

@@ -1,0 +1,152 @@
+//! Docker's plugin protocol on a unix socket: reads bodies, calls the driver, writes answers.
+//!
+//! A call that is cut off is tried again by Docker with an empty body, so every body is checked. No
+//! call waits for long: Docker itself has no limit, and a container's start would hang.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio::time;
+
+use super::{
+    ADDRESS_SPACE,
+    driver::Driver,
+    protocol::{
+        CreateEndpoint, CreateNetwork, DeleteNetwork, EndpointNamed, Join,
+        ProgramExternalConnectivity, ReleaseAddress, ReleasePool, RequestAddress, RequestPool,
+    },
+};
+use crate::refusal::{Refusal, RefusalKind};
+
+/// How long one call may take; longer than any wait inside.
+const DEADLINE: Duration = Duration::from_secs(12);
+
+/// All calls.
+pub(super) fn router(driver: Arc<Driver>) -> Router {
+    Router::new().route("/{method}", post(call)).fallback(no_such_method).with_state(driver)
+}
+
+async fn call(
+    State(driver): State<Arc<Driver>>,
+    Path(method): Path<String>,
+    body: Bytes,
+) -> Response {
+    let answered = time::timeout(DEADLINE, answer(&driver, &method, &body)).await;
+    let refusal = match answered {
+        Ok(Ok(Some(value))) => return Json(value).into_response(),
+        Ok(Ok(None)) => return unimplemented(&method),
+        Ok(Err(refusal)) => refusal,
+        Err(_) => Refusal::new(
+            RefusalKind::Unavailable,
+            format!("{method} was not done within {DEADLINE:?}: see weft status, then try again"),
+        ),
+    };
+    tracing::warn!(%method, %refusal, "a call of Docker's is refused");
+    // With this status Docker shows the text as it is.
+    Json(json!({"Err": refusal.message})).into_response()
+}
+
+async fn no_such_method() -> Response {
+    unimplemented("what is not a POST of one method")
+}
+
+/// Docker takes this status for a method that the plugin does without.
+fn unimplemented(method: &str) -> Response {
+    let problem = json!({"Err": format!("weft does not implement {method}")});
+    (StatusCode::NOT_FOUND, Json(problem)).into_response()
+}
+
+/// Makes one call; nothing if there is none of that name.
+async fn answer(driver: &Driver, method: &str, body: &[u8]) -> Result<Option<Value>, Refusal> {
+    match method {
+        "Plugin.Activate" => written(json!({"Implements": ["NetworkDriver", "IpamDriver"]})),
+
+        "NetworkDriver.GetCapabilities" => {
+            written(json!({"Scope": "local", "ConnectivityScope": "global"}))
+        }
+        "NetworkDriver.CreateNetwork" => {
+            done(driver.create_network(read::<CreateNetwork>(method, body)?).await)
+        }
+        "NetworkDriver.DeleteNetwork" => {
+            done(driver.delete_network(read::<DeleteNetwork>(method, body)?).await)
+        }
+        "NetworkDriver.AllocateNetwork" | "NetworkDriver.FreeNetwork" => Err(Refusal::new(
+            RefusalKind::Invalid,
+            "weft's networks are of local scope, and reach all hosts all the same: create them without --scope swarm",
+        )),
+        "NetworkDriver.CreateEndpoint" => {
+            written(driver.create_endpoint(read::<CreateEndpoint>(method, body)?).await?)
+        }
+        "NetworkDriver.DeleteEndpoint" => {
+            done(driver.delete_endpoint(read::<EndpointNamed>(method, body)?).await)
+        }
+        "NetworkDriver.EndpointOperInfo" => {
+            read::<EndpointNamed>(method, body)?;
+            written(json!({"Value": {}}))
+        }
+        "NetworkDriver.Join" => written(driver.join(read::<Join>(method, body)?).await?),
+        "NetworkDriver.Leave" => done(driver.leave(read::<EndpointNamed>(method, body)?).await),
+        "NetworkDriver.ProgramExternalConnectivity" => {
+            done(driver.program_ports(read::<ProgramExternalConnectivity>(method, body)?).await)
+        }
+        "NetworkDriver.RevokeExternalConnectivity" => {
+            read::<EndpointNamed>(method, body)?;
+            written(json!({}))
+        }
+        // Swarm tells of its nodes; weft knows its own.
+        "NetworkDriver.DiscoverNew" | "NetworkDriver.DiscoverDelete" => written(json!({})),
+        "NetworkDriver.GwAllocCheck" => written(json!({"SkipIPv4": false, "SkipIPv6": false})),
+
+        "IpamDriver.GetCapabilities" => {
+            written(json!({"RequiresMACAddress": false, "RequiresRequestReplay": false}))
+        }
+        "IpamDriver.GetDefaultAddressSpaces" => written(json!({
+            "LocalDefaultAddressSpace": ADDRESS_SPACE,
+            "GlobalDefaultAddressSpace": ADDRESS_SPACE,
+        })),
+        "IpamDriver.RequestPool" => {
+            written(driver.request_pool(read::<RequestPool>(method, body)?).await?)
+        }
+        "IpamDriver.ReleasePool" => {
+            done(driver.release_pool(read::<ReleasePool>(method, body)?).await)
+        }
+        "IpamDriver.RequestAddress" => {
+            written(driver.request_address(read::<RequestAddress>(method, body)?).await?)
+        }
+        "IpamDriver.ReleaseAddress" => {
+            done(driver.release_address(read::<ReleaseAddress>(method, body)?).await)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn read<T: DeserializeOwned>(method: &str, body: &[u8]) -> Result<T, Refusal> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let place = match error.path().to_string().as_str() {
+            "." => "its body".to_owned(),
+            path => path.to_owned(),
+        };
+        Refusal::new(
+            RefusalKind::Invalid,
+            format!("{method}: {place} does not fit: {}", error.inner()),
+        )
+    })
+}
+
+fn written(answer: impl Serialize) -> Result<Option<Value>, Refusal> {
+    Ok(Some(serde_json::to_value(answer).expect("an answer is plain data")))
+}
+
+fn done(outcome: Result<(), Refusal>) -> Result<Option<Value>, Refusal> {
+    outcome.map(|()| Some(json!({})))
+}

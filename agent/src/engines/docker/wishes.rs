@@ -1,0 +1,84 @@
+//! Networks that Docker shall have on all hosts. The wish is a label of the network, so it reaches
+//! every host with the network's definition, and hosts that come later too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+use weft_model::{Family, Network, NetworkId};
+
+use super::{DOCKER_LABEL, PLUGIN, driver::Driver, protocol::EngineId};
+use crate::{chain::Chain, cluster::Cluster};
+
+/// The networks that all hosts' Docker shall have.
+pub(super) fn marked(cluster: &Cluster) -> BTreeSet<NetworkId> {
+    let wanted = cluster.networks().filter(|network| is_marked(network));
+    wanted.filter(|n| cluster.conflict(n.id).is_none()).map(|network| network.id).collect()
+}
+
+fn is_marked(network: &Network) -> bool {
+    network.labels.get(DOCKER_LABEL).is_some_and(|value| value == "true")
+}
+
+impl Driver {
+    /// Makes the marked networks in this host's Docker, and removes there those that were made so
+    /// and have ended.
+    pub(super) async fn fulfil(&self) {
+        let snapshot = self.snapshot();
+        let cluster = &snapshot.cluster;
+        let bound = self.bound().await;
+        for id in marked(cluster).difference(&bound) {
+            let Some(network) = cluster.network(*id) else { continue };
+            match self.client.create_network(&creation(network)).await {
+                Ok(()) => tracing::info!(network = %network.name, "made the network in Docker"),
+                Err(error) => {
+                    tracing::warn!(network = %network.name, error = %Chain(&error), "cannot make the network in Docker");
+                }
+            }
+        }
+        let ended: Vec<EngineId> = self
+            .registry
+            .read(|known| {
+                let made = known.networks.iter().filter(|(_, docker)| docker.wanted.wished);
+                made.filter(|(_, docker)| docker.network.is_some_and(|id| cluster.is_removed(id)))
+                    .map(|(id, _)| id.clone())
+                    .collect()
+            })
+            .await;
+        for id in ended {
+            match self.client.remove_network(&id).await {
+                Ok(()) => tracing::info!(network = %id, "removed the network from Docker"),
+                Err(error) => {
+                    tracing::warn!(network = %id, error = %Chain(&error), "cannot remove the network from Docker");
+                }
+            }
+        }
+    }
+}
+
+/// The body of `POST /networks/create`.
+fn creation(network: &Network) -> Value {
+    let ranges: Vec<Value> = network
+        .pools
+        .iter()
+        .map(|pool| {
+            let mut range = BTreeMap::from([
+                ("Subnet", json!(pool.subnet)),
+                ("Gateway", json!(pool.gateway)),
+                ("AuxiliaryAddresses", json!(pool.aux)),
+            ]);
+            if let Some(part) = pool.range {
+                range.insert("IPRange", json!(part));
+            }
+            json!(range)
+        })
+        .collect();
+    json!({
+        "Name": network.name,
+        "CheckDuplicate": true,
+        "Driver": PLUGIN,
+        "Internal": network.internal,
+        "EnableIPv6": network.pool(Family::V6).is_some(),
+        "IPAM": {"Driver": PLUGIN, "Config": ranges},
+        "Options": {"weft.network": network.name, "weft.wished": "true"},
+    })
+}

@@ -1,0 +1,277 @@
+//! Docker's daemon on a host of the lab.
+
+use std::{
+    fs,
+    fs::OpenOptions,
+    net::IpAddr,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, Once, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+
+use crate::{Host, Lab, command::Ran, eventually};
+
+/// The image that every daemon is given.
+pub const IMAGE: &str = "weft-test";
+
+/// A daemon with an image, and everything that it starts. Dropping it powers its host off.
+#[derive(Debug)]
+pub struct Docker {
+    host: Arc<Host>,
+    /// The parent of all control groups of its containers.
+    cgroup: String,
+    entered: Mutex<Option<Child>>,
+}
+
+impl Docker {
+    /// Starts a daemon on host `index` of `lab`, and gives it the image.
+    ///
+    /// # Errors
+    ///
+    /// Docker is not installed, or does not start within 30 s.
+    pub fn start(lab: &Lab, index: u8) -> anyhow::Result<Self> {
+        static SWEEP: Once = Once::new();
+        SWEEP.call_once(sweep_cgroups);
+        let host = Arc::clone(lab.host(index));
+        let name = lab.dir().file_name().and_then(|name| name.to_str()).context("no name")?;
+        let cgroup = format!("{name}-{}", host.name());
+        let docker = Self { host, cgroup, entered: Mutex::default() };
+        docker.start_daemon(&[])?;
+        let tar = image(lab.dir())?;
+        docker.run(&["import", "-c", "CMD [\"/bin/sh\"]", &tar.display().to_string(), IMAGE])?;
+        Ok(docker)
+    }
+
+    /// Starts the daemon (again) and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// It ends instead, or does not answer within 30 s.
+    pub fn start_daemon(&self, options: &[&str]) -> anyhow::Result<()> {
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
+        let entered = self
+            .host
+            .enter()?
+            .args(["sh", "-ec", r#"echo $$ >/run/dockerd.pid; exec dockerd "$@""#, "dockerd"])
+            .args(["--cgroup-parent", &format!("/{}", self.cgroup), "--pidfile", "/run/docker.pid"])
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .context("cannot start Docker's daemon")?;
+        *self.entered() = Some(entered);
+        let what = format!("Docker answers on {}", self.host.name());
+        eventually(Duration::from_secs(30), &what, || self.try_run(&["version"])?.ok())
+            .map(drop)
+            .with_context(|| self.log_tail(20))
+    }
+
+    /// Sends the daemon a signal and waits until it has ended; containers may go on.
+    ///
+    /// # Errors
+    ///
+    /// It does not end within 30 s.
+    pub fn stop_daemon(&self, signal: &str) -> anyhow::Result<()> {
+        self.host.sh(&format!("kill -{signal} $(cat /run/dockerd.pid); rm -f /run/docker.pid"))?;
+        let mut entered = self.entered().take().context("no daemon runs")?;
+        eventually(Duration::from_secs(30), "Docker's daemon ends", || match entered.try_wait() {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err("it still runs".to_owned()),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Runs `docker ARGS` on the host and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// The command fails.
+    pub fn run(&self, args: &[&str]) -> anyhow::Result<String> {
+        self.try_run(args)?.ok()
+    }
+
+    /// The same with arguments split at white space.
+    ///
+    /// # Errors
+    ///
+    /// The command fails.
+    pub fn docker(&self, args: &str) -> anyhow::Result<String> {
+        self.run(&args.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Runs `docker ARGS`, split at white space, and returns what became of it.
+    ///
+    /// # Errors
+    ///
+    /// The host is off.
+    pub fn try_docker(&self, args: &str) -> anyhow::Result<Ran> {
+        self.try_run(&args.split_whitespace().collect::<Vec<_>>())
+    }
+
+    fn try_run(&self, args: &[&str]) -> anyhow::Result<Ran> {
+        self.host.exec(&[&["docker"], args].concat())
+    }
+
+    /// Starts a container that waits, with `options` of `docker run`.
+    ///
+    /// # Errors
+    ///
+    /// The command fails.
+    pub fn container(&self, name: &str, options: &str) -> anyhow::Result<()> {
+        self.docker(&format!("run -d --init --name {name} {options} {IMAGE} sleep 1000000"))
+            .map(drop)
+    }
+
+    /// Runs a shell script in a container and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// The script fails.
+    pub fn sh(&self, container: &str, script: &str) -> anyhow::Result<String> {
+        self.run(&["exec", container, "sh", "-ec", script])
+    }
+
+    /// What the container's own resolver library answers for `name`, sorted.
+    ///
+    /// # Errors
+    ///
+    /// It finds no address.
+    pub fn resolve(&self, container: &str, name: &str) -> anyhow::Result<Vec<IpAddr>> {
+        let text = self.run(&["exec", container, "getent", "ahosts", name])?;
+        let mut found = Vec::new();
+        for line in text.lines() {
+            found.push(line.split_whitespace().next().context("an empty line")?.parse()?);
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Pings a name or an address once from a container.
+    ///
+    /// # Errors
+    ///
+    /// There is no answer within a second.
+    pub fn ping(&self, container: &str, target: &str) -> anyhow::Result<()> {
+        self.run(&["exec", container, "ping", "-n", "-c", "1", "-W", "1", target]).map(drop)
+    }
+
+    /// The address of a container in a network, as Docker shows it.
+    ///
+    /// # Errors
+    ///
+    /// It has none.
+    pub fn address(&self, container: &str, network: &str) -> anyhow::Result<IpAddr> {
+        let template = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
+        let text = self.run(&["inspect", "-f", &template, container])?;
+        text.parse().with_context(|| format!("{container} has the address {text:?} in {network}"))
+    }
+
+    /// The last lines of the daemon's log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let all: Vec<_> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.host.dir().join("dockerd.log")
+    }
+
+    fn entered(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.entered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        // Containers are no children of the daemon; they end with the host's first process.
+        self.host.power_off();
+        if let Some(mut entered) = self.entered().take() {
+            let _ = entered.kill();
+            let _ = entered.wait();
+        }
+        // The last processes are still being reaped.
+        let _ = eventually(Duration::from_secs(5), "the control groups go", || {
+            remove_cgroups(|name| name == self.cgroup)
+        });
+    }
+}
+
+/// Makes the image's file system, once for a lab: a static shell, and the tools that use the system's
+/// resolver library with the libraries that they need.
+fn image(dir: &Path) -> anyhow::Result<PathBuf> {
+    let tar = dir.join("image.tar");
+    if !tar.exists() {
+        let mut command = Command::new("bash");
+        command.args(["-ec", IMAGE_SCRIPT, "image"]).arg(dir.join("image")).arg(&tar);
+        Ran::run(command, "make the image".into())?.ok()?;
+    }
+    Ok(tar)
+}
+
+const IMAGE_SCRIPT: &str = r#"
+root=$1 out=$2
+mkdir -p "$root"/{bin,etc,tmp,proc,sys,dev,root,run}
+cp "$(command -v busybox)" "$root/bin/busybox"
+for name in $("$root/bin/busybox" --list); do
+  [ "$name" = busybox ] || ln -sf busybox "$root/bin/$name"
+done
+for tool in ping getent; do
+  path=$(command -v "$tool")
+  rm -f "$root/bin/$tool"
+  cp -L "$path" "$root/bin/$tool"
+  libraries="$libraries $(ldd "$path" | grep -oE '/[^ ]+')"
+done
+for library in $libraries $(ls /lib/*/libnss_dns.so.2 /lib/*/libnss_files.so.2 /lib/*/libresolv.so.2); do
+  mkdir -p "$root$(dirname "$library")"
+  cp -Lu "$library" "$root$library"
+done
+printf 'root:x:0:0:root:/root:/bin/sh\n' >"$root/etc/passwd"
+echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
+tar -C "$root" --numeric-owner --owner=0 --group=0 -cf "$out.new" .
+mv "$out.new" "$out"
+rm -rf "$root"
+"#;
+
+/// Removes what the daemons of labs whose process has died left of control groups.
+fn sweep_cgroups() {
+    let _ = remove_cgroups(|name| {
+        let pid = name.strip_prefix("weft-lab-").and_then(|rest| rest.split('-').next());
+        pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+    });
+}
+
+/// Removes the top control groups that `chosen` names, in every hierarchy.
+fn remove_cgroups(chosen: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(root)?.flatten().map(|entry| entry.path());
+    for hierarchy in [root.to_owned()].into_iter().chain(hierarchies) {
+        for entry in fs::read_dir(&hierarchy).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(&chosen) {
+                remove_cgroup(&entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Only directories can be removed in it, the inner ones first.
+fn remove_cgroup(path: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(path)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path).with_context(|| format!("cannot remove {}", path.display()))
+}

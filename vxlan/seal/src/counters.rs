@@ -230,6 +230,39 @@ impl Ledger {
     }
 }
 
+/// One count of each worker, summed by readers.
+#[derive(Debug)]
+pub(crate) struct Shares {
+    /// Of the threads that seal: one a lane, then the control thread.
+    pub(crate) sealing: Vec<Share>,
+    /// Of the threads that open: one a lane, then the control thread.
+    pub(crate) opening: Vec<Share>,
+}
+
+/// One worker's, on a cache line that no other worker writes.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Share(Tally);
+
+impl Shares {
+    pub(crate) fn new(lanes: usize) -> Self {
+        let shares = || (0..=lanes).map(|_| Share::default()).collect();
+        Self { sealing: shares(), opening: shares() }
+    }
+
+    pub(crate) fn read(&self) -> u64 {
+        self.sealing.iter().chain(&self.opening).map(|share| share.0.read()).sum()
+    }
+}
+
+impl Share {
+    /// Only the share's one writer may call this.
+    #[inline]
+    pub(crate) fn add(&self, count: u64) {
+        self.0.add(count);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,20 +5,25 @@
 //! [`path`] where a peer is reached. None of them does IO. A [`Tunnel`] does: its workers move
 //! frames between [`TapQueues`] and sockets, its control thread keeps paths and sessions alive.
 
+mod control;
 mod counters;
 mod detour;
 mod forwarding;
 pub mod frame;
 pub mod key;
 mod members;
+mod mmsg;
 mod networks;
 mod offload;
 pub mod path;
+mod routes;
 mod shared;
 mod socket;
 mod status;
+mod stop;
 pub mod tap;
 pub mod tunnel;
+mod worker;
 
 pub use counters::{Counters, DropReason, Traffic};
 pub use detour::{Detour, DetourError, DetourSender};

@@ -5,6 +5,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 
+use crate::frame::GsoKind;
+
 /// Work that the kernel can take off the data path.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Offload {
@@ -28,6 +30,15 @@ impl Offload {
             Self::TapUso => "tap-uso",
             Self::UdpSegment => "udp-segment",
             Self::UdpGro => "udp-gro",
+        }
+    }
+}
+
+impl From<GsoKind> for Offload {
+    fn from(kind: GsoKind) -> Self {
+        match kind {
+            GsoKind::Tcp4 | GsoKind::Tcp6 => Self::TapTso,
+            GsoKind::Udp => Self::TapUso,
         }
     }
 }
@@ -106,7 +117,7 @@ impl fmt::Display for OffloadState {
 pub struct OffloadStatus {
     pub offload: Offload,
     pub state: OffloadState,
-    /// How often it carried more than one packet at once.
+    /// How often it was of use: carried several packets at once.
     pub used: u64,
     /// How often the kernel refused it in use.
     pub refused: u64,
@@ -129,6 +140,10 @@ impl Offloads {
         OffloadState::clone(&self.entry(offload).state.load())
     }
 
+    pub(crate) fn is_on(&self, offload: Offload) -> bool {
+        self.entry(offload).state.load().is_on()
+    }
+
     /// Notes what asking the kernel for `offload` gave. What fell back stays so.
     pub(crate) fn probed(&self, offload: Offload, state: OffloadState) {
         let entry = self.entry(offload);
@@ -147,6 +162,16 @@ impl Offloads {
 
     pub(crate) fn refused(&self, offload: Offload) -> u64 {
         self.entry(offload).refused.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn status(&self, used: impl Fn(Offload) -> u64) -> Vec<OffloadStatus> {
+        let status = |offload| OffloadStatus {
+            offload,
+            state: self.state(offload),
+            used: used(offload),
+            refused: self.refused(offload),
+        };
+        Offload::ALL.map(status).into()
     }
 
     fn entry(&self, offload: Offload) -> &Entry {

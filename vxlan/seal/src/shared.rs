@@ -1,17 +1,24 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::SyncSender},
 };
 
-use bytes::Bytes;
+use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_model::{NetworkId, NodeId};
 
 use crate::{
-    Counters, Detour, Forwarding, Members, StartError, TapQueues, TunnelConfig, TunnelStatus,
-    counters::Ledger, networks::Networks, offload::Offloads, socket::LaneSocket,
+    Counters, Detour, Forwarding, Offload, StartError, TapQueues, TunnelConfig, TunnelStatus,
+    control::{self, Event, Mouth},
+    counters::{Ledger, Shares},
+    networks::{Carried, Networks},
+    offload::Offloads,
+    routes::{Hop, Routes, Sessions},
+    socket::LaneSocket,
+    stop::Stop,
+    worker::{Parcel, Parcels},
 };
 
 /// What the handle, the control thread and the workers of one tunnel have in common.
@@ -21,18 +28,36 @@ pub(crate) struct Shared {
     pub(crate) sockets: Vec<LaneSocket>,
     pub(crate) offloads: Offloads,
     pub(crate) networks: Networks,
+    /// Written by the control thread.
+    pub(crate) routes: ArcSwap<Routes>,
+    /// Written by the control thread.
+    pub(crate) sessions: ArcSwap<Sessions>,
+    pub(crate) stop: Stop,
     pub(crate) broken: watch::Sender<BTreeSet<NetworkId>>,
     pub(crate) status: watch::Sender<Arc<TunnelStatus>>,
     /// What belongs to no network.
     pub(crate) ledger: Ledger,
+    pub(crate) syscalls: Shares,
+    pub(crate) rekeys: Shares,
+    used: [Shares; Offload::ALL.len()],
     ledgers: Mutex<BTreeMap<NetworkId, Arc<Ledger>>>,
     warnings: Mutex<BTreeSet<String>>,
     detour: Mutex<Option<Detour>>,
+    control: mpsc::Sender<Event>,
+    parcels: Vec<SyncSender<Parcel>>,
+}
+
+/// What only one thread each may have of a tunnel: the receiving ends.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) control: Mouth,
+    /// One a lane.
+    pub(crate) parcels: Vec<Parcels>,
 }
 
 impl Shared {
     /// Binds the sockets.
-    pub(crate) fn open(config: TunnelConfig) -> Result<Arc<Self>, StartError> {
+    pub(crate) fn open(config: TunnelConfig) -> Result<(Arc<Self>, Ends), StartError> {
         let offloads = Offloads::new(config.offloads);
         let mut sockets = Vec::new();
         let mut warnings = BTreeSet::new();
@@ -46,30 +71,33 @@ impl Shared {
             }
         }
         let lanes = sockets.len();
-        let (send, _) = mpsc::channel::<(NodeId, Bytes)>(DETOUR_QUEUE);
-        let (_, received) = mpsc::channel(DETOUR_QUEUE);
+        let (control, mouth, detour) = control::channels();
+        let (parcels, ends) = (0..lanes)
+            .map(|_| std::sync::mpsc::sync_channel(PARCELS))
+            .map(|(send, receive)| (send, Mutex::new(receive)))
+            .unzip();
 
-        Ok(Arc::new(Self {
+        let shared = Self {
             config,
             sockets,
             offloads,
             networks: Networks::default(),
+            routes: ArcSwap::default(),
+            sessions: ArcSwap::default(),
+            stop: Stop::new(lanes).map_err(|source| StartError::Descriptors { source })?,
             broken: watch::Sender::default(),
             status: watch::Sender::default(),
             ledger: Ledger::new(lanes),
+            syscalls: Shares::new(lanes),
+            rekeys: Shares::new(lanes),
+            used: Offload::ALL.map(|_| Shares::new(lanes)),
             ledgers: Mutex::default(),
             warnings: Mutex::new(warnings),
-            detour: Mutex::new(Some(Detour::new(send, received))),
-        }))
-    }
-
-    pub(crate) fn spawn(
-        self: &Arc<Self>,
-        _members: watch::Receiver<Arc<Members>>,
-        _tracker: &TaskTracker,
-        _stop: &CancellationToken,
-    ) -> Result<(), StartError> {
-        Ok(())
+            detour: Mutex::new(Some(detour)),
+            control,
+            parcels,
+        };
+        Ok((Arc::new(shared), Ends { control: mouth, parcels: ends }))
     }
 
     pub(crate) fn carry(&self, tap: TapQueues, forwarding: Arc<Forwarding>) {
@@ -79,38 +107,90 @@ impl Shared {
         let network = forwarding.network;
         let ledger = self.ledger_of(network);
         self.networks.carry(tap, forwarding, ledger);
-        self.mend(network);
+        self.changed(network);
     }
 
     pub(crate) fn drop_network(&self, network: NetworkId) {
         self.networks.drop_network(network);
-        self.mend(network);
+        self.changed(network);
     }
 
     pub(crate) fn counters(&self) -> Counters {
-        let ledgers = self.ledgers.lock().unwrap_or_else(PoisonError::into_inner);
+        let ledgers = lock(&self.ledgers);
         let networks = ledgers.iter().map(|(&network, ledger)| (network, ledger.read())).collect();
-        Counters::sum(networks, self.ledger.read())
+        let sums = Counters::sum(networks, self.ledger.read());
+        Counters { rekeys: self.rekeys.read(), syscalls: self.syscalls.read(), ..sums }
     }
 
     pub(crate) fn take_detour(&self) -> Option<Detour> {
-        self.detour.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.detour).take()
     }
 
     pub(crate) fn warnings(&self) -> Vec<String> {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        lock(&self.warnings).iter().cloned().collect()
+    }
+
+    /// How often an offload was of use.
+    pub(crate) fn used(&self, offload: Offload) -> &Shares {
+        &self.used[offload as usize]
+    }
+
+    /// False if the control thread is behind: what it would have been told is lost.
+    pub(crate) fn tell_control(&self, event: Event) -> bool {
+        self.control.try_send(event).is_ok()
+    }
+
+    /// Gives a sealed packet to the lane that opens it. False if that one is behind.
+    pub(crate) fn hand_over(&self, lane: usize, parcel: Parcel) -> bool {
+        let handed = self.parcels[lane].try_send(parcel).is_ok();
+        self.stop.opening[lane].wake();
+        handed
+    }
+
+    /// Tells that sending to `hop` failed for its size.
+    pub(crate) fn narrowed(&self, hop: &Hop, len: usize) {
+        if let Some(to) = hop.to.as_socket() {
+            self.tell_control(Event::Narrowed { socket: hop.socket, to, len });
+        }
+    }
+
+    /// Tells that reading or writing a network's TAP failed for good.
+    pub(crate) fn tap_failed(&self, network: &Carried, error: &io::Error) {
+        let (id, tap) = (network.forwarding.network, &network.tap.name);
+        let news = self.broken.send_if_modified(|broken| broken.insert(id));
+        if news {
+            tracing::warn!(network = %id, %tap, %error, "the TAP is gone: its network carries nothing until it is made again");
+        }
+    }
+
+    /// Tells that a thread has to begin anew.
+    pub(crate) fn worker_failed(&self, thread: &str, why: &str) {
+        tracing::error!(thread, why, "a thread of the sealed data path failed and is started again");
+        lock(&self.warnings).insert(format!("thread {thread} failed and was started again: {why}"));
     }
 
     fn ledger_of(&self, network: NetworkId) -> Arc<Ledger> {
-        let mut ledgers = self.ledgers.lock().unwrap_or_else(PoisonError::into_inner);
-        let ledger =
-            ledgers.entry(network).or_insert_with(|| Arc::new(Ledger::new(self.sockets.len())));
-        Arc::clone(ledger)
+        let mut ledgers = lock(&self.ledgers);
+        let new = || Arc::new(Ledger::new(self.sockets.len()));
+        Arc::clone(ledgers.entry(network).or_insert_with(new))
     }
 
-    fn mend(&self, network: NetworkId) {
+    /// The TAP of a network is another one now, or none.
+    fn changed(&self, network: NetworkId) {
         self.broken.send_if_modified(|broken| broken.remove(&network));
+        self.stop.wake_all();
+    }
+
+    /// Passes a packet that is sealed for `node` to the control thread, which knows a relay.
+    pub(crate) fn relay(&self, node: NodeId, packet: &[u8]) -> bool {
+        self.tell_control(Event::Relay { to: node, packet: packet.to_vec() })
     }
 }
 
-const DETOUR_QUEUE: usize = 256;
+/// Nothing that is locked here is left half done by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Packets that wait for the lane that opens them.
+const PARCELS: usize = 1024;

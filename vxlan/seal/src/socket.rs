@@ -7,9 +7,9 @@ use std::{
 };
 
 use nix::errno::Errno;
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, SockAddr, Type};
 
-use crate::{Offload, OffloadState, offload::Offloads};
+use crate::{Offload, OffloadState, mmsg, offload::Offloads};
 
 /// What bursts of sealed packets need: the kernel's default holds a few milliseconds of them.
 pub(crate) const BUFFER_BYTES: usize = 8 << 20;
@@ -72,6 +72,19 @@ impl LaneSocket {
     pub(crate) fn local(&self) -> SocketAddr {
         self.local
     }
+
+    /// Sends one datagram that the underlay may fragment: for what no sender makes smaller.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub(crate) fn send_fragmentable(&self, datagram: &[u8], to: &SockAddr) -> io::Result<()> {
+        // Others may send meanwhile: they then lack DF for a moment, which harms nobody.
+        options::may_fragment(self.udp.as_raw_fd(), self.local.ip())?;
+        let sent = mmsg::send_one(self, datagram, to);
+        options::never_fragment(self.udp.as_raw_fd(), self.local.ip())?;
+        sent
+    }
 }
 
 impl AsFd for LaneSocket {
@@ -89,6 +102,11 @@ fn probe(offloads: &Offloads, offload: Offload, ask: impl Fn() -> Result<(), Err
         Err(errno) => OffloadState::Unsupported(format!("{offload}: {errno}")),
     };
     offloads.probed(offload, state);
+}
+
+#[cfg(test)]
+pub(crate) fn enable_gro(socket: &impl AsRawFd) -> Result<(), Errno> {
+    options::set_gro(socket.as_raw_fd(), true)
 }
 
 /// Asks for [`BUFFER_BYTES`] each way, with `CAP_NET_ADMIN` beyond the system's limit, and says
@@ -127,6 +145,17 @@ mod options {
             }
             IpAddr::V6(_) => {
                 set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)
+            }
+        }
+    }
+
+    pub(super) fn may_fragment(fd: RawFd, own: IpAddr) -> Result<(), Errno> {
+        match own {
+            IpAddr::V4(_) => {
+                set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
+            }
+            IpAddr::V6(_) => {
+                set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
             }
         }
     }

@@ -13,7 +13,7 @@ use weft_model::{NetworkId, NodeId, Sealing, Suite};
 
 use crate::{
     Counters, Detour, Forwarding, Members, OffloadSwitches, SocketError, Tap, TapError, TapQueues,
-    TunnelStatus, key::Limits, shared::Shared,
+    TunnelStatus, control, key::Limits, shared::Shared, worker,
 };
 
 /// How many lanes a tunnel may have.
@@ -71,8 +71,11 @@ impl Tunnel {
         if config.port == 0 || config.port.checked_add(u16::from(config.lanes) - 1).is_none() {
             return Err(StartError::Port { port: config.port, lanes: config.lanes });
         }
-        let shared = Shared::open(config)?;
-        shared.spawn(members, tracker, stop)?;
+        let (shared, ends) = Shared::open(config)?;
+        for (lane, parcels) in ends.parcels.into_iter().enumerate() {
+            worker::spawn(&shared, lane, parcels, || tracker.token())?;
+        }
+        control::spawn(&shared, ends.control, members, tracker.token(), stop.clone())?;
         Ok(Self { shared })
     }
 
@@ -156,6 +159,11 @@ pub enum StartError {
     Port { port: u16, lanes: u8 },
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error("failed to make the event descriptors of the sealed data path: raise the limit of open files")]
+    Descriptors {
+        #[source]
+        source: io::Error,
+    },
     #[error("failed to start the thread {name} of the sealed data path")]
     Thread {
         name: String,

@@ -1,0 +1,321 @@
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ops::Range,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use weft_model::NodeId;
+
+use super::{
+    stations::SeenFrom,
+    writer::{Key, Writer},
+};
+use crate::{
+    DropReason, Offload,
+    control::Event,
+    counters::Tallies,
+    frame::{Arrival, Coalescer, Headers, Part, check_source},
+    key::{Content, Flags, HEADER, Header, Lane, META, Meta, Opener, Refused, RootId, TAG},
+    mmsg::{Received, Receives, Rooms},
+    networks::Carried,
+    routes::Sessions,
+    shared::Shared,
+};
+
+/// A sealed packet that did not come by the socket of the lane that opens it: it was relayed, or
+/// sent to another lane's port.
+pub(crate) type Parcel = Vec<u8>;
+
+/// The receiving end of a lane's parcels; it outlives the thread's loop.
+pub(crate) type Parcels = Mutex<mpsc::Receiver<Parcel>>;
+
+/// Opens what one lane's socket receives, and writes it to the TAPs.
+///
+/// The openers of a lane belong to one thread, so that no replay gets through a second window:
+/// the peer's lane L is opened by lane L modulo the number of lanes here, and whatever comes to
+/// another socket is handed over.
+pub(super) struct Opening {
+    shared: Arc<Shared>,
+    lane: usize,
+    parcels: Arc<Parcels>,
+    receives: Receives,
+    sessions: Arc<Sessions>,
+    openers: Openers,
+    writer: Writer,
+    coalescer: Coalescer<Key>,
+}
+
+impl Opening {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        lane: usize,
+        parcels: Arc<Parcels>,
+        ) -> Self {
+        let rooms = match shared.offloads.is_on(Offload::UdpGro) {
+            true => Rooms::AGGREGATES,
+            false => Rooms::PACKETS,
+        };
+        let sessions = shared.sessions.load_full();
+        let writer = Writer::new(Arc::clone(&shared), lane);
+        let coalescer = Coalescer::new(writer.accepts());
+        let openers = Openers::default();
+        let receives = Receives::new(rooms);
+        Self { shared, lane, parcels, receives, sessions, openers, writer, coalescer }
+    }
+
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        while !shared.stop.is_set() {
+            let handed = self.take_parcels();
+            if handed > 0 {
+                self.open_batch(handed);
+            }
+            shared.syscalls.opening[self.lane].add(1);
+            match self.receives.receive(&shared.sockets[self.lane]) {
+                Ok(count) => self.open_batch(count),
+                Err(Errno::EAGAIN) => self.wait(),
+                // An ICMP error about something that was sent is told to whoever receives.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Waits until there is something to receive, or somebody calls.
+    fn wait(&self) {
+        let socket = &self.shared.sockets[self.lane];
+        let waker = &self.shared.stop.opening[self.lane];
+        let mut fds = [
+            PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+            PollFd::new(waker.as_fd(), PollFlags::POLLIN),
+        ];
+        self.shared.syscalls.opening[self.lane].add(1);
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        if fds[1].any().unwrap_or_default() {
+            waker.clear();
+        }
+    }
+
+    /// Puts handed-over packets where received ones would lie.
+    fn take_parcels(&mut self) -> usize {
+        let parcels = self.parcels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = 0;
+        while count < self.receives.slots()
+            && let Ok(parcel) = parcels.try_recv()
+        {
+            self.receives.place(count, &parcel);
+            count += 1;
+        }
+        count
+    }
+
+    /// Opens everything that lies in the first `count` slots.
+    fn open_batch(&mut self, count: usize) {
+        let now = Instant::now();
+        self.refresh();
+        for slot in 0..count {
+            let received = self.receives.received(slot);
+            if received.truncated {
+                self.tallies().dropped(DropReason::Malformed, 1);
+                continue;
+            }
+            let Received { run, .. } = received;
+            if run.packets() > 1 {
+                self.shared.used(Offload::UdpGro).opening[self.lane].add(1);
+            }
+            for packet in run.singles() {
+                if let Err(reason) = self.open(now, slot, packet.bytes) {
+                    self.tallies().dropped(reason, 1);
+                }
+            }
+        }
+        // The arena is received into again: nothing may refer to it any longer.
+        let Self { writer, coalescer, receives, .. } = self;
+        coalescer.flush(receives.arena(), |built| writer.write(&built));
+        coalescer.accept(writer.accepts());
+    }
+
+    /// Takes the newest snapshots of networks and sessions.
+    fn refresh(&mut self) {
+        self.writer.refresh();
+        self.coalescer.accept(self.writer.accepts());
+        let sessions = self.shared.sessions.load();
+        if !Arc::ptr_eq(&sessions, &self.sessions) {
+            self.sessions = Arc::clone(&sessions);
+            self.openers.retain(&self.sessions);
+        }
+    }
+
+    /// Opens one packet in the arena.
+    fn open(
+        &mut self,
+        now: Instant,
+        slot: usize,
+        packet: Range<usize>,
+    ) -> Result<(), DropReason> {
+        let bytes = &self.receives.arena()[packet.clone()];
+        let header = Header::decode(bytes).map_err(|_| DropReason::Malformed)?;
+        if header.lane == Lane::CONTROL {
+            return self.hand_to_control(&header, slot, bytes);
+        }
+        let owner = usize::from(header.lane.number()) % self.shared.sockets.len();
+        if owner != self.lane {
+            let handed = self.shared.hand_over(owner, bytes.to_vec());
+            return if handed { Ok(()) } else { Err(DropReason::Queue) };
+        }
+
+        let arena = self.receives.arena_mut();
+        let (session, peer) = self.openers.open(
+            &self.sessions,
+            &self.shared,
+            header,
+            now,
+            &mut arena[packet.clone()],
+        )?;
+        let opened = &self.receives.arena()[packet.start + HEADER..packet.end - TAG];
+        let (meta, frame) = Meta::decode(opened).map_err(|_| DropReason::Malformed)?;
+        let networks = Arc::clone(self.writer.networks());
+        let Some(network) = networks.by_number.get(&meta.network) else {
+            return Err(DropReason::UnknownNetwork);
+        };
+        let tallies = &network.ledger.opening[self.lane];
+        tallies.carried(1, frame.len() as u64);
+        let frame = packet.start + HEADER + META..packet.end - TAG;
+        if let Err(reason) = self.admit(network, peer, session, header.counter, meta, frame) {
+            tallies.dropped(reason, 1);
+        }
+        Ok(())
+    }
+
+    /// Judges an opened frame and puts it together with its neighbours.
+    fn admit(
+        &mut self,
+        network: &Carried,
+        peer: NodeId,
+        session: u32,
+        counter: u64,
+        meta: Meta,
+        frame: Range<usize>,
+    ) -> Result<(), DropReason> {
+        let segment = match meta.content {
+            Content::Frame => false,
+            Content::Segment => true,
+            _ => return Err(DropReason::Malformed),
+        };
+        let Self { writer, coalescer, receives, .. } = self;
+        let bytes = &receives.arena()[frame.clone()];
+        let headers = Headers::parse(bytes).map_err(|_| DropReason::Malformed)?;
+        let stations = SeenFrom { peer, forwarding: &network.forwarding };
+        check_source(bytes, &headers, &stations).map_err(|_| DropReason::Spoofed)?;
+
+        let part = Part {
+            segment,
+            partial: meta.flags.has(Flags::PARTIAL_CHECKSUM),
+            last: meta.flags.has(Flags::LAST),
+            index: meta.index,
+        };
+        let arrival = Arrival { key: (meta.network, session), counter, part, frame };
+        coalescer
+            .push(receives.arena(), arrival, &headers, |built| writer.write(&built))
+            .map_err(|_| DropReason::Malformed)
+    }
+
+    fn hand_to_control(
+        &self,
+        header: &Header,
+        slot: usize,
+        packet: &[u8],
+    ) -> Result<(), DropReason> {
+        // Whoever does not know a tag cannot fill the control thread's queue.
+        if !self.sessions.by_tag.contains_key(&header.tag) {
+            return Err(DropReason::UnknownPeer);
+        }
+        let from = self.receives.from(slot).ok_or(DropReason::Malformed)?;
+        let event =
+            Event::Received { socket: self.lane, from, packet: packet.to_vec() };
+        if self.shared.tell_control(event) { Ok(()) } else { Err(DropReason::Queue) }
+    }
+
+    /// The counters of what belongs to no network yet.
+    fn tallies(&self) -> &Tallies {
+        &self.shared.ledger.opening[self.lane]
+    }
+}
+
+/// The openers that one thread has borrowed from their roots.
+#[derive(Default)]
+struct Openers {
+    by_root: BTreeMap<(RootId, Lane), Opener>,
+}
+
+impl Openers {
+    /// Opens `packet` with whichever session it is of; tells which one, and the peer.
+    fn open(
+        &mut self,
+        sessions: &Sessions,
+        shared: &Shared,
+        header: Header,
+        now: Instant,
+        packet: &mut [u8],
+    ) -> Result<(u32, NodeId), DropReason> {
+        let candidates = sessions.by_tag.get(&header.tag).map(Vec::as_slice).unwrap_or_default();
+        // A wrong key destroys the packet: where several are possible, each gets a copy.
+        let copy = (candidates.len() > 1).then(|| packet.to_vec());
+        let mut refused = DropReason::UnknownPeer;
+        for (index, session) in candidates.iter().enumerate() {
+            if let Some(copy) = &copy {
+                packet.copy_from_slice(copy);
+            }
+            let key = (session.root.id(), header.lane);
+            let opener = match self.by_root.entry(key) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => {
+                    match session.root.opener(header.lane, &shared.config.suites) {
+                        Ok(opener) => entry.insert(opener),
+                        Err(_) => {
+                            refused = DropReason::NoKey;
+                            continue;
+                        }
+                    }
+                }
+            };
+            let mut result = opener.open(now, packet).map(drop);
+            if result == Err(Refused::Epoch) {
+                // Perhaps all packets of many epochs were lost: the peer says in its probes where
+                // its lanes are.
+                opener.catch_up(session.epoch(header.lane));
+                result = opener.open(now, packet).map(drop);
+            }
+            match result {
+                Ok(()) => return Ok((header.tag.wrapping_add(index as u32), session.peer)),
+                Err(error) => refused = reason(error),
+            }
+        }
+        Err(refused)
+    }
+
+    /// Gives the openers of roots that are no longer valid back.
+    fn retain(&mut self, sessions: &Sessions) {
+        self.by_root.retain(|(root, _), _| {
+            sessions.by_tag.values().flatten().any(|session| session.root.id() == *root)
+        });
+    }
+}
+
+pub(crate) fn reason(refused: Refused) -> DropReason {
+    match refused {
+        Refused::Malformed(_) => DropReason::Malformed,
+        Refused::Foreign => DropReason::UnknownPeer,
+        Refused::Suite | Refused::Exhausted => DropReason::NoKey,
+        Refused::Expired => DropReason::Expired,
+        Refused::Replay => DropReason::Replay,
+        Refused::Epoch => DropReason::Epoch,
+        Refused::Auth => DropReason::Auth,
+    }
+}
+

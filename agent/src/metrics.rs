@@ -260,7 +260,7 @@ impl Reading {
     }
 }
 
-const NO_LABELS: [(&str, String); 0] = [];
+pub(crate) const NO_LABELS: [(&str, String); 0] = [];
 
 /// Writes families of values with labels.
 pub(crate) struct Writer<'a, 'b> {

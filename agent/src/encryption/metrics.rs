@@ -3,7 +3,10 @@ use std::fmt;
 use weft_model::NetworkId;
 use weft_seal::{Counters, Traffic};
 
-use crate::{api::types::EncryptionStatus, metrics::Writer};
+use crate::{
+    api::types::{EncryptionStatus, OffloadReport, SealedPeer},
+    metrics::{NO_LABELS, Writer},
+};
 
 /// What the sealed data path showed at one moment.
 #[derive(Debug)]
@@ -21,7 +24,7 @@ impl Reading {
     ) -> fmt::Result {
         self.traffic(out, label)?;
         self.peers(out)?;
-        let state = |offload: &crate::api::types::OffloadReport| {
+        let state = |offload: &OffloadReport| {
             ([("offload", offload.offload.clone())], i64::from(offload.on))
         };
         out.gauges(
@@ -64,8 +67,8 @@ impl Reading {
             traffic.drops.iter().map(one)
         });
         out.counters("sealed_drops", "Frames and packets that went no further", drops)?;
-        let rekeys = [([("direction", "sent".to_owned())], self.counters.rekeys)];
-        out.counters("sealed_rekeys", "Steps to a next key", rekeys)?;
+        let rekeys = [(NO_LABELS, self.counters.rekeys)];
+        out.counters("sealed_rekeys", "Steps to a next key of this node's", rekeys)?;
         let carried = self
             .status
             .networks
@@ -76,7 +79,7 @@ impl Reading {
 
     fn peers(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
         let peers = &self.status.peers;
-        let name = |peer: &crate::api::types::SealedPeer| ("peer", peer.node.to_string());
+        let name = |peer: &SealedPeer| ("peer", peer.node.to_string());
         let rtt = peers.iter().filter_map(|peer| Some(([name(peer)], peer.rtt_ms? / 1e3)));
         out.float_gauges("sealed_peer_rtt_seconds", "Round-trip time of probes", rtt)?;
         let mtu = peers.iter().filter_map(|peer| Some(([name(peer)], i64::from(peer.path_mtu?))));

@@ -44,7 +44,10 @@ pub fn answer(
         Network::Ip(ip) if ip.protocol == ICMPV6 && ip.source.is_ipv6() => {
             let message = &frame[ip.payload..ip.end];
             match message.first() {
-                Some(&SOLICITATION) => solicitation(message, headers, &ip, lookup, room),
+                Some(&SOLICITATION) if frame[ip.offset + 7] == HOP_LIMIT => {
+                    solicitation(message, headers, &ip, lookup, room)
+                }
+                Some(&SOLICITATION) => Answer::Quiet,
                 Some(&ADVERTISEMENT) => Answer::Quiet,
                 _ => Answer::Forward,
             }
@@ -170,8 +173,193 @@ const ADVERTISEMENT_LEN: usize = 32;
 const SOLICITED: u8 = 0x40;
 const OVERRIDE: u8 = 0x20;
 /// What no packet has that came through a router (RFC 4861 §11.2).
-pub(super) const HOP_LIMIT: u8 = 255;
+const HOP_LIMIT: u8 = 255;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 /// ff02::1:ff00:0/104 (RFC 4291 §2.7.1).
 const SOLICITED_NODE: [u8; 13] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
+
+#[cfg(test)]
+mod tests {
+    use super::{super::reference::ones, *};
+
+    #[test]
+    fn an_arp_request_is_answered_with_the_address_of_the_other_node() {
+        let request = arp_message(1, MINE, [10, 0, 0, 1], [10, 0, 0, 9]);
+        let reply = reply_to(&request).unwrap();
+        let expected = [
+            &MINE[..],
+            &OTHER,
+            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2],
+            &OTHER,
+            &[10, 0, 0, 9],
+            &MINE,
+            &[10, 0, 0, 1],
+        ]
+        .concat();
+        assert_eq!(reply, expected);
+    }
+
+    #[test]
+    fn an_arp_probe_learns_that_the_address_is_taken() {
+        let probe = arp_message(1, MINE, [0, 0, 0, 0], [10, 0, 0, 9]);
+        assert_eq!(reply_to(&probe).unwrap()[28..42], [10, 0, 0, 9, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn nobody_answers_for_an_address_that_nobody_has() {
+        let arp = arp_message(1, MINE, [10, 0, 0, 1], [10, 0, 0, 77]);
+        assert_eq!(reply_to(&arp), Err(Answer::Unknown));
+        let solicitation = solicit(ip("fd00::1"), ip("ff02::1:ff00:77"), ip("fd00::77"), true);
+        assert_eq!(reply_to(&solicitation), Err(Answer::Unknown));
+    }
+
+    #[test]
+    fn announcements_and_replies_are_dropped_without_a_word() {
+        let quiet = [
+            arp_message(1, MINE, [10, 0, 0, 9], [10, 0, 0, 9]),
+            arp_message(2, MINE, [10, 0, 0, 1], [10, 0, 0, 9]),
+            // The station moved here, and the snapshot is of before or after.
+            arp_message(1, OTHER, [0, 0, 0, 0], [10, 0, 0, 9]),
+            arp_message(1, [1, 0, 0, 0, 0, 1], [10, 0, 0, 1], [10, 0, 0, 9]),
+            neighbour(ADVERTISEMENT, ip("fd00::9"), ip("ff02::1"), ip("fd00::9"), &[]),
+        ];
+        for frame in quiet {
+            assert_eq!(reply_to(&frame), Err(Answer::Quiet), "{frame:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_solicitation_gets_a_solicited_advertisement() {
+        for destination in ["ff02::1:ff00:9", "fd00::9"] {
+            let request = solicit(ip("fd00::1"), ip(destination), ip("fd00::9"), true);
+            let reply = reply_to(&request).unwrap();
+            assert_eq!(reply[..14], [&MINE[..], &OTHER, &[0x86, 0xdd]].concat());
+            assert_eq!(reply[18..22], [0, 32, ICMPV6, 255]);
+            assert_eq!(reply[22..38], ip("fd00::9").octets());
+            assert_eq!(reply[38..54], ip("fd00::1").octets());
+            assert_eq!((reply[54], reply[58]), (ADVERTISEMENT, SOLICITED | OVERRIDE));
+            assert_eq!(reply[62..78], ip("fd00::9").octets());
+            assert_eq!(reply[78..86], [&[TARGET_ADDRESS_OPTION, 1][..], &OTHER].concat());
+            assert_eq!(checksum_of(&reply), 0xffff);
+        }
+    }
+
+    #[test]
+    fn duplicate_address_detection_is_answered_to_all_nodes() {
+        let probe = solicit(Ipv6Addr::UNSPECIFIED, ip("ff02::1:ff00:9"), ip("fd00::9"), false);
+        let reply = reply_to(&probe).unwrap();
+        assert_eq!(reply[..6], ALL_NODES_MAC);
+        assert_eq!(reply[38..54], ip("ff02::1").octets());
+        assert_eq!((reply[54], reply[58]), (ADVERTISEMENT, OVERRIDE));
+        assert_eq!(checksum_of(&reply), 0xffff);
+
+        let mut own = probe;
+        own[6..12].copy_from_slice(&OTHER);
+        assert_eq!(reply_to(&own), Err(Answer::Quiet));
+    }
+
+    #[test]
+    fn a_solicitation_that_breaks_a_rule_gets_no_answer() {
+        let good = solicit(ip("fd00::1"), ip("ff02::1:ff00:9"), ip("fd00::9"), true);
+        let change = |at: usize, value: u8| {
+            let mut frame = good.clone();
+            frame[at] = value;
+            fix_checksum(&mut frame);
+            frame
+        };
+        let mut wrong_checksum = good.clone();
+        wrong_checksum[56] ^= 1;
+        for (what, frame) in [
+            ("hop limit", change(21, 254)),
+            ("code", change(55, 1)),
+            ("a multicast target", change(62, 0xff)),
+            ("an option without length", change(79, 0)),
+            ("an option cut off", change(79, 2)),
+            ("checksum", wrong_checksum),
+            (
+                "a source option in a probe",
+                solicit(Ipv6Addr::UNSPECIFIED, ip("ff02::1:ff00:9"), ip("fd00::9"), true),
+            ),
+            (
+                "a probe to one host",
+                solicit(Ipv6Addr::UNSPECIFIED, ip("fd00::9"), ip("fd00::9"), false),
+            ),
+        ] {
+            assert_eq!(reply_to(&frame), Err(Answer::Quiet), "{what}");
+        }
+        for len in 0..good.len() {
+            assert!(reply_to(&good[..len]).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn all_else_is_forwarded() {
+        let echo = neighbour(128, ip("fd00::1"), ip("fd00::9"), ip("fd00::9"), &[]);
+        let mut tagged = arp_message(1, MINE, [10, 0, 0, 1], [10, 0, 0, 9]);
+        tagged.splice(12..12, [0x81, 0, 0, 1]);
+        for frame in [echo, tagged] {
+            assert_eq!(reply_to(&frame), Err(Answer::Forward));
+        }
+    }
+
+    const MINE: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+    fn reply_to(frame: &[u8]) -> Result<Vec<u8>, Answer> {
+        let mut room = [0xaa; ANSWER_ROOM];
+        let headers = Headers::parse(frame).map_err(|_| Answer::Forward)?;
+        let lookup = |asked: IpAddr| {
+            let known = [IpAddr::from([10, 0, 0, 9]), IpAddr::V6(ip("fd00::9"))];
+            known.contains(&asked).then(|| station(OTHER).unwrap())
+        };
+        match answer(frame, &headers, lookup, &mut room) {
+            Answer::Reply(len) => Ok(room[..len].to_vec()),
+            other => Err(other),
+        }
+    }
+
+    fn ip(text: &str) -> Ipv6Addr {
+        text.parse().unwrap()
+    }
+
+    fn arp_message(operation: u8, mac: [u8; 6], sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+        let head = [&[0xff; 6][..], &mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, operation]].concat();
+        [&head[..], &mac, &sender, &[0; 6], &target].concat()
+    }
+
+    fn solicit(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, with_source: bool) -> Vec<u8> {
+        let option = [&[SOURCE_ADDRESS_OPTION, 1][..], &MINE].concat();
+        neighbour(SOLICITATION, from, to, target, if with_source { &option } else { &[] })
+    }
+
+    fn neighbour(
+        kind: u8,
+        from: Ipv6Addr,
+        to: Ipv6Addr,
+        target: Ipv6Addr,
+        options: &[u8],
+    ) -> Vec<u8> {
+        let mut frame =
+            [&[0x33, 0x33, 0xff, 0, 0, 9][..], &MINE, &[0x86, 0xdd, 0x60, 0, 0, 0]].concat();
+        frame.extend([0, 24 + options.len() as u8, ICMPV6, 255]);
+        frame.extend([from.octets(), to.octets()].concat());
+        frame.extend([kind, 0, 0, 0, 0, 0, 0, 0]);
+        frame.extend(target.octets());
+        frame.extend(options);
+        fix_checksum(&mut frame);
+        frame
+    }
+
+    fn fix_checksum(frame: &mut [u8]) {
+        frame[56..58].fill(0);
+        let checksum = !checksum_of(frame);
+        frame[56..58].copy_from_slice(&checksum.to_be_bytes());
+    }
+
+    /// The sum over all that the checksum of ICMPv6 covers: all ones if it is right.
+    fn checksum_of(frame: &[u8]) -> u16 {
+        let len = (frame.len() - 54) as u32;
+        ones(&[&frame[22..54], &len.to_be_bytes(), &[0, 0, 0, ICMPV6], &frame[54..]].concat())
+    }
+}

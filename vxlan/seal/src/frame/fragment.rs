@@ -132,3 +132,90 @@ fn clear_uncopied_options(mut options: &mut [u8]) {
 const END: u8 = 0;
 const NO_OPERATION: u8 = 1;
 const COPIED: u8 = 0x80;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{
+        super::reference::{Flow, ones},
+        *,
+    };
+
+    proptest! {
+        #[test]
+        fn fragments_are_the_datagram_again(
+            len in 1usize..4000, mtu in 68usize..1500, options in 0usize..3, tcp: bool, partial: bool,
+        ) {
+            let flow = Flow { tcp, options: vec![1; options * 4], dont_fragment: false, ..Flow::udp4() };
+            let payload: Vec<u8> = (0..len).map(|at| at as u8).collect();
+            let fragments = cut(&mut flow.packet(&payload, partial), partial, mtu).unwrap();
+            for fragment in &fragments {
+                prop_assert!(fragment.len() <= 14 + mtu);
+                prop_assert_eq!(ones(&fragment[14..34 + options * 4]), 0xffff);
+            }
+            prop_assert_eq!(assemble(&fragments), flow.packet(&payload, false)[34 + options * 4..].to_vec());
+        }
+    }
+
+    #[test]
+    fn a_fragment_is_cut_to_smaller_ones_in_its_place() {
+        let mut middle = Flow { dont_fragment: false, ..Flow::udp4() }.packet(&[1; 100], false);
+        put(&mut middle, 20, MORE_FRAGMENTS | 50);
+        let positions: Vec<_> = cut(&mut middle, false, 68)
+            .unwrap()
+            .iter()
+            .map(|fragment| word(fragment, 20))
+            .collect();
+        assert_eq!(positions, [0x2000 | 50, 0x2000 | 56, 0x2000 | 62]);
+    }
+
+    #[test]
+    fn only_the_first_has_options_that_are_not_copied() {
+        let options = vec![7, 3, 4, 0x83, 3, 4, 1, 0];
+        let flow = Flow { dont_fragment: false, options: options.clone(), ..Flow::udp4() };
+        let fragments = cut(&mut flow.packet(&[1; 100], true), true, 68).unwrap();
+        assert_eq!(fragments[0][34..42], options);
+        for fragment in &fragments[1..] {
+            assert_eq!(fragment[34..42], [1, 1, 1, 0x83, 3, 4, 1, 0]);
+        }
+    }
+
+    #[test]
+    fn what_must_stay_whole_is_refused() {
+        let fixed = Flow::udp4();
+        let tagged = Flow { tags: vec![[0x81, 0, 0, 1]], dont_fragment: false, ..Flow::udp4() };
+        let v6 = Flow { v6: true, ..Flow::udp4() };
+        for flow in [fixed, tagged, v6] {
+            let refused = cut(&mut flow.packet(&[1; 100], true), true, 68);
+            assert_eq!(refused, Err(Malformed::Unusual));
+        }
+        let free = Flow { dont_fragment: false, ..Flow::udp4() };
+        assert_eq!(cut(&mut free.packet(&[1], false), false, 27), Err(Malformed::Unusual));
+    }
+
+    fn cut(frame: &mut [u8], partial: bool, mtu: usize) -> Result<Vec<Vec<u8>>, Malformed> {
+        let headers = Headers::parse(frame).unwrap();
+        let fragments = Fragments::new(frame, &headers, partial, mtu)?;
+        let write = |index| {
+            let mut room = vec![0; fragments.len(index)];
+            assert_eq!(fragments.write(index, &mut room), room.len());
+            room
+        };
+        Ok((0..fragments.count()).map(write).collect())
+    }
+
+    /// Puts the payload together by offsets, as a receiver does.
+    fn assemble(fragments: &[Vec<u8>]) -> Vec<u8> {
+        let mut whole = Vec::new();
+        for (index, fragment) in fragments.iter().enumerate() {
+            let header_len = usize::from(fragment[14] & 15) * 4;
+            let position = word(fragment, 20);
+            assert_eq!(usize::from(position & OFFSET_MASK) * 8, whole.len());
+            assert_eq!(position & MORE_FRAGMENTS != 0, index + 1 < fragments.len());
+            assert_eq!(usize::from(word(fragment, 16)), fragment.len() - 14);
+            whole.extend(&fragment[14 + header_len..]);
+        }
+        whole
+    }
+}

@@ -369,3 +369,149 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 /// As many as RFC 8200 §4.1 lists, and a few to spare.
 const MAX_EXTENSIONS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{super::reference::Flow, *};
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0usize..6) {
+            let mut bytes = bytes;
+            let kinds = [IPV4, IPV6, ARP, VLAN, SERVICE_VLAN, 0x88cc];
+            if let Some(field) = bytes.get_mut(12..14) {
+                field.copy_from_slice(&kinds[kind].to_be_bytes());
+            }
+            if let Some(version) = bytes.get_mut(14) {
+                *version = if kinds[kind] == IPV4 { 0x45 } else { 0x60 };
+            }
+            check_offsets(&bytes);
+        }
+
+        #[test]
+        fn any_change_of_a_good_frame_is_parsed_or_refused(
+            v6: bool, tcp: bool, at in 0usize..120, value: u8, len in 0usize..130,
+        ) {
+            let options = if v6 { vec![0, 0, 1, 4, 0, 0, 0, 0] } else { vec![1; 8] };
+            let flow = Flow { v6, tcp, options, tags: vec![[0x81, 0, 0, 1]], ..Flow::tcp4() };
+            let mut bytes = flow.packet(&[0; 30], true);
+            let at = at % bytes.len();
+            bytes[at] = value;
+            bytes.truncate(len);
+            check_offsets(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_frame_cut_off_anywhere_is_refused_by_the_header_that_ends_too_soon() {
+        let v4 = Flow { options: vec![1; 4], ..Flow::tcp4() }.packet(&[1, 2, 3], true);
+        for len in 0..v4.len() {
+            let refused = Headers::parse(&v4[..len]).unwrap_err();
+            let expected = match len {
+                0..14 => Malformed::Truncated { header: "Ethernet", len },
+                14..34 => Malformed::Truncated { header: "IPv4", len },
+                _ => {
+                    Malformed::Length { header: "IPv4", claimed: 24 + 20 + 3, available: len - 14 }
+                }
+            };
+            assert_eq!(refused, expected);
+        }
+    }
+
+    #[test]
+    fn a_usual_frame_says_where_its_transport_is() {
+        for (v6, tcp, options, offset, payload) in [
+            (false, true, 0, 34, 66),
+            (false, false, 8, 42, 50),
+            (true, true, 0, 54, 86),
+            (true, false, 0, 54, 62),
+        ] {
+            let tcp_options = vec![1; 12];
+            let flow = Flow { v6, tcp, options: vec![1; options], tcp_options, ..Flow::tcp4() };
+            let l4 = Headers::parse(&flow.packet(&[0; 9], true)).unwrap().l4().unwrap();
+            let sequence = tcp.then_some(7);
+            assert_eq!((l4.v6, l4.offset, l4.payload), (v6, offset, payload));
+            assert_eq!(l4.tcp.map(|tcp| tcp.sequence), sequence);
+        }
+    }
+
+    #[test]
+    fn an_unusual_frame_is_read_but_not_for_its_transport() {
+        let good = Flow::udp4().packet(&[7; 20], false);
+        let change = |at: usize, value: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            bytes
+        };
+        let padded = [&good[..], &[0; 10]].concat();
+        let tagged = Flow { tags: vec![[0x81, 0, 0, 1]], ..Flow::udp4() }.packet(&[7; 20], false);
+        for (what, frame) in [
+            ("the first fragment", change(20, 0x20)),
+            ("a later fragment", change(21, 1)),
+            ("another length in UDP", change(39, 8)),
+            ("padding", padded),
+            ("a VLAN tag", tagged),
+            ("ICMP", change(23, 1)),
+        ] {
+            assert_eq!(Headers::parse(&frame).unwrap().l4(), None, "{what}");
+        }
+    }
+
+    #[test]
+    fn extension_headers_are_passed_over_up_to_a_bound() {
+        let chain = |count: usize, last: &[u8]| {
+            let mut frame = Flow { v6: true, ..Flow::udp4() }.packet(&[1; 4], false);
+            let mut extensions =
+                [[DESTINATION_OPTIONS, 0, 1, 4, 0, 0, 0, 0]].repeat(count).concat();
+            extensions.extend(last);
+            let before = extensions.len().checked_sub(8 + last.len()).unwrap_or(extensions.len());
+            if let Some(next) = extensions.get_mut(before) {
+                *next = if last.is_empty() { UDP } else { FRAGMENT };
+            }
+            frame[20] = DESTINATION_OPTIONS;
+            put_len(&mut frame, extensions.len() + 12);
+            frame.splice(54..54, extensions);
+            frame
+        };
+        for count in 1..=MAX_EXTENSIONS - 1 {
+            let Network::Ip(ip) = Headers::parse(&chain(count, &[])).unwrap().network else {
+                panic!("IPv6");
+            };
+            assert_eq!((ip.protocol, ip.transport, ip.extended), (UDP, Transport::Udp, true));
+            assert_eq!(ip.payload, 54 + 8 * count);
+        }
+        assert_eq!(Headers::parse(&chain(MAX_EXTENSIONS, &[])), Err(Malformed::Extensions));
+
+        for (position, fragment) in
+            [(1u16, Fragment::First), (0x00b9, Fragment::Later), (0, Fragment::Whole)]
+        {
+            let [a, b] = position.to_be_bytes();
+            let Network::Ip(ip) =
+                Headers::parse(&chain(1, &[UDP, 0, a, b, 0, 0, 0, 1])).unwrap().network
+            else {
+                panic!("IPv6");
+            };
+            assert_eq!((ip.fragment, ip.protocol), (fragment, UDP));
+        }
+        let mut endless = chain(1, &[]);
+        endless[55] = 200;
+        let cut = Malformed::Truncated { header: "IPv6 extension", len: endless.len() };
+        assert_eq!(Headers::parse(&endless), Err(cut));
+    }
+
+    fn put_len(frame: &mut [u8], len: usize) {
+        frame[18..20].copy_from_slice(&(len as u16).to_be_bytes());
+    }
+
+    fn check_offsets(bytes: &[u8]) {
+        let Ok(headers) = Headers::parse(bytes) else { return };
+        if let Network::Ip(ip) = headers.network {
+            assert!(ip.offset < ip.payload && ip.payload <= ip.end && ip.end <= bytes.len());
+        }
+        if let Some(l4) = headers.l4() {
+            assert!(l4.offset + 8 <= l4.payload && l4.payload <= bytes.len());
+        }
+    }
+}

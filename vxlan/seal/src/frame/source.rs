@@ -91,3 +91,122 @@ fn link_local(mac: MacAddr) -> Ipv6Addr {
 }
 
 const ADVERTISEMENT: u8 = 136;
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{headers::station, reference::Flow},
+        *,
+    };
+
+    #[test]
+    fn a_station_may_send_as_itself() {
+        for flow in [Flow::tcp4(), Flow { v6: true, ..Flow::udp4() }] {
+            assert_eq!(check(&flow.packet(&[1], true)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn another_mac_is_refused() {
+        let mut frame = Flow::tcp4().packet(&[1], true);
+        frame[11] = 2;
+        assert_eq!(check(&frame), Err(Spoofed::Mac { mac: mac(2) }));
+        frame[6] = 3;
+        assert_eq!(check(&frame), Err(Spoofed::NotAStation));
+        frame[6..12].fill(0);
+        assert_eq!(check(&frame), Err(Spoofed::NotAStation));
+    }
+
+    #[test]
+    fn another_address_is_refused_also_behind_tags_and_options() {
+        let tags = vec![[0x88, 0xa8, 0, 1], [0x81, 0, 0, 1]];
+        for (at, flow) in [
+            (29, Flow::tcp4()),
+            (37, Flow { tags, options: vec![1; 8], ..Flow::udp4() }),
+            (37, Flow { v6: true, ..Flow::udp4() }),
+        ] {
+            let mut frame = flow.packet(&[1], true);
+            frame[at] ^= 0x40;
+            let refused = check(&frame).unwrap_err();
+            assert!(matches!(refused, Spoofed::Address { .. }), "{refused}");
+        }
+    }
+
+    #[test]
+    fn without_an_address_the_mac_is_enough() {
+        let mut discover = Flow::udp4().packet(&[1], true);
+        discover[26..30].fill(0);
+        assert_eq!(check(&discover), Ok(()));
+        let mut report = Flow { v6: true, ..Flow::udp4() }.packet(&[1], true);
+        for (address, verdict) in [
+            ("::", true),
+            ("fe80::ff:fe00:1", true),
+            ("fe80::ff:fe00:2", false),
+            ("fe80::1", false),
+        ] {
+            report[22..38].copy_from_slice(&address.parse::<Ipv6Addr>().unwrap().octets());
+            assert_eq!(check(&report).is_ok(), verdict, "{address}");
+        }
+    }
+
+    #[test]
+    fn the_gateway_forwards_for_all_but_stations_elsewhere() {
+        let mut frame = Flow::tcp4().packet(&[1], true);
+        frame[11] = 0xfe;
+        for (last, verdict) in [(1, true), (77, true), (200, false)] {
+            frame[29] = last;
+            assert_eq!(check(&frame).is_ok(), verdict, "10.0.0.{last}");
+        }
+    }
+
+    #[test]
+    fn an_arp_message_may_speak_for_its_sender_only() {
+        let arp = |mac: u8, ip: u8| {
+            let head = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2];
+            [&head[..], &[2, 0, 0, 0, 0, mac, 10, 0, 0, ip], &[0; 10]].concat()
+        };
+        assert_eq!(check(&arp(1, 1)), Ok(()));
+        assert_eq!(check(&arp(2, 1)), Err(Spoofed::Arp { mac: mac(1) }));
+        let ip = IpAddr::from([10, 0, 0, 2]);
+        assert_eq!(check(&arp(1, 2)), Err(Spoofed::Address { mac: mac(1), ip }));
+    }
+
+    #[test]
+    fn an_advertisement_may_announce_the_senders_address_only() {
+        let mut frame = Flow { v6: true, ..Flow::udp4() }.packet(&[0; 16], true);
+        frame[20] = ICMPV6;
+        frame[54] = ADVERTISEMENT;
+        for (last, verdict) in [(1, true), (2, false)] {
+            frame[62..78].fill(0xfd);
+            frame[77] = last;
+            assert_eq!(check(&frame).is_ok(), verdict, "{last}");
+        }
+    }
+
+    struct One;
+
+    impl Stations for One {
+        fn holds(&self, source: MacAddr, ip: Option<IpAddr>) -> bool {
+            let mut v6 = [0xfd; 16];
+            v6[15] = 1;
+            let own = [IpAddr::from([10, 0, 0, 1]), IpAddr::from(v6)];
+            source == mac(1) && ip.is_none_or(|ip| own.contains(&ip))
+        }
+
+        fn is_gateway(&self, source: MacAddr) -> bool {
+            source == mac(0xfe)
+        }
+
+        fn is_elsewhere(&self, ip: IpAddr) -> bool {
+            ip == IpAddr::from([10, 0, 0, 200])
+        }
+    }
+
+    fn check(frame: &[u8]) -> Result<(), Spoofed> {
+        check_source(frame, &Headers::parse(frame).unwrap(), &One)
+    }
+
+    fn mac(last: u8) -> MacAddr {
+        station([2, 0, 0, 0, 0, last]).unwrap()
+    }
+}

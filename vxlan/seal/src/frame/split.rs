@@ -354,3 +354,107 @@ pub(super) const PSH: u8 = 0x08;
 pub(super) const ACK: u8 = 0x10;
 pub(super) const ECE: u8 = 0x40;
 pub(super) const CWR: u8 = 0x80;
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::{super::reference::Flow, *};
+
+    #[test]
+    fn a_usual_frame_stays_partial_and_is_not_touched() {
+        for flow in [Flow::tcp4(), Flow { v6: true, ..Flow::udp4() }] {
+            let frame = flow.packet(&[3; 40], true);
+            let (written, part) = only(&frame, flow.partial_vnet());
+            assert_eq!((written, part.partial, part.segment), (frame, true, false));
+        }
+    }
+
+    #[test]
+    fn a_partial_checksum_that_nobody_would_recognise_is_completed() {
+        for (what, flow) in [
+            ("VLAN", Flow { tags: vec![[0x81, 0, 0, 1]], ..Flow::tcp4() }),
+            (
+                "an extension",
+                Flow { v6: true, options: vec![0, 0, 1, 4, 0, 0, 0, 0], ..Flow::udp4() },
+            ),
+        ] {
+            let (written, part) = only(&flow.packet(&[3; 41], true), flow.partial_vnet());
+            assert_eq!((written, part), (flow.packet(&[3; 41], false), Part::default()), "{what}");
+        }
+        // Some other protocol, with its checksum somewhere.
+        let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x88, 0xb5, 1, 2, 0, 0, 5];
+        let vnet = VnetHeader {
+            checksum: Checksum::Partial { start: 14, offset: 2 },
+            ..VnetHeader::default()
+        };
+        let (written, part) = only(&frame, vnet);
+        put(&mut frame, 16, !0x0602);
+        assert_eq!((written, part), (frame, Part::default()));
+    }
+
+    #[test]
+    fn a_super_frame_of_one_segment_is_a_frame() {
+        let (vnet, frame) = Flow::tcp4().super_frame(&[1; 1000], 1000);
+        let (written, part) = only(&frame, vnet);
+        assert_eq!((written, part.segment, part.partial), (frame, false, true));
+    }
+
+    #[test]
+    fn a_vnet_header_that_does_not_fit_is_refused() {
+        let (vnet, frame) = Flow::tcp4().super_frame(&[1; 3000], 1000);
+        let (udp_vnet, udp) = Flow::udp4().super_frame(&[1; 3000], 1000);
+        let kind = |kind| VnetHeader {
+            gso: Some(Gso { kind, size: NonZeroU16::new(1000).unwrap(), ecn: false }),
+            ..vnet
+        };
+        let checksum = |start, offset| VnetHeader {
+            checksum: Checksum::Partial { start, offset },
+            ..VnetHeader::default()
+        };
+        let mut fragment = frame.clone();
+        fragment[20] = 0x20;
+        let padded = [&frame[..], &[0; 4]].concat();
+        let arp = [&frame[..12], &[8, 6], &[0; 28]].concat();
+        let len = frame.len();
+        for (frame, vnet, expected) in [
+            (&frame, kind(GsoKind::Tcp6), Malformed::KindMismatch),
+            (&frame, kind(GsoKind::Udp), Malformed::KindMismatch),
+            (&udp, kind(GsoKind::Tcp4), Malformed::KindMismatch),
+            (&arp, udp_vnet, Malformed::KindMismatch),
+            (&fragment, vnet, Malformed::Unusual),
+            (&padded, vnet, Malformed::Unusual),
+            (&frame, checksum(65535, 65535), outside(65535, 65535, len)),
+            (&frame, checksum(len as u16 - 17, 16), outside(len - 17, 16, len)),
+        ] {
+            let headers = Headers::parse(frame).unwrap();
+            assert_eq!(Splitter::new(frame, &headers, vnet).unwrap_err(), expected);
+        }
+    }
+
+    #[test]
+    fn the_path_is_asked_for_the_longest_packet_without_ethernet() {
+        let tags = vec![[0x81, 0, 0, 1]];
+        for (flow, expected) in [
+            (Flow::tcp4(), 20 + 20 + 1000),
+            (Flow { v6: true, ..Flow::udp4() }, 40 + 8 + 1000),
+            (Flow { tags, ..Flow::tcp4() }, 20 + 20 + 1000),
+        ] {
+            let (vnet, frame) = flow.super_frame(&[1; 1500], 1000);
+            let headers = Headers::parse(&frame).unwrap();
+            assert_eq!(Splitter::new(&frame, &headers, vnet).unwrap().packet_len(), expected);
+        }
+    }
+
+    fn outside(start: usize, offset: usize, len: usize) -> Malformed {
+        Malformed::ChecksumOutside { start, offset, len }
+    }
+
+    fn only(frame: &[u8], vnet: VnetHeader) -> (Vec<u8>, Part) {
+        let splitter = Splitter::new(frame, &Headers::parse(frame).unwrap(), vnet).unwrap();
+        assert_eq!(splitter.segments(), 1);
+        let mut room = vec![0; splitter.segment_len(0)];
+        assert_eq!(splitter.write(0, &mut room), room.len());
+        (room, splitter.part(0))
+    }
+}

@@ -187,3 +187,135 @@ const TTL: u8 = 64;
 const MAX_REPORT_V4: usize = 576;
 const MAX_REPORT_V6: usize = MIN_MTU_V6;
 const MIN_MTU_V6: usize = 1280;
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            headers::station,
+            reference::{Flow, ones},
+        },
+        *,
+    };
+
+    #[test]
+    fn a_large_ipv4_packet_is_reported_with_its_begin() {
+        let frame = Flow::udp4().packet(&[7; 1500], true);
+        let report = report_of(&frame, 1400).unwrap();
+        assert_eq!(report.len(), 14 + 576);
+        assert_eq!(report[..14], [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0xfe, 8, 0]);
+        assert_eq!(report[16..18], 576u16.to_be_bytes());
+        assert_eq!(report[23], ICMP);
+        assert_eq!(report[26..34], [10, 0, 0, 254, 10, 0, 0, 1]);
+        assert_eq!(report[34..36], [3, 4]);
+        assert_eq!(report[38..42], [0, 0, 5, 120]);
+        assert_eq!(report[42..], frame[14..14 + 548]);
+        assert_eq!((ones(&report[14..34]), ones(&report[34..])), (0xffff, 0xffff));
+    }
+
+    #[test]
+    fn a_large_ipv6_packet_is_reported_with_its_begin() {
+        let frame = Flow { v6: true, ..Flow::tcp4() }.packet(&[7; 1500], true);
+        let report = report_of(&frame, 1400).unwrap();
+        assert_eq!(report.len(), 14 + 1280);
+        assert_eq!(report[12..14], [0x86, 0xdd]);
+        assert_eq!(report[18..22], [4, 216, ICMPV6, 64]);
+        assert_eq!(report[38..54], frame[22..38]);
+        assert_eq!(report[54..56], [2, 0]);
+        assert_eq!(report[58..62], 1400u32.to_be_bytes());
+        assert_eq!(report[62..], frame[14..14 + 1232]);
+        let pseudo = [&report[22..54], &1240u32.to_be_bytes(), &[0, 0, 0, ICMPV6]].concat();
+        assert_eq!(ones(&[&pseudo[..], &report[54..]].concat()), 0xffff);
+    }
+
+    #[test]
+    fn no_ipv6_host_is_asked_for_less_than_every_link_carries() {
+        let large = Flow { v6: true, ..Flow::tcp4() }.packet(&[7; 1300], true);
+        assert_eq!(report_of(&large, 1178).unwrap()[58..62], 1280u32.to_be_bytes());
+        let small = Flow { v6: true, ..Flow::tcp4() }.packet(&[7; 1220], true);
+        assert_eq!(report_of(&small, 1178), Err(Remedy::Carry));
+    }
+
+    #[test]
+    fn ipv4_that_allows_it_is_fragmented() {
+        let frame = Flow { dont_fragment: false, ..Flow::udp4() }.packet(&[7; 1500], true);
+        assert_eq!(report_of(&frame, 1400), Err(Remedy::Fragment));
+    }
+
+    #[test]
+    fn nobody_is_told_of_what_has_no_one_sender_or_is_an_error_itself() {
+        let good = Flow::udp4().packet(&[7; 1500], false);
+        let v6 = Flow { v6: true, ..Flow::udp4() }.packet(&[7; 1500], false);
+        let change = |frame: &[u8], changes: &[(usize, u8)]| {
+            let mut frame = frame.to_vec();
+            for &(at, value) in changes {
+                frame[at] = value;
+            }
+            frame
+        };
+        for (what, frame) in [
+            ("a group MAC", change(&good, &[(0, 1)])),
+            ("broadcast", change(&good, &[(30, 255), (31, 255), (32, 255), (33, 255)])),
+            ("multicast", change(&good, &[(30, 239)])),
+            ("no source", change(&good, &[(26, 0), (27, 0), (28, 0), (29, 0)])),
+            ("a multicast source", change(&good, &[(26, 224)])),
+            ("a loopback source", change(&good, &[(26, 127)])),
+            ("a later fragment", change(&good, &[(21, 9)])),
+            ("an ICMP error", change(&good, &[(23, ICMP), (34, 3)])),
+            ("an ICMP redirect", change(&good, &[(23, ICMP), (34, 5)])),
+            ("unknown ICMP", change(&good, &[(23, ICMP), (34, 200)])),
+            ("IPv6 multicast", change(&v6, &[(38, 0xff)])),
+            ("an ICMPv6 error", change(&v6, &[(20, ICMPV6), (54, 2)])),
+            ("an ICMPv6 redirect", change(&v6, &[(20, ICMPV6), (54, 137)])),
+        ] {
+            assert_eq!(report_of(&frame, 1400), Err(Remedy::Drop), "{what}");
+        }
+        for echo in [change(&good, &[(23, ICMP), (34, 8)]), change(&v6, &[(20, ICMPV6), (54, 128)])]
+        {
+            assert!(report_of(&echo, 1400).is_ok(), "an echo request is told");
+        }
+    }
+
+    #[test]
+    fn without_an_address_of_the_gateway_nothing_is_reported() {
+        let nameless = Gateway { v4: None, v6: None, ..gateway() };
+        for v6 in [false, true] {
+            let frame = Flow { v6, ..Flow::udp4() }.packet(&[7; 1500], true);
+            let headers = Headers::parse(&frame).unwrap();
+            let mut room = [0; REPORT_ROOM];
+            assert_eq!(too_big(&frame, &headers, 1400, &nameless, &mut room), Remedy::Drop);
+        }
+    }
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_one_per_interval() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut bucket = TokenBucket::new(3, Duration::from_millis(10), start);
+        let taken = |bucket: &mut TokenBucket, now| (0..100).filter(|_| bucket.take(now)).count();
+        assert_eq!(taken(&mut bucket, start), 3);
+        assert_eq!(taken(&mut bucket, at(9)), 0);
+        assert_eq!(taken(&mut bucket, at(15)), 1);
+        assert_eq!(taken(&mut bucket, at(19)), 0, "half an interval is not lost and not doubled");
+        assert_eq!(taken(&mut bucket, at(20)), 1);
+        assert_eq!(taken(&mut bucket, at(1_000_000)), 3);
+        assert_eq!(taken(&mut bucket, at(5)), 0, "time that goes back");
+        assert_eq!(taken(&mut bucket, at(1_000_010)), 1);
+    }
+
+    fn gateway() -> Gateway {
+        Gateway {
+            mac: station([2, 0, 0, 0, 0, 0xfe]).unwrap(),
+            v4: Some(Ipv4Addr::new(10, 0, 0, 254)),
+            v6: Some("fd00::fe".parse().unwrap()),
+        }
+    }
+
+    fn report_of(frame: &[u8], mtu: usize) -> Result<Vec<u8>, Remedy> {
+        let mut room = [0xaa; REPORT_ROOM];
+        match too_big(frame, &Headers::parse(frame).unwrap(), mtu, &gateway(), &mut room) {
+            Remedy::Report(len) => Ok(room[..len].to_vec()),
+            other => Err(other),
+        }
+    }
+}

@@ -14,8 +14,9 @@ use nix::errno::Errno;
 use weft_model::{EndpointId, MacAddr, NetworkId};
 
 use crate::{
-    AttachSpec, NamespaceError, NetlinkError, Port, Prefix, Sandbox,
+    AttachSpec, NamespaceError, NetlinkError, OverlayNetwork, Port, Prefix, Sandbox,
     link::{self, Link},
+    mtu,
     namespace::Namespace,
     netlink::Netlink,
     ports::{self, Label},
@@ -63,7 +64,7 @@ impl Wire {
     /// far end born in the sandbox.
     pub(crate) fn ensure(
         spec: &AttachSpec,
-        mtu: u16,
+        network: &OverlayNetwork,
         near: &mut Netlink,
         host: &Namespace,
     ) -> Result<Self, AttachError> {
@@ -92,7 +93,7 @@ impl Wire {
         loop {
             let links = netlink.links().map_err(failed("list the sandbox's interfaces"))?;
             let ifname = choose_name(spec, &links)?;
-            match create(spec, mtu, near, &host_ifname, &far, &ifname) {
+            match create(spec, network, near, &host_ifname, &far, &ifname) {
                 Ok(()) => return Ok(Self { far, ifname, host_ifname, new: true }),
                 // Somebody else took the name since.
                 Err(error) if error.errno() == Some(Errno::EEXIST) && spec.ifname.is_none() => {}
@@ -281,21 +282,21 @@ fn waiting_name(endpoint: EndpointId) -> String {
 
 fn create(
     spec: &AttachSpec,
-    mtu: u16,
+    network: &OverlayNetwork,
     near: &mut Netlink,
     host_ifname: &str,
     far: &Namespace,
     ifname: &str,
 ) -> Result<(), NetlinkError> {
-    let width = LinkAttribute::Mtu(spec.mtu.unwrap_or(mtu).into());
+    let mtu = spec.mtu.unwrap_or(network.mtu).into();
     let mut peer = link::named(ifname);
     peer.attributes.extend([
         LinkAttribute::Address(spec.mac.octets().to_vec()),
-        width.clone(),
         LinkAttribute::NetNsFd(far.file().as_raw_fd()),
     ]);
+    peer.attributes.extend(mtu::far_end(mtu, network.transport));
     let mut message = link::veth(host_ifname, peer);
-    message.attributes.push(width);
+    message.attributes.push(LinkAttribute::Mtu(mtu));
     near.create_link(message)?;
     let identity =
         Port { mac: spec.mac, ips: spec.addresses.iter().map(|p: &Prefix| p.ip).collect() };

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use weft_model::{EndpointId, NetworkId};
 
 use crate::{
-    NetworkStatus, OverlayNetwork, Status, Table, TableStatus, namespace::namespace_name,
+    Carriage, NetworkStatus, OverlayNetwork, Status, Table, TableStatus, namespace::namespace_name,
     network::Passes, table::Chain,
 };
 
@@ -51,6 +51,7 @@ impl Board {
         &self,
         id: NetworkId,
         target: Option<Arc<OverlayNetwork>>,
+        carriage: Option<Carriage>,
         ports: BTreeSet<EndpointId>,
         passes: &Passes,
         occasion: Occasion,
@@ -62,6 +63,7 @@ impl Board {
                 ..NetworkStatus::default()
             });
             entry.desired = target.is_some();
+            entry.carriage = carriage;
             if reaches(passes) {
                 entry.reached = target;
             }

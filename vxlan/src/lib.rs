@@ -1,9 +1,12 @@
-//! The plain data plane of one host: namespaces, links, FDB, neighbours, ports, uplinks and rules.
+//! The data plane of one host: namespaces, links, FDB, neighbours, ports, uplinks and rules.
 //!
 //! State flows one way. The owner publishes a whole [`Desired`] state on a `watch` channel; one task
 //! per network and one for the host read the kernel, plan the difference (pure functions), apply
 //! it, and publish a [`Status`]. Everything in the kernel that is ours carries our mark, so that a
 //! restarted agent adopts what its predecessor left and writes only what differs.
+//!
+//! Plain networks are carried by the kernel. Encrypted ones are carried by the tunnel of weft-seal,
+//! which gets of each a TAP and a snapshot of what it forwards; all else is the same for both.
 
 mod attach;
 mod board;
@@ -39,6 +42,7 @@ mod table;
 mod task;
 mod underlay;
 mod uplink;
+mod work;
 
 pub use attach::AttachError;
 pub use desired::{
@@ -48,7 +52,7 @@ pub use namespace::{Namespace, NamespaceError, namespace_name};
 pub use netlink::NetlinkError;
 pub use plane::{Config, DataPlane, DetachError, Gone, StartError};
 pub use port::{AttachSpec, Attached, Prefix, Sandbox};
-pub use probe::{Missing, probe};
-pub use status::{NetworkStatus, Status, Table, TableStatus};
+pub use probe::{Missing, probe, probe_tap};
+pub use status::{Carriage, NetworkStatus, Status, Table, TableStatus};
 pub use table::KernelError;
 pub use underlay::{Underlay, UnderlayError, advertise_address};

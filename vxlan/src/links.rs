@@ -141,7 +141,9 @@ impl KernelLinks<'_> {
                 let data = identity.attributes();
                 self.host.create_link(link::vxlan(VXLAN, self.namespace, data))?;
             }
-            LinkOp::CreateCarrier(Identity::Tap(_)) => self.handover.open(self.namespace)?,
+            LinkOp::CreateCarrier(Identity::Tap(_)) => {
+                self.handover.open(self.namespace, self.inside)?
+            }
             LinkOp::ConfigureCarrier(name, settings) => settings.configure(name, self.inside)?,
             LinkOp::AddAddress(prefix) => {
                 let index = self.inside.index(BRIDGE)?;

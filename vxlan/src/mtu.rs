@@ -12,7 +12,7 @@ use netlink_packet_route::link::LinkAttribute;
 use weft_model::EndpointId;
 
 use crate::{
-    Table,
+    Table, Transport,
     namespace::{self, Namespace},
     netlink::{Netlink, NetlinkError},
     ports,
@@ -79,6 +79,30 @@ pub(crate) fn plan_wider(network: u16, actual: &Widths) -> Vec<MtuOp> {
     ops
 }
 
+/// What the end of a port in its sandbox has, so that packets of up to `mtu` bytes leave it.
+///
+/// A sandbox hands over up to 64 KiB of TCP at once. Sealed, that is a run of packets for one send,
+/// which takes so many and no more: what is left over would cost a send, and a wake-up at the other
+/// host, of its own. The ends in the network's namespace have no such limit: what comes in has been
+/// cut to it by its sender, and what is larger would be cut to single packets here.
+pub(crate) fn far_end(mtu: u32, transport: Transport) -> Vec<LinkAttribute> {
+    let width = [LinkAttribute::Mtu(mtu)].into_iter();
+    match transport {
+        Transport::Vxlan { .. } => width.collect(),
+        Transport::Sealed => {
+            let segments = (LARGEST_DATAGRAM / (mtu + SEALED_OVERHEAD)).clamp(1, UDP_MAX_SEGMENTS);
+            width.chain([LinkAttribute::GsoMaxSegs(segments)]).collect()
+        }
+    }
+}
+
+/// The data of the largest UDP datagram (IPv4), in bytes; that of one send is no larger.
+const LARGEST_DATAGRAM: u32 = 65_507;
+/// `include/linux/udp.h`, before Linux 6.9; twice as many since.
+const UDP_MAX_SEGMENTS: u32 = 64;
+/// What is around an IP packet inside a UDP datagram, in bytes: the frame's header and the seal's.
+const SEALED_OVERHEAD: u32 = 14 + 40;
+
 impl Width {
     fn wanted(&self, network: u16) -> u32 {
         self.pinned.unwrap_or(network).into()
@@ -90,6 +114,7 @@ pub(crate) struct KernelWidths<'a> {
     pub(crate) inside: &'a mut Netlink,
     /// Where ports are that wait for an engine.
     pub(crate) host: &'a Namespace,
+    pub(crate) transport: Transport,
 }
 
 impl KernelTable for KernelWidths<'_> {
@@ -132,12 +157,12 @@ impl KernelWidths<'_> {
                 Ok(self.inside.change_link(name, vec![LinkAttribute::Mtu(mtu)])?)
             }
             MtuOp::Far { end: FarEnd { nsid: None, index }, mtu, .. } => {
-                Ok(self.inside.change_link_at(index, vec![LinkAttribute::Mtu(mtu)])?)
+                Ok(self.inside.change_link_at(index, far_end(mtu, self.transport))?)
             }
             MtuOp::Far { end: FarEnd { nsid: Some(nsid), index }, mtu, .. } => {
                 let sandbox = sandboxes.get(&nsid).ok_or(KernelError::HiddenSandbox)?;
                 let mut netlink = Netlink::open(sandbox)?;
-                Ok(netlink.change_link_at(index, vec![LinkAttribute::Mtu(mtu)])?)
+                Ok(netlink.change_link_at(index, far_end(mtu, self.transport))?)
             }
         }
     }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use weft_model::{EndpointId, NetworkId, Vni};
 
 use crate::{
-    AttachSpec, Attached, OverlayNetwork, Table, Transport,
+    AttachSpec, Attached, Carriage, OverlayNetwork, Table, Transport,
     attach::{AttachError, Wire},
     bridge::{self, BRIDGE},
     carrier::{self, TAP, VXLAN},
@@ -73,7 +73,7 @@ impl NetworkKernel {
             host: Netlink::open(host)?,
             namespace,
             host_namespace: host.clone(),
-            handover: Handover::new(tunnel.clone()),
+            handover: Handover::new(id, tunnel.clone()),
             loaded: Loaded::default(),
             settled: false,
             mtu: None,
@@ -88,7 +88,7 @@ impl NetworkKernel {
         // Of no concern to a pass that nothing but other changes has woken.
         let widths = thorough || !self.settled || self.mtu != Some(network.mtu);
         if widths {
-            let mut kernel = KernelWidths { inside: &mut self.inside, host: &self.host_namespace };
+            let mut kernel = self.widths(network);
             let plan = |found: &_| mtu::plan_narrower(network.mtu, found);
             passes.insert(Table::Mtu, reconcile(&mut kernel, plan));
         }
@@ -139,7 +139,7 @@ impl NetworkKernel {
             .iter()
             .all(|table| passes.get(table).is_some_and(|pass: &Pass| pass.errors.is_empty()));
         if widths && whole {
-            let mut kernel = KernelWidths { inside: &mut self.inside, host: &self.host_namespace };
+            let mut kernel = self.widths(network);
             let plan = |found: &_| mtu::plan_wider(network.mtu, found);
             let pass = reconcile(&mut kernel, plan);
             passes.entry(Table::Mtu).or_default().join(pass);
@@ -150,6 +150,11 @@ impl NetworkKernel {
             self.mtu = Some(network.mtu);
         }
         passes
+    }
+
+    fn widths(&mut self, network: &OverlayNetwork) -> KernelWidths<'_> {
+        let transport = network.transport;
+        KernelWidths { inside: &mut self.inside, host: &self.host_namespace, transport }
     }
 
     fn reconcile_links(&mut self, network: &OverlayNetwork) -> Pass {
@@ -223,6 +228,17 @@ impl NetworkKernel {
         }
     }
 
+    /// What carries the network between hosts, as far as it is known: `network` is absent if it is
+    /// not desired.
+    pub(crate) fn carriage(&self, network: Option<&OverlayNetwork>) -> Option<Carriage> {
+        let served = self.handover.is_served();
+        match network.map(|network| network.transport) {
+            Some(Transport::Vxlan { .. }) => Some(Carriage::Vxlan),
+            Some(Transport::Sealed) => Some(Carriage::Sealed { served }),
+            None => served.then_some(Carriage::Sealed { served }),
+        }
+    }
+
     /// What need not be done while somebody waits.
     pub(crate) fn follow_up(&mut self) {
         self.loaded.look(&self.namespace, NETWORK_TABLES);
@@ -250,7 +266,7 @@ impl NetworkKernel {
             let reason = Chain(error).to_string();
             return (Err(AttachError::NotReady { network: self.id, reason }), ready);
         }
-        let wire = Wire::ensure(spec, goal.network.mtu, &mut self.inside, &self.host_namespace);
+        let wire = Wire::ensure(spec, goal.network, &mut self.inside, &self.host_namespace);
         let wire = match wire {
             Ok(wire) => wire,
             // The pass is due all the same: the goal may be a new one.

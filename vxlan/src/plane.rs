@@ -8,6 +8,7 @@ use std::{
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_model::{EndpointId, NetworkId};
+use weft_seal::Tunnel;
 
 use crate::{
     AttachSpec, Attached, Desired, Missing, Status,
@@ -20,7 +21,8 @@ use crate::{
     netlink::{Netlink, NetlinkError},
     ports::KernelPorts,
     table::{Chain, KernelError, KernelTable as _},
-    task::{Command, NetworkTask, Surroundings, Target},
+    task::{NetworkTask, Surroundings},
+    work::{Command, Target},
 };
 
 /// Where the data plane works.
@@ -32,11 +34,23 @@ pub struct Config {
     pub host: Option<Namespace>,
     /// How often everything is read again, notifications or not.
     pub resync: Duration,
+    /// What carries encrypted networks. Without it none of them leaves this host: their tables and
+    /// [`attach`](DataPlane::attach) say what is missing.
+    pub tunnel: Result<Tunnel, Missing>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { runtime_dir: "/run/netns".into(), host: None, resync: Duration::from_secs(30) }
+        Self {
+            runtime_dir: "/run/netns".into(),
+            host: None,
+            resync: Duration::from_secs(30),
+            tunnel: Err(Missing {
+                feature: "the sealed tunnel",
+                remedy: "switch encryption on",
+                reason: "this agent was started without it".into(),
+            }),
+        }
     }
 }
 
@@ -106,11 +120,7 @@ impl DataPlane {
                 gone: gone.clone(),
                 guard: guarded,
                 idle,
-                tunnel: Err(Missing {
-                    feature: "the sealed tunnel",
-                    remedy: "use a version that has it",
-                    reason: "this one carries plain networks only".into(),
-                }),
+                tunnel: config.tunnel,
             },
             desired,
             tracker: tracker.clone(),

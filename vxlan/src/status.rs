@@ -26,24 +26,47 @@ pub struct NetworkStatus {
     pub namespace: String,
     /// False for a leftover: its namespace goes with its last port.
     pub desired: bool,
+    /// What carries it between hosts; absent for a leftover that nothing is known of.
+    pub carriage: Option<Carriage>,
     /// The last desired state that the kernel held whole: what it can reach.
     pub reached: Option<Arc<OverlayNetwork>>,
     pub tables: BTreeMap<Table, TableStatus>,
     pub ports: BTreeSet<EndpointId>,
 }
 
+/// What carries a network between hosts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Carriage {
+    Vxlan,
+    /// The tunnel, through a TAP.
+    Sealed {
+        /// Whether the tunnel has the TAP's queues: if not, nothing leaves the host.
+        served: bool,
+    },
+}
+
+impl Carriage {
+    /// The word in status and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::Sealed { .. } => "sealed",
+        }
+    }
+}
+
 /// A kernel table with a reconciler of its own.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Table {
-    /// Bridge and VXLAN device.
+    /// Bridge, and VXLAN device or TAP.
     Links,
     /// The host ends of the ports.
     Ports,
     /// The MTU of the ports, at both ends.
     Mtu,
-    /// MAC → VTEP.
+    /// MAC → bridge port, and VTEP.
     Fdb,
-    /// IP → MAC.
+    /// IP → MAC, on networks that the kernel carries.
     Neighbours,
     /// The veth to the host's namespace, its addresses and routes.
     Uplink,

@@ -1,5 +1,7 @@
 use std::{fmt::Display, io};
 
+use weft_seal::TapError;
+
 use crate::{Missing, NamespaceError, NetlinkError, Table};
 
 /// A kernel table of one namespace, as its reconciler needs it.
@@ -88,6 +90,8 @@ pub enum KernelError {
     HiddenSandbox,
     #[error("encrypted networks cannot leave this host: {0}")]
     NoTunnel(Missing),
+    #[error(transparent)]
+    Tap(#[from] TapError),
     #[error("nft refused the rules: {message}")]
     NftRefused { message: String },
 }

@@ -2,42 +2,26 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use ipnet::IpNet;
 use tokio::{
-    sync::{broadcast, mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, watch},
     task,
     time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 use weft_model::{EndpointId, NetworkId};
+use weft_seal::Tunnel;
 
 use crate::{
-    AttachSpec, Attached, Missing, OverlayNetwork,
-    attach::AttachError,
+    Missing,
     board::{Board, Occasion, Wake},
     events::{Change, Events},
     guard::Guard,
     namespace::{Directory, Namespace, NamespaceError},
-    network::{Goal, NetworkKernel, Passes},
-    plane::{DetachError, Gone},
+    network::NetworkKernel,
+    plane::Gone,
     table::{Chain, KernelError},
+    work::{Command, Done, Target, Work, fail, refuse},
 };
-
-/// What one network's task is to bring about.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Target {
-    pub(crate) network: Arc<OverlayNetwork>,
-    pub(crate) pools: Arc<Vec<IpNet>>,
-}
-
-/// What callers ask of a network's task.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Attach(AttachSpec, oneshot::Sender<Result<Attached, AttachError>>),
-    Detach(EndpointId, oneshot::Sender<Result<(), DetachError>>),
-    /// Remove the network's namespace with all its ports, though nobody has detached them.
-    Purge(oneshot::Sender<Result<(), DetachError>>),
-}
 
 /// The surroundings of a network's task.
 #[derive(Clone, Debug)]
@@ -50,7 +34,7 @@ pub(crate) struct Surroundings {
     pub(crate) guard: watch::Receiver<Guard>,
     /// Tells the supervisor that a network's task has nothing left to look after.
     pub(crate) idle: mpsc::Sender<NetworkId>,
-    pub(crate) tunnel: Result<(), Missing>,
+    pub(crate) tunnel: Result<Tunnel, Missing>,
 }
 
 pub(crate) struct NetworkTask {
@@ -111,6 +95,7 @@ impl NetworkTask {
         let mut wake = Wake::Start;
         let mut command = None;
         let mut thorough = true;
+        let mut broken = self.around.tunnel.as_ref().ok().map(Tunnel::broken);
         loop {
             if wake == Wake::KernelChanged {
                 // A change seldom comes alone; what comes with it needs no pass of its own.
@@ -167,6 +152,7 @@ impl NetworkTask {
                     }
                     None => return,
                 },
+                () = breaks(&mut broken, self.id) => (Wake::KernelChanged, false),
                 change = changes(&mut opened) => (Wake::KernelChanged, change == Change::Rules),
                 () = time::sleep_until(look) => {
                     memory.resynced = Instant::now();
@@ -213,7 +199,7 @@ impl NetworkTask {
             tracing::error!(network = %self.id, "a pass over the network's tables panicked");
             return None;
         };
-        let Done { kernel, ports, attached, detached, passes, purge, desired } = done;
+        let Done { kernel, ports, attached, detached, passes, purge, carriage, desired } = done;
         let settled = passes.values().all(|pass| pass.errors.is_empty());
         let occasion = Occasion {
             wake,
@@ -232,7 +218,8 @@ impl NetworkTask {
             self.tell_gone(memory, &ports, detached);
             memory.ports = ports;
         }
-        self.around.board.post_network(self.id, aim, memory.ports.clone(), &passes, occasion);
+        let ports = memory.ports.clone();
+        self.around.board.post_network(self.id, aim, carriage, ports, &passes, occasion);
 
         if (!desired && memory.ports.is_empty()) || memory.purge {
             memory.purge = false;
@@ -307,116 +294,24 @@ impl NetworkTask {
     }
 }
 
-/// One pass as it goes to a blocking thread.
-struct Work {
-    kernel: NetworkKernel,
-    target: Option<Target>,
-    command: Option<Command>,
-    unguarded: Option<String>,
-    thorough: bool,
-}
-
-/// And as it comes back.
-struct Done {
-    kernel: NetworkKernel,
-    ports: Option<BTreeSet<EndpointId>>,
-    attached: Option<EndpointId>,
-    detached: Option<EndpointId>,
-    passes: Passes,
-    purge: bool,
-    desired: bool,
-}
-
-impl Work {
-    fn carry_out(self) -> Done {
-        let Self { mut kernel, target, command, unguarded, thorough } = self;
-        let goal =
-            target.as_ref().map(|Target { network, pools }| Goal { network, pools, thorough });
-        let (mut attached, mut detached) = (None, None);
-        let (mut purge, mut passes) = (false, Passes::new());
-        match command {
-            Some(Command::Attach(spec, reply)) => {
-                let result = match (&goal, unguarded) {
-                    (Some(goal), Some(reason)) => {
-                        passes = kernel.reconcile(goal);
-                        Err(AttachError::NotReady { network: kernel.id, reason })
-                    }
-                    (Some(goal), None) => {
-                        let (result, made) = kernel.attach(goal, &spec);
-                        passes = made;
-                        result
-                    }
-                    (None, _) => Err(AttachError::UnknownNetwork { network: kernel.id }),
-                };
-                attached = result.is_ok().then_some(spec.endpoint);
-                // A caller that has gone away finds the port by its endpoint's id later.
-                let _ = reply.send(result);
+/// Waits until `network` is newly among the networks whose TAP has vanished under the tunnel.
+///
+/// Cancel-safe. What it reports is looked into once: the next pass is due after a pause then.
+async fn breaks(broken: &mut Option<watch::Receiver<BTreeSet<NetworkId>>>, network: NetworkId) {
+    if let Some(broken) = broken {
+        while broken.changed().await.is_ok() {
+            if broken.borrow_and_update().contains(&network) {
+                return;
             }
-            Some(Command::Detach(endpoint, reply)) => {
-                let result = kernel.detach(endpoint);
-                detached = result.is_ok().then_some(endpoint);
-                let network = kernel.id;
-                let _ = reply.send(result.map_err(|source| DetachError::Kernel {
-                    network,
-                    endpoint,
-                    source,
-                }));
-                passes = goal.map(|goal| kernel.reconcile(&goal)).unwrap_or_default();
-            }
-            Some(Command::Purge(reply)) => {
-                purge = goal.is_none();
-                let network = kernel.id;
-                let _ = reply.send(match purge {
-                    true => Ok(()),
-                    false => Err(DetachError::StillDesired { network }),
-                });
-                passes = goal.map(|goal| kernel.reconcile(&goal)).unwrap_or_default();
-            }
-            None => passes = goal.map(|goal| kernel.reconcile(&goal)).unwrap_or_default(),
         }
-        if thorough {
-            kernel.follow_up();
-        }
-        let ports = match kernel.endpoints() {
-            Ok(ports) => Some(ports),
-            Err(error) => {
-                tracing::warn!(network = %kernel.id, error = %Chain(&error), "failed to list the ports");
-                None
-            }
-        };
-        Done { kernel, ports, attached, detached, passes, purge, desired: target.is_some() }
     }
+    std::future::pending().await
 }
 
 async fn changes(opened: &mut Option<Opened>) -> Change {
     match opened {
         Some(Opened { events, .. }) => events.changed().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Answers a command for a network that is not here.
-fn refuse(command: Command, network: NetworkId) {
-    match command {
-        Command::Attach(_, reply) => {
-            let _ = reply.send(Err(AttachError::UnknownNetwork { network }));
-        }
-        // Gone already.
-        Command::Detach(_, reply) | Command::Purge(reply) => {
-            let _ = reply.send(Ok(()));
-        }
-    }
-}
-
-fn fail(command: Command, network: NetworkId, source: KernelError) {
-    match command {
-        Command::Attach(_, reply) => {
-            let reason = Chain(&source).to_string();
-            let _ = reply.send(Err(AttachError::NotReady { network, reason }));
-        }
-        Command::Detach(_, reply) | Command::Purge(reply) => {
-            let _ = reply.send(Err(DetachError::Open { network, source }));
-        }
     }
 }
 

@@ -2,7 +2,9 @@ use std::net::IpAddr;
 
 use weft_vxlan::Namespace;
 
-use crate::lab::{Host, Lab, Net, Tally, Underlay, attempt, eventually, in_lab, ping, run};
+use crate::lab::{
+    Host, Lab, Net, Remains, Tally, Underlay, attempt, eventually, in_lab, ping, run,
+};
 
 /// Host 1 with station 1 of a network, host 2 known to it but without a data plane of its own, and
 /// a stranger on the same wire.
@@ -73,7 +75,7 @@ fn a_strangers_vxlan_frames_are_dropped_and_a_peers_are_not() {
         // And without any rules the stranger gets in: the injection is real.
         one.desired.send_replace(None);
         run(&one.namespace, "nft add table inet other");
-        let (_, namespace, ..) = one.crash().await;
+        let Remains { namespace, .. } = one.crash().await;
         run(&namespace, "nft flush ruleset");
         inject(&stranger, &net, "192.0.2.1");
         assert_eq!(arrivals(&tally), 6);
@@ -200,7 +202,7 @@ fn a_workload_cannot_inject_frames_into_another_host_behind_its_hosts_address() 
         inject(&workload, &net, "192.0.2.1");
         assert_eq!(arrivals(&tally), 0);
         // Without host 2's rules the masqueraded packets pass for host 2's own.
-        let (_, namespace, ..) = two.crash().await;
+        let Remains { namespace, .. } = two.crash().await;
         run(&namespace, "nft delete table inet weft");
         inject(&workload, &net, "192.0.2.1");
         assert_eq!(arrivals(&tally), 3);

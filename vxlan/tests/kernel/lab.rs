@@ -14,13 +14,18 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use tokio::{sync::watch, time::Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use weft_model::{EndpointId, MacAddr, NetworkId, NodeId, Vni, VtepAddr};
 use weft_vxlan::{
     AddressPair, AttachSpec, Attached, Config, DataPlane, Desired, HostRules, Namespace,
     NamespaceError, OverlayNetwork, Port, Prefix, Sandbox, Station, Table, Transport, Uplink,
     namespace_name,
 };
+
+use crate::tunnels::LabTunnel;
 
 /// Runs `test` on a thread with network and mount namespaces of its own. What it mounts and makes
 /// goes with them.
@@ -110,6 +115,11 @@ impl Lab {
 
     /// Host number `n` on `wire`, with its data plane running.
     pub(crate) fn host(&self, n: u8, wire: &Namespace) -> Host {
+        self.host_with(n, wire, None)
+    }
+
+    /// The same, with a tunnel too if there is an underlay for it.
+    pub(crate) fn host_with(&self, n: u8, wire: &Namespace, sealed: Option<Underlay>) -> Host {
         let namespace = self.namespace(&format!("host{n}"));
         run(wire, &format!("ip link add h{n} type veth peer name eth0 netns {}", at(&namespace)));
         run(wire, &format!("ip link set h{n} master wire0 up"));
@@ -121,7 +131,8 @@ impl Lab {
             run(&namespace, &command);
         }
         let runtime_dir = self.dir.join(format!("run{n}"));
-        Host::start(n, namespace, runtime_dir, Some(Desired::default()))
+        let desired = Some(Desired::default());
+        Host::start(Remains { n, namespace, runtime_dir, desired, sealed })
     }
 
     pub(crate) fn two_hosts(&self) -> (Namespace, Host, Host) {
@@ -138,39 +149,60 @@ pub(crate) struct Host {
     pub(crate) runtime_dir: PathBuf,
     pub(crate) desired: watch::Sender<Option<Arc<Desired>>>,
     pub(crate) plane: DataPlane,
+    pub(crate) tunnel: Option<LabTunnel>,
     tracker: TaskTracker,
-    stop: CancellationToken,
+    /// The threads of a tunnel go on until it is dropped.
+    stop: DropGuard,
+}
+
+/// What is left of a host whose agent has ended.
+pub(crate) struct Remains {
+    pub(crate) n: u8,
+    pub(crate) namespace: Namespace,
+    pub(crate) runtime_dir: PathBuf,
+    /// What the agent was told last.
+    pub(crate) desired: Option<Desired>,
+    /// The underlay of its tunnel, if it had one.
+    pub(crate) sealed: Option<Underlay>,
 }
 
 impl Host {
-    fn start(n: u8, namespace: Namespace, runtime_dir: PathBuf, desired: Option<Desired>) -> Self {
+    pub(crate) fn start(remains: Remains) -> Self {
+        let Remains { n, namespace, runtime_dir, desired, sealed } = remains;
         let (desired, followed) = watch::channel(desired.map(Arc::new));
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+        let tunnel =
+            sealed.map(|underlay| LabTunnel::start(n, underlay, &namespace, &tracker, &stop));
         let config = Config {
             runtime_dir: runtime_dir.clone(),
             host: Some(namespace.clone()),
             // Repairs in these tests come from notifications, not from waiting.
             resync: Duration::from_secs(600),
+            tunnel: match &tunnel {
+                Some(tunnel) => Ok(tunnel.handle.clone()),
+                None => Config::default().tunnel,
+            },
         };
         let plane = DataPlane::start(config, followed, &tracker, &stop).unwrap();
-        Self { n, namespace, runtime_dir, desired, plane, tracker, stop }
+        let stop = stop.drop_guard();
+        Self { n, namespace, runtime_dir, desired, plane, tunnel, tracker, stop }
     }
 
     /// Ends the agent as a crash does: nothing is cleaned up.
-    pub(crate) async fn crash(self) -> (u8, Namespace, PathBuf, Option<Desired>) {
-        let Self { n, namespace, runtime_dir, desired, plane, tracker, stop } = self;
+    pub(crate) async fn crash(self) -> Remains {
+        let Self { n, namespace, runtime_dir, desired, plane, tunnel, tracker, stop } = self;
+        let sealed = tunnel.map(|tunnel| tunnel.underlay);
         drop(plane);
-        stop.cancel();
+        drop(stop);
         tracker.close();
         tracker.wait().await;
-        let last = desired.borrow().clone().map(Arc::unwrap_or_clone);
-        (n, namespace, runtime_dir, last)
+        let desired = desired.borrow().clone().map(Arc::unwrap_or_clone);
+        Remains { n, namespace, runtime_dir, desired, sealed }
     }
 
     /// A new agent, with the desired state of the one before, or none if it had none.
     pub(crate) async fn restart(self) -> Self {
-        let (n, namespace, runtime_dir, desired) = self.crash().await;
-        Self::start(n, namespace, runtime_dir, desired)
+        Self::start(self.crash().await)
     }
 
     /// A new agent that finds one network of the desired state changed since.
@@ -179,10 +211,10 @@ impl Host {
         network: NetworkId,
         change: impl FnOnce(&mut OverlayNetwork),
     ) -> Self {
-        let (n, namespace, runtime_dir, mut desired) = self.crash().await;
-        let networks = &mut desired.as_mut().unwrap().networks;
+        let mut remains = self.crash().await;
+        let networks = &mut remains.desired.as_mut().unwrap().networks;
         change(Arc::make_mut(networks.get_mut(&network).unwrap()));
-        Self::start(n, namespace, runtime_dir, desired)
+        Self::start(remains)
     }
 
     /// Changes the desired state.
@@ -207,6 +239,7 @@ impl Host {
             desired.host = HostRules {
                 local: [underlay.vtep(self.n)].into(),
                 vteps: (1..=2).filter(|n| *n != self.n).map(|n| underlay.vtep(n)).collect(),
+                sealed_ports: self.tunnel.iter().flat_map(LabTunnel::ports).collect(),
                 uplink_pools: uplink_pools(),
                 ..HostRules::default()
             };
@@ -269,11 +302,23 @@ pub(crate) struct Net {
     pub(crate) stations: BTreeMap<u8, u8>,
     pub(crate) internal: bool,
     pub(crate) multicast: bool,
+    pub(crate) encrypted: bool,
 }
 
 impl Net {
     pub(crate) fn new(n: u8, stations: &[(u8, u8)]) -> Self {
-        Self { n, stations: stations.iter().copied().collect(), internal: true, multicast: false }
+        Self {
+            n,
+            stations: stations.iter().copied().collect(),
+            internal: true,
+            multicast: false,
+            encrypted: false,
+        }
+    }
+
+    /// The same, encrypted.
+    pub(crate) fn sealed(n: u8, stations: &[(u8, u8)]) -> Self {
+        Self { encrypted: true, ..Self::new(n, stations) }
     }
 
     pub(crate) fn id(&self) -> NetworkId {
@@ -311,12 +356,16 @@ impl Net {
         OverlayNetwork {
             id: self.id(),
             name: format!("net{}", self.n).parse().unwrap(),
-            transport: Transport::Vxlan {
-                vni: Vni::try_from(4096 + u32::from(self.n)).unwrap(),
-                local: underlay.vtep(host),
-                port: 4789,
+            transport: match self.encrypted {
+                true => Transport::Sealed,
+                false => Transport::Vxlan {
+                    vni: Vni::try_from(4096 + u32::from(self.n)).unwrap(),
+                    local: underlay.vtep(host),
+                    port: 4789,
+                },
             },
-            mtu: 1500 - underlay.overhead(),
+            // A sealed packet has 32 bytes more around it than a VXLAN packet.
+            mtu: 1500 - underlay.overhead() - if self.encrypted { 32 } else { 0 },
             gateway_mac: MacAddr::for_gateway(self.id()),
             gateways: vec![
                 Prefix { ip: IpAddr::from([10, 1, 0, 254]), len: 24 },

@@ -7,6 +7,7 @@
 )]
 
 mod lab;
+mod tunnels;
 
 mod hygiene;
 mod lifecycle;
@@ -15,4 +16,5 @@ mod overlay;
 mod ports;
 mod repair;
 mod scale;
+mod sealed;
 mod system;

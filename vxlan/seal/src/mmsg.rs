@@ -104,9 +104,8 @@ impl Sends {
         // SAFETY: the first `count` headers were just filled; what they point to (buffer, addresses
         // and our own arrays) lives through the call, and the kernel writes to none of it but the
         // headers' `msg_len`.
-        let sent = unsafe {
-            libc::sendmmsg(fd, self.headers.as_mut_ptr(), count as libc::c_uint, 0)
-        };
+        let sent =
+            unsafe { libc::sendmmsg(fd, self.headers.as_mut_ptr(), count as libc::c_uint, 0) };
         Errno::result(sent).map(|sent| sent as usize)
     }
 }
@@ -225,9 +224,12 @@ impl Receives {
         }
     }
 
-    /// Who sent what was received into `slot`.
+    /// Who sent what was received into `slot`; nobody is known of what was placed there.
     pub(crate) fn from(&self, slot: usize) -> Option<SocketAddr> {
         let len = self.headers[slot].msg_hdr.msg_namelen;
+        if len == 0 {
+            return None;
+        }
         let mut storage = SockAddrStorage::zeroed();
         // SAFETY: both are a `sockaddr_storage`, which zeros are a value of.
         unsafe { *storage.view_as() = self.names[slot] };
@@ -241,6 +243,7 @@ impl Receives {
         let start = slot * self.rooms.bytes;
         let len = datagram.len().min(self.rooms.bytes);
         self.arena[start..start + len].copy_from_slice(&datagram[..len]);
+        self.headers[slot].msg_hdr.msg_namelen = 0;
         Received {
             run: Run { bytes: start..start + len, size: len.max(1) },
             truncated: len < datagram.len(),

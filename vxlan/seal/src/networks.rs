@@ -7,7 +7,7 @@ use std::{
 use arc_swap::ArcSwap;
 use weft_model::NetworkId;
 
-use crate::{CarriedStatus, Forwarding, Offload, TapQueues, counters::Ledger, key::Meta};
+use crate::{CarriedStatus, Forwarding, TapQueues, counters::Ledger, key::Meta};
 
 /// The networks that a tunnel carries: written by its handle, read by its workers as snapshots.
 #[derive(Debug, Default)]
@@ -41,8 +41,6 @@ pub(crate) struct Carried {
 pub(crate) struct Port {
     pub(crate) name: String,
     pub(crate) queues: Vec<File>,
-    pub(crate) tso: bool,
-    pub(crate) uso: bool,
 }
 
 impl Networks {
@@ -51,9 +49,8 @@ impl Networks {
     }
 
     pub(crate) fn carry(&self, tap: TapQueues, forwarding: Arc<Forwarding>, ledger: Arc<Ledger>) {
-        let (tso, uso) = (tap.has(Offload::TapTso), tap.has(Offload::TapUso));
         let (name, queues) = tap.into_parts();
-        let tap = Arc::new(Port { name, queues, tso, uso });
+        let tap = Arc::new(Port { name, queues });
         let network = forwarding.network;
         let number = Meta::network_of(network);
         let carried = Carried { number, tap, forwarding, ledger, fault: None };

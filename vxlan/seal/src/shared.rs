@@ -165,7 +165,11 @@ impl Shared {
 
     /// Tells that a thread has to begin anew.
     pub(crate) fn worker_failed(&self, thread: &str, why: &str) {
-        tracing::error!(thread, why, "a thread of the sealed data path failed and is started again");
+        tracing::error!(
+            thread,
+            why,
+            "a thread of the sealed data path failed and is started again"
+        );
         lock(&self.warnings).insert(format!("thread {thread} failed and was started again: {why}"));
     }
 

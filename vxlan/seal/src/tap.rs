@@ -71,10 +71,6 @@ impl TapQueues {
     pub(crate) fn into_parts(self) -> (String, Vec<File>) {
         (self.name, self.queues)
     }
-
-    pub(crate) fn has(&self, offload: Offload) -> bool {
-        self.states.iter().any(|(which, state)| *which == offload && state.is_on())
-    }
 }
 
 #[derive(Debug, thiserror::Error)]

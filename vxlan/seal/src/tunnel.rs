@@ -159,7 +159,9 @@ pub enum StartError {
     Port { port: u16, lanes: u8 },
     #[error(transparent)]
     Socket(#[from] SocketError),
-    #[error("failed to make the event descriptors of the sealed data path: raise the limit of open files")]
+    #[error(
+        "failed to make the event descriptors of the sealed data path: raise the limit of open files"
+    )]
     Descriptors {
         #[source]
         source: io::Error,

@@ -3,7 +3,7 @@ use std::{
     ops::Range,
     os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError, mpsc},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -52,11 +52,7 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        lane: usize,
-        parcels: Arc<Parcels>,
-        ) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, lane: usize, parcels: Arc<Parcels>) -> Self {
         let rooms = match shared.offloads.is_on(Offload::UdpGro) {
             true => Rooms::AGGREGATES,
             false => Rooms::PACKETS,
@@ -152,12 +148,7 @@ impl Opening {
     }
 
     /// Opens one packet in the arena.
-    fn open(
-        &mut self,
-        now: Instant,
-        slot: usize,
-        packet: Range<usize>,
-    ) -> Result<(), DropReason> {
+    fn open(&mut self, now: Instant, slot: usize, packet: Range<usize>) -> Result<(), DropReason> {
         let bytes = &self.receives.arena()[packet.clone()];
         let header = Header::decode(bytes).map_err(|_| DropReason::Malformed)?;
         if header.lane == Lane::CONTROL {
@@ -170,13 +161,16 @@ impl Opening {
         }
 
         let arena = self.receives.arena_mut();
-        let (session, peer) = self.openers.open(
+        let Opened { session, peer, tell } = self.openers.open(
             &self.sessions,
             &self.shared,
             header,
             now,
             &mut arena[packet.clone()],
         )?;
+        if tell && let Some(from) = self.receives.from(slot) {
+            self.shared.tell_control(Event::Heard { peer, socket: self.lane, from });
+        }
         let opened = &self.receives.arena()[packet.start + HEADER..packet.end - TAG];
         let (meta, frame) = Meta::decode(opened).map_err(|_| DropReason::Malformed)?;
         let networks = Arc::clone(self.writer.networks());
@@ -236,8 +230,7 @@ impl Opening {
             return Err(DropReason::UnknownPeer);
         }
         let from = self.receives.from(slot).ok_or(DropReason::Malformed)?;
-        let event =
-            Event::Received { socket: self.lane, from, packet: packet.to_vec() };
+        let event = Event::Received { socket: self.lane, from, packet: packet.to_vec() };
         if self.shared.tell_control(event) { Ok(()) } else { Err(DropReason::Queue) }
     }
 
@@ -250,7 +243,22 @@ impl Opening {
 /// The openers that one thread has borrowed from their roots.
 #[derive(Default)]
 struct Openers {
-    by_root: BTreeMap<(RootId, Lane), Opener>,
+    by_root: BTreeMap<(RootId, Lane), Borrowed>,
+}
+
+struct Borrowed {
+    opener: Opener,
+    /// When the control thread was told that the peer is heard.
+    told: Option<Instant>,
+}
+
+/// Whose packet was opened.
+struct Opened {
+    /// A number for the session, for as long as sessions are what they are.
+    session: u32,
+    peer: NodeId,
+    /// Whether it is time to tell the control thread.
+    tell: bool,
 }
 
 impl Openers {
@@ -262,7 +270,7 @@ impl Openers {
         header: Header,
         now: Instant,
         packet: &mut [u8],
-    ) -> Result<(u32, NodeId), DropReason> {
+    ) -> Result<Opened, DropReason> {
         let candidates = sessions.by_tag.get(&header.tag).map(Vec::as_slice).unwrap_or_default();
         // A wrong key destroys the packet: where several are possible, each gets a copy.
         let copy = (candidates.len() > 1).then(|| packet.to_vec());
@@ -272,11 +280,11 @@ impl Openers {
                 packet.copy_from_slice(copy);
             }
             let key = (session.root.id(), header.lane);
-            let opener = match self.by_root.entry(key) {
+            let Borrowed { opener, told } = match self.by_root.entry(key) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => {
                     match session.root.opener(header.lane, &shared.config.suites) {
-                        Ok(opener) => entry.insert(opener),
+                        Ok(opener) => entry.insert(Borrowed { opener, told: None }),
                         Err(_) => {
                             refused = DropReason::NoKey;
                             continue;
@@ -292,7 +300,14 @@ impl Openers {
                 result = opener.open(now, packet).map(drop);
             }
             match result {
-                Ok(()) => return Ok((header.tag.wrapping_add(index as u32), session.peer)),
+                Ok(()) => {
+                    let tell = told.is_none_or(|told| now.duration_since(told) >= TELL_INTERVAL);
+                    if tell {
+                        *told = Some(now);
+                    }
+                    let number = header.tag.wrapping_add(index as u32);
+                    return Ok(Opened { session: number, peer: session.peer, tell });
+                }
                 Err(error) => refused = reason(error),
             }
         }
@@ -319,3 +334,5 @@ pub(crate) fn reason(refused: Refused) -> DropReason {
     }
 }
 
+/// How often the control thread is told that a peer is heard.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);

@@ -244,8 +244,7 @@ impl Carrier {
     ) -> Result<(), DropReason> {
         let routes = Arc::clone(&self.routes);
         let route = routes.to(node)?;
-        let splitter =
-            Splitter::new(frame, headers, vnet).map_err(|_| DropReason::Malformed)?;
+        let splitter = Splitter::new(frame, headers, vnet).map_err(|_| DropReason::Malformed)?;
         if splitter.packet_len() > route.inner_mtu {
             return self.seal_narrow(network, node, route, vnet, frame, headers);
         }
@@ -329,8 +328,7 @@ impl Carrier {
         headers: &Headers,
     ) -> Result<(), DropReason> {
         let Way::Straight(hops) = &route.way else { return Err(DropReason::TooBig) };
-        let splitter =
-            Splitter::new(frame, headers, vnet).map_err(|_| DropReason::Malformed)?;
+        let splitter = Splitter::new(frame, headers, vnet).map_err(|_| DropReason::Malformed)?;
         let len = splitter.segment_len(0);
         let mut packet = vec![0; len + OVERHEAD];
         splitter.write(0, &mut packet[HEADER + META..]);
@@ -480,12 +478,7 @@ struct Poller {
 }
 
 impl Poller {
-    fn new(
-        lane: usize,
-        lanes: usize,
-        snapshot: Arc<Snapshot>,
-        waker: &Waker,
-    ) -> io::Result<Self> {
+    fn new(lane: usize, lanes: usize, snapshot: Arc<Snapshot>, waker: &Waker) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKER as u64))?;
         let mut places = Vec::new();
@@ -522,7 +515,8 @@ impl Poller {
 
     fn reads_the_same(&self, newest: &Snapshot) -> bool {
         let (old, new) = (&self.snapshot.all, &newest.all);
-        old.len() == new.len() && old.iter().zip(new).all(|(old, new)| Arc::ptr_eq(&old.tap, &new.tap))
+        old.len() == new.len()
+            && old.iter().zip(new).all(|(old, new)| Arc::ptr_eq(&old.tap, &new.tap))
     }
 }
 

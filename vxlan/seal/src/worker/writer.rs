@@ -5,9 +5,7 @@ use std::{
 
 use crate::{
     DropReason, Offload,
-    frame::{
-        Accepts, Built, Checksum, GsoKind, Headers, Splitter, VNET_LEN, VnetHeader,
-    },
+    frame::{Accepts, Built, Checksum, GsoKind, Headers, Splitter, VNET_LEN, VnetHeader},
     networks::{Carried, Snapshot},
     shared::Shared,
 };

@@ -159,6 +159,7 @@ impl Agent {
         let plane_config = weft_vxlan::Config {
             runtime_dir: config.runtime_dir.clone(),
             host: Some(host),
+            tunnel: encryption.tunnel().cloned().map_err(Clone::clone),
             ..weft_vxlan::Config::default()
         };
         let plane = DataPlane::start(plane_config, desired_updates, tracker, stop)?;

@@ -99,7 +99,8 @@ fn encryption(encryption: &EncryptionStatus, out: &mut impl Write) -> anyhow::Re
 /// What this node offers, in a line.
 fn offer(encryption: &EncryptionStatus) -> String {
     let Some(offer) = &encryption.offer else {
-        return encryption.reason.clone().unwrap_or_else(|| "not available".into());
+        let reason = encryption.reason.as_deref().unwrap_or("the agent does not say why");
+        return format!("not available: {reason}");
     };
     let relay = if offer.relay { "relays for others" } else { "does not relay" };
     let suites = offer.suites.iter().map(|suite| suite.as_str());

@@ -177,11 +177,7 @@ fn switched_off() -> Missing {
 }
 
 fn not_started(error: &weft_seal::StartError) -> Missing {
-    Missing {
-        feature: FEATURE,
-        remedy: "see that sealed_port and the ports behind it are free, and restart the agent",
-        reason: Chain(error).to_string(),
-    }
+    Missing { feature: FEATURE, remedy: "then restart the agent", reason: Chain(error).to_string() }
 }
 
 const FEATURE: &str = "encryption";

@@ -26,7 +26,7 @@ impl Readings<'_> {
     pub(crate) fn status(&self) -> EncryptionStatus {
         EncryptionStatus {
             available: self.offer.is_ok(),
-            reason: self.offer.as_ref().err().map(ToString::to_string),
+            reason: self.offer.as_ref().err().map(|missing| why(missing)),
             offer: self.offer.as_ref().ok().cloned(),
             sockets: self.tunnel.sockets.clone(),
             warnings: self.tunnel.warnings.clone(),
@@ -88,7 +88,7 @@ impl Readings<'_> {
     /// Why nothing of `network` leaves this host.
     fn network_fault(&self, network: &Network) -> Option<String> {
         if let Err(missing) = &self.offer {
-            return Some(missing.to_string());
+            return Some(format!("this host has no encryption: {}", why(missing)));
         }
         let before = self.snapshot.cluster.conflict(network.id);
         if let Some(before) = before.filter(|before| is_mistakable(before, network)) {
@@ -138,6 +138,10 @@ pub(crate) fn findings(status: &EncryptionStatus) -> impl Iterator<Item = String
         }))
     });
     networks.chain(status.warnings.iter().cloned())
+}
+
+fn why(missing: &Missing) -> String {
+    format!("{}: {}", missing.reason, missing.remedy)
 }
 
 fn fault(peer: &PeerStatus) -> Option<String> {
@@ -253,7 +257,7 @@ mod tests {
         carried.fault = Some("the tag is another network's too".into());
 
         for (case, words) in [
-            (off, "encryption not available (off): set it"),
+            (off, "this host has no encryption: off: set it"),
             (without_tap, "its TAP is not there yet"),
             (refused, "the tag is another network's too"),
         ] {

@@ -260,7 +260,7 @@ impl Keeper {
                 field: Some("network"),
                 ..Refusal::new(
                     RefusalKind::Unavailable,
-                    format!("network {} is encrypted, and on this host is {missing}", network.name),
+                    format!("network {} is encrypted, but here is {missing}", network.name),
                 )
             });
         }

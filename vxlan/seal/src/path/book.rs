@@ -101,7 +101,8 @@ impl Book {
     }
 
     /// Notes that an authentic packet of the peer came this way: for a [`Via::Way`], at that socket
-    /// from that address.
+    /// from that address. Only what was opened under the peer's own root is authentic, a relayed
+    /// datagram is not.
     ///
     /// To be called for every probe and reply; for other packets, when they come from elsewhere
     /// than the route's ways, and otherwise about once a second. Too often does no harm but costs.
@@ -159,8 +160,8 @@ impl Book {
     }
 
     /// The nodes that may reach the peer for this one, the likeliest first: for datagrams to a peer
-    /// that there is no session with. After a [`cannot_relay`](Self::cannot_relay) the next one
-    /// comes first.
+    /// that there is no session with. After a [`cannot_relay`](Self::cannot_relay) that one comes
+    /// last for a while.
     pub fn relays(&self, now: Instant, peer: NodeId) -> Vec<NodeId> {
         let Some(known) = self.peers.get(&peer) else { return Vec::new() };
         let mut relays = known.relays().order(now, &self.offers);

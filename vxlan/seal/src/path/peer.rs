@@ -173,6 +173,7 @@ impl Peer {
         }
         // A new session: what was silent for the lack of keys may answer now.
         if self.confirming.len() > kept {
+            self.relays.forgive();
             self.tracks.iter_mut().filter(|track| !track.is_live()).for_each(|t| t.hurry(now));
         }
     }
@@ -340,7 +341,7 @@ impl Peer {
         if !wanted || self.tracks.iter().any(|track| !Self::is_direct(track)) {
             return;
         }
-        if let Some(&relay) = self.relays.order(now, around.offers).first() {
+        if let Some(relay) = self.relays.best(now, around.offers) {
             let mut track = Track::new(now, Via::Relay(relay), Source::Relay);
             let id = out.probe(track.via, SMALL, None);
             track.sent(now, id, self.cadence());
@@ -450,7 +451,7 @@ impl Peer {
                 let small = out.probe(track.via, SMALL, None);
                 track.remember(now, small);
                 let large = out.probe(track.via, size, None);
-                mtu.sent(now, large, size);
+                mtu.sent(now, large, size, track.rtt());
             }
         }
         Some(Route { packet: mtu.packet(), ..route })

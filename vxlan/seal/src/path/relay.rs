@@ -46,13 +46,23 @@ impl Choice {
         self.penalties.remove(&relay);
     }
 
+    /// Lets all relays be tried again at once.
+    pub(super) fn forgive(&mut self) {
+        self.penalties.clear();
+    }
+
     /// Notes that packets of the peer come through `relay`: they will in the other direction, too.
     pub(super) fn heard(&mut self, now: Instant, relay: NodeId) {
         self.hint = Some((relay, now));
     }
 
-    /// The relays to try, the likeliest to work first: the one that the peer uses, then the
-    /// nearest. Those that failed come when their time is over.
+    /// The relay to try.
+    pub(super) fn best(&self, now: Instant, offers: &BTreeMap<NodeId, Offer>) -> Option<NodeId> {
+        self.order(now, offers).into_iter().find(|relay| !self.is_penalised(now, *relay))
+    }
+
+    /// All relays, the likeliest to work first: the one that the peer uses, then the nearest. Those
+    /// that failed lately come last.
     pub(super) fn order(&self, now: Instant, offers: &BTreeMap<NodeId, Offer>) -> Vec<NodeId> {
         let hint = self
             .hint
@@ -60,11 +70,17 @@ impl Choice {
             .map(|(relay, _)| relay);
         let mut relays: Vec<_> = offers
             .iter()
-            .filter(|&(relay, _)| self.penalties.get(relay).is_none_or(|p| now >= p.until))
-            .map(|(&relay, offer)| (Some(relay) != hint, offer.rtt.is_none(), offer.rtt, relay))
+            .map(|(&relay, offer)| {
+                let failed = self.is_penalised(now, relay);
+                (failed, Some(relay) != hint, offer.rtt.is_none(), offer.rtt, relay)
+            })
             .collect();
         relays.sort_unstable();
         relays.into_iter().map(|(.., relay)| relay).collect()
+    }
+
+    fn is_penalised(&self, now: Instant, relay: NodeId) -> bool {
+        self.penalties.get(&relay).is_some_and(|penalty| now < penalty.until)
     }
 }
 
@@ -117,11 +133,26 @@ mod tests {
         assert_eq!(choice.order(now, &offers), [4, 3, 2, 1].map(node));
         choice.penalise(now, node(3));
         choice.penalise(now, node(4));
-        assert_eq!(choice.order(now, &offers), [2, 1].map(node));
+        assert_eq!(choice.order(now, &offers), [2, 1, 3, 4].map(node));
         assert_eq!(choice.order(now + PENALTY, &offers), [3, 2, 4, 1].map(node));
         choice.penalise(now, node(3));
-        assert_eq!(choice.order(now + PENALTY, &offers), [2, 4, 1].map(node));
+        assert_eq!(choice.order(now + PENALTY, &offers), [2, 4, 1, 3].map(node));
         choice.works(node(3));
-        assert_eq!(choice.order(now, &offers), [3, 2, 1].map(node));
+        assert_eq!(choice.best(now, &offers), Some(node(3)));
+    }
+
+    #[test]
+    fn a_relay_that_failed_is_not_tried_before_its_time_is_over_unless_it_is_forgiven() {
+        let now = Instant::now();
+        let relay = NodeId::from([1; 16]);
+        let offers = BTreeMap::from([(relay, Offer { packet: 1472, rtt: None })]);
+        let mut choice = Choice::default();
+        for length in [2, 4, 8, 16, 32, 60, 60].map(Duration::from_secs) {
+            choice.penalise(now, relay);
+            assert_eq!(choice.best(now + length - Duration::from_millis(1), &offers), None);
+            assert_eq!(choice.best(now + length, &offers), Some(relay));
+        }
+        choice.forgive();
+        assert_eq!(choice.best(now, &offers), Some(relay));
     }
 }

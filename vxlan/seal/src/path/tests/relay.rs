@@ -1,7 +1,9 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::super::{Kind, Unrelayed, Via, Way, relay_overhead};
 use super::world::{World, node};
+use crate::key::{Role, Root};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -102,7 +104,23 @@ fn datagrams_of_agents_without_a_session_are_offered_the_same_relays() {
     world.run(SECOND / 2);
     assert_eq!(world.book(1).relays(world.now, node(2)), [node(3), node(4)]);
     world.tell(1, |book, now| book.cannot_relay(now, node(2), node(3)));
-    assert_eq!(world.book(1).relays(world.now, node(2)), [node(4)]);
+    assert_eq!(world.book(1).relays(world.now, node(2)), [node(4), node(3)]);
+}
+
+#[test]
+fn a_new_session_is_tried_through_a_relay_at_once() {
+    let mut world = world(1);
+    world.cut(1, 2);
+    world.meet(true);
+    world.run(SECOND / 2);
+    for _ in 0..8 {
+        world.tell(1, |book, now| book.cannot_relay(now, node(2), node(3)));
+    }
+    world.run(10 * SECOND);
+    assert_eq!(relay_of(&world, 1, 2), None);
+    let root = Root::new(&[1; 32], Role::Dialler, world.now + SECOND).id();
+    world.tell(1, |book, now| book.unconfirmed(now, node(2), &BTreeSet::from([root])));
+    world.wait(SECOND / 10, |world| relay_of(world, 1, 2) == Some(3));
 }
 
 #[test]

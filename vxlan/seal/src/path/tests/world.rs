@@ -136,7 +136,7 @@ impl World {
     /// Sends a frame by the present route.
     pub(super) fn send_frame(&mut self, from: u8, to: u8, lane: u8) {
         let route = self.route(from, to).unwrap();
-        let via = route.way(lane).map(Via::Way).or(route.via()).unwrap();
+        let via = route.way(lane).map(Via::Way).or_else(|| route.via()).unwrap();
         self.send(node(from), node(to), via, Body::Frame, 100);
     }
 

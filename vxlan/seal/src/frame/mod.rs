@@ -24,6 +24,8 @@ mod vnet;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod kernel;
+#[cfg(test)]
 mod reference;
 #[cfg(test)]
 mod round_trip;

@@ -11,20 +11,22 @@ use zeroize::Zeroizing;
 use super::wire::{HEADER, Lane, TAG, code};
 
 /// What all keys of one lane and direction follow from, from one epoch on.
-pub(super) struct Chain(Zeroizing<[u8; 32]>);
+///
+/// Boxed, so that moving it leaves no copy behind that nobody wipes.
+pub(super) struct Chain(Box<Zeroizing<[u8; 32]>>);
 
 impl Chain {
     pub(super) fn first(root: &hkdf::Prk, direction: Direction, lane: Lane) -> Self {
-        let mut chain = Zeroizing::new([0; 32]);
-        expand(root, &[b"weft chain", &[direction as u8, lane.number()]], chain.as_mut());
-        Self(chain)
+        let mut chain = Self::blank();
+        expand(root, &[b"weft chain", &[direction as u8, lane.number()]], chain.0.as_mut_slice());
+        chain
     }
 
     /// The chain of the epoch behind this one's: it tells nothing of this one.
     pub(super) fn next(&self) -> Self {
-        let mut chain = Zeroizing::new([0; 32]);
-        expand(&self.secret(), &[b"weft next"], chain.as_mut());
-        Self(chain)
+        let mut chain = Self::blank();
+        expand(&self.secret(), &[b"weft next"], chain.0.as_mut_slice());
+        chain
     }
 
     /// The key of this chain's epoch for one suite.
@@ -45,8 +47,12 @@ impl Chain {
         Key { aead: LessSafeKey::new(key), salt }
     }
 
+    fn blank() -> Self {
+        Self(Box::new(Zeroizing::new([0; 32])))
+    }
+
     fn secret(&self) -> hkdf::Prk {
-        hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, self.0.as_ref())
+        hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, self.0.as_slice())
     }
 }
 

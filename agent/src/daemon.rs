@@ -259,11 +259,9 @@ impl Agent {
         };
         let docker = match config.docker {
             true => {
-                let places = places(config);
-                Some(
-                    Docker::start(&places, ledger.clone(), snapshots.clone(), tracker, stop)
-                        .await?,
-                )
+                let (ledger, snapshots) = (ledger.clone(), snapshots.clone());
+                let (places, listeners) = (places(config), listeners.clone());
+                Some(Docker::start(&places, ledger, snapshots, listeners, tracker, stop).await?)
             }
             false => None,
         };

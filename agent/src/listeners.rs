@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
-use weft_dns::Server;
+use weft_dns::{Fallback, Server};
 use weft_model::NetworkId;
 use weft_vxlan::{DataPlane, Namespace};
 
@@ -78,6 +78,36 @@ impl Listeners {
             entry.gateways.push(gateway);
         }
         Ok(())
+    }
+
+    /// Serves one sandbox on sockets inside its own namespace; what is not the cluster's goes to
+    /// `fallback`.
+    ///
+    /// # Errors
+    ///
+    /// The sockets cannot be used.
+    pub async fn listen_in_sandbox(
+        &self,
+        network: NetworkId,
+        address: IpAddr,
+        fallback: Fallback,
+        (udp, tcp): (UdpSocket, TcpListener),
+    ) -> Result<(), ListenError> {
+        let mut server = self.server.lock().await;
+        server
+            .listen_in_sandbox(network, address, Some(fallback), udp, tcp)
+            .map_err(|source| ListenError::Serve { network, source })?;
+        Ok(())
+    }
+
+    /// Whether somebody answers at `socket` in a sandbox of `network`.
+    pub async fn is_answering(&self, network: NetworkId, socket: SocketAddr) -> bool {
+        self.server.lock().await.listening().any(|listening| listening == (network, socket))
+    }
+
+    /// Stops serving the sandbox with `address` in `network`.
+    pub async fn unlisten_in_sandbox(&self, network: NetworkId, address: IpAddr) {
+        self.server.lock().await.unlisten_in_sandbox(network, address).await;
     }
 
     /// Whether `network` is served on all of `gateways`, in the namespace that it has now.

@@ -42,6 +42,9 @@ pub struct Asker {
     pub network: NetworkId,
     pub address: IpAddr,
     pub transport: Transport,
+    /// Whether it has a resolver of its own for names that are not ours. That one decides what an
+    /// internal network may ask.
+    pub falls_through: bool,
 }
 
 /// What to do about a query.
@@ -102,13 +105,16 @@ pub fn answer(
         }
     };
     let view = directory.view(asker.network, asker.address);
-    let forwards = view.as_ref().is_some_and(View::forwards);
+    let forwards = asker.falls_through || view.as_ref().is_some_and(View::forwards);
     let draft = Draft { query: &query, forwards, limit: query.limit(asker.transport), ttl };
 
     if let Some(rcode) = query.refusal() {
         return draft.empty(rcode, Outcome::Refused);
     }
     let Some(view) = view else {
+        if asker.falls_through {
+            return Reply::Forward(query.forward(asker.transport));
+        }
         return draft.empty(OptRcode::SERVFAIL, Outcome::Failed);
     };
     let name = query.key();

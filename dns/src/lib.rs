@@ -6,6 +6,7 @@
 
 mod answer;
 mod counters;
+mod fallback;
 mod gate;
 mod key;
 pub mod resolv_conf;
@@ -18,6 +19,7 @@ mod zone;
 
 pub use answer::{Asker, Forward, Outcome, Reply, Transport, UDP_PAYLOAD, answer};
 pub use counters::{Counters, QueryCounts, Snapshot, UpstreamCounts};
+pub use fallback::{Fallback, Open};
 pub use server::{Config, ListenError, Server, TcpLimits};
 pub use upstream::UpstreamLimits;
 pub use zone::{Directory, Entry, NetworkNames};

@@ -18,6 +18,7 @@ use weft_model::NetworkId;
 use crate::{
     answer::{Asker, Forward, Outcome, Reply, Transport, answer, is_truncated, servfail},
     counters::{Counters, QueryCounters},
+    fallback::Fallback,
     gate::{Gate, Permit},
     tcp, udp,
     upstream::{Upstream, UpstreamLimits},
@@ -109,12 +110,12 @@ impl Server {
         udp: std::net::UdpSocket,
         tcp: std::net::TcpListener,
     ) -> Result<SocketAddr, ListenError> {
-        self.serve(network, None, udp, tcp)
+        self.serve(network, None, None, udp, tcp)
     }
 
     /// Serves one sandbox on a pair of sockets inside its own namespace, such as behind Docker's
     /// 127.0.0.11. Whoever asks there is the sandbox with `address` in `network`, whatever the
-    /// source address.
+    /// source address. Names that are not ours go to `fallback` if there is one.
     ///
     /// # Errors
     ///
@@ -123,16 +124,18 @@ impl Server {
         &mut self,
         network: NetworkId,
         address: IpAddr,
+        fallback: Option<Fallback>,
         udp: std::net::UdpSocket,
         tcp: std::net::TcpListener,
     ) -> Result<SocketAddr, ListenError> {
-        self.serve(network, Some(address), udp, tcp)
+        self.serve(network, Some(address), fallback, udp, tcp)
     }
 
     fn serve(
         &mut self,
         network: NetworkId,
         sandbox: Option<IpAddr>,
+        fallback: Option<Fallback>,
         udp: std::net::UdpSocket,
         tcp: std::net::TcpListener,
     ) -> Result<SocketAddr, ListenError> {
@@ -152,6 +155,7 @@ impl Server {
         let service = Service {
             network,
             sandbox,
+            fallback,
             counters: self.shared.counters.network(network),
             shared: self.shared.clone(),
             tasks: listener.tasks.clone(),
@@ -255,6 +259,8 @@ pub(crate) struct Service {
     network: NetworkId,
     /// Who asks, where that is known without looking at the source address.
     sandbox: Option<IpAddr>,
+    /// Where else than at the host's resolvers names that are not ours are asked.
+    fallback: Option<Fallback>,
     counters: Arc<QueryCounters>,
     shared: Arc<Shared>,
     pub(crate) tasks: TaskTracker,
@@ -298,7 +304,8 @@ impl Service {
     pub(crate) fn take(&self, packet: &[u8], address: IpAddr, transport: Transport) -> Step {
         let address = self.asker(address);
         let directory = self.shared.directory.borrow().clone();
-        let asker = Asker { network: self.network, address, transport };
+        let falls_through = self.fallback.is_some();
+        let asker = Asker { network: self.network, address, transport, falls_through };
         match answer(packet, &asker, &directory, self.shared.config.ttl, &mut rand::rng()) {
             Reply::Drop => {
                 self.counters.dropped.increment();
@@ -321,7 +328,12 @@ impl Service {
     /// Returns the upstream servers' answer, SERVFAIL if there is none.
     pub(crate) async fn forward(&self, pending: Pending) -> Vec<u8> {
         let Pending { forward, transport, permit } = pending;
-        match self.shared.upstream.resolve(&forward, transport, permit).await {
+        let upstream = &self.shared.upstream;
+        let resolved = match &self.fallback {
+            Some(fallback) => upstream.fall_through(fallback, &forward, transport, permit).await,
+            None => upstream.resolve(&forward, transport, permit).await,
+        };
+        match resolved {
             Some(reply) => {
                 self.counters.forwarded.increment();
                 if transport == Transport::Udp && is_truncated(&reply) {

@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
@@ -25,6 +26,7 @@ use weft_model::NetworkId;
 use crate::{
     answer::{Forward, Transport, truncated},
     counters::UpstreamCounters,
+    fallback::Fallback,
     gate::{Gate, Permit},
 };
 
@@ -127,6 +129,35 @@ impl Upstream {
         None
     }
 
+    /// Returns what a sandbox's own resolver answers; nothing if it does not in time. It asks several
+    /// servers itself, so it gets all the time there is.
+    pub(crate) async fn fall_through(
+        &self,
+        fallback: &Fallback,
+        forward: &Forward,
+        transport: Transport,
+        _permit: Permit,
+    ) -> Option<Vec<u8>> {
+        let exchange = Exchange::new(&forward.query);
+        let replied = time::timeout(self.limits.deadline, async {
+            match transport {
+                Transport::Udp => {
+                    let socket = (fallback.udp)().await?;
+                    socket.set_nonblocking(true)?;
+                    let socket = UdpSocket::from_std(socket)?;
+                    exchange.over_udp(&socket, &self.counters).await
+                }
+                Transport::Tcp => {
+                    let stream = (fallback.tcp)().await?;
+                    stream.set_nonblocking(true)?;
+                    exchange.over_tcp(TcpStream::from_std(stream)?).await
+                }
+            }
+        });
+        let reply = self.count(replied.await, "the sandbox's own resolver")?;
+        Some(fit(reply, forward))
+    }
+
     fn order(&self, now: Instant) -> Vec<SocketAddr> {
         let mut servers = self.servers.borrow().clone();
         let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,18 +185,34 @@ impl Upstream {
         until: Instant,
     ) -> Option<Vec<u8>> {
         let started = Instant::now();
-        let exchange = Exchange::new(query, server);
+        let exchange = Exchange::new(query);
         let replied = time::timeout_at(until, async {
             match transport {
-                Transport::Udp => exchange.by_udp(&self.counters).await,
-                Transport::Tcp => exchange.by_tcp().await,
+                Transport::Udp => {
+                    let any: IpAddr = match server {
+                        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+                    };
+                    let socket = UdpSocket::bind((any, 0)).await?;
+                    socket.connect(server).await?;
+                    exchange.over_udp(&socket, &self.counters).await
+                }
+                Transport::Tcp => exchange.over_tcp(TcpStream::connect(server).await?).await,
             }
         });
-        match replied.await {
-            Ok(Ok(reply)) => {
-                self.counters.reply(started.elapsed());
-                Some(reply)
-            }
+        let reply = self.count(replied.await, server)?;
+        self.counters.reply(started.elapsed());
+        Some(reply)
+    }
+
+    /// Counts why there is no reply.
+    fn count(
+        &self,
+        replied: Result<io::Result<Vec<u8>>, time::error::Elapsed>,
+        server: impl Display,
+    ) -> Option<Vec<u8>> {
+        match replied {
+            Ok(Ok(reply)) => Some(reply),
             Ok(Err(error)) => {
                 tracing::debug!(%server, %error, "an upstream resolver cannot be asked");
                 self.counters.errors.increment();
@@ -180,29 +227,26 @@ impl Upstream {
     }
 }
 
-/// One query to one server.
+/// One query to one server, over a socket that is connected to it.
 struct Exchange<'a> {
     /// As the client sent it.
     asked: &'a [u8],
     /// The same with an id of ours.
     sent: Vec<u8>,
-    server: SocketAddr,
 }
 
 impl<'a> Exchange<'a> {
-    fn new(asked: &'a [u8], server: SocketAddr) -> Self {
+    fn new(asked: &'a [u8]) -> Self {
         let mut sent = asked.to_vec();
         sent[..ID_LEN].copy_from_slice(&rand::random::<[u8; ID_LEN]>());
-        Self { asked, sent, server }
+        Self { asked, sent }
     }
 
-    async fn by_udp(&self, counters: &UpstreamCounters) -> io::Result<Vec<u8>> {
-        let any: IpAddr = match self.server {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let socket = UdpSocket::bind((any, 0)).await?;
-        socket.connect(self.server).await?;
+    async fn over_udp(
+        &self,
+        socket: &UdpSocket,
+        counters: &UpstreamCounters,
+    ) -> io::Result<Vec<u8>> {
         socket.send(&self.sent).await?;
 
         let mut buffer = vec![0; MAX_UDP_REPLY];
@@ -215,8 +259,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    async fn by_tcp(&self) -> io::Result<Vec<u8>> {
-        let mut stream = TcpStream::connect(self.server).await?;
+    async fn over_tcp(&self, mut stream: TcpStream) -> io::Result<Vec<u8>> {
         stream.write_all(&crate::tcp::frame(&self.sent)).await?;
 
         let mut reply = vec![0; stream.read_u16().await?.into()];

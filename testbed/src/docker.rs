@@ -58,6 +58,8 @@ impl Docker {
             .enter()?
             .args(["sh", "-ec", r#"echo $$ >/run/dockerd.pid; exec dockerd "$@""#, "dockerd"])
             .args(["--cgroup-parent", &format!("/{}", self.cgroup), "--pidfile", "/run/docker.pid"])
+            // A lab has no resolver beyond its hosts: nobody shall wait long for one.
+            .args(["--dns-opt", "timeout:1", "--dns-opt", "attempts:1"])
             .args(options)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -119,7 +121,10 @@ impl Docker {
     }
 
     fn try_run(&self, args: &[&str]) -> anyhow::Result<Ran> {
-        self.host.exec(&[&["docker"], args].concat())
+        // The daemon's own client, where there are several.
+        let own = "/usr/bin/docker";
+        let client = if Path::new(own).exists() { own } else { "docker" };
+        self.host.exec(&[&[client], args].concat())
     }
 
     /// Starts a container that waits, with `options` of `docker run`.

@@ -298,6 +298,7 @@ fn an_answer_by_tcp_has_what_fits_64_kib() {
             network: network(APP),
             address: ip("10.64.0.2"),
             transport: Transport::Tcp,
+            falls_through: false,
         };
         let packet = query("web", Rtype::A);
         let reply = weft_dns::answer(&packet, &asker, &large_service(count), TTL, &mut rand::rng());
@@ -314,6 +315,7 @@ fn backends_come_in_another_order_each_time() {
         network: network(APP),
         address: ip("10.64.0.2"),
         transport: Transport::Udp,
+        falls_through: false,
     };
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(7);
     let firsts: std::collections::BTreeSet<String> = (0..200)

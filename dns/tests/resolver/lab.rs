@@ -122,7 +122,7 @@ pub(crate) fn query_with_edns(name: &str, rtype: Rtype, payload: u16, version: u
 /// Asks `directory` by UDP as the sandbox with `address` in network `at`.
 pub(crate) fn ask(packet: &[u8], directory: &Directory, at: u8, address: &str) -> Reply {
     let (network, address) = (network(at), ip(address));
-    let asker = Asker { network, address, transport: Transport::Udp };
+    let asker = Asker { network, address, transport: Transport::Udp, falls_through: false };
     answer(packet, &asker, directory, TTL, &mut StdRng::seed_from_u64(1))
 }
 

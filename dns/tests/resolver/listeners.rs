@@ -1,8 +1,11 @@
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use domain::base::{Message, Rtype, iana::Rcode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use weft_dns::{Config, ListenError, TcpLimits, UpstreamLimits};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use weft_dns::{Config, Fallback, ListenError, TcpLimits, UpstreamLimits};
 
 use crate::{lab::*, service::*};
 
@@ -35,7 +38,7 @@ async fn a_changed_directory_holds_for_the_next_query() {
     bench.directory.send_modify(|directory| {
         let later = weft_dns::Entry::endpoint(&endpoint(0x61, "later", &["10.32.0.61"]));
         let app = names("app", false, &["10.32.0.0/24"], vec![later]);
-        std::sync::Arc::make_mut(directory).networks.insert(network(APP), app);
+        Arc::make_mut(directory).networks.insert(network(APP), app);
     });
     assert_eq!(line_of(&bench.ask_udp(&packet).await), "10.32.0.61");
 }
@@ -49,7 +52,7 @@ async fn a_client_that_was_told_to_come_by_tcp_gets_everything_there() {
             addresses: vec![ip(&format!("10.32.0.{last}"))],
         };
         let app = names("app", false, &["10.32.0.0/24"], (2..102).map(backend).collect());
-        std::sync::Arc::make_mut(directory).networks.insert(network(APP), app);
+        Arc::make_mut(directory).networks.insert(network(APP), app);
     });
     let packet = query("web", Rtype::A);
     let by_udp = bench.ask_udp(&packet).await;
@@ -215,7 +218,7 @@ async fn in_a_sandbox_the_source_address_does_not_matter() {
 
     let [both, one] = ["10.32.0.2", "10.32.0.3"].map(|address| {
         let (udp, tcp) = socket_pair();
-        bench.server.listen_in_sandbox(network(APP), ip(address), udp, tcp).unwrap()
+        bench.server.listen_in_sandbox(network(APP), ip(address), None, udp, tcp).unwrap()
     });
     assert_eq!(line_of(&within(ask_udp(both, &packet)).await), "10.32.0.9 10.33.0.9");
     assert_eq!(line_of(&within(ask_udp(one, &packet)).await), "10.32.0.9");
@@ -224,6 +227,41 @@ async fn in_a_sandbox_the_source_address_does_not_matter() {
     drop(std::net::UdpSocket::bind(both).unwrap());
     assert_eq!(line_of(&within(ask_udp(one, &packet)).await), "10.32.0.9");
     assert_eq!(line_of(&bench.ask_udp(&packet).await), "10.32.0.9");
+}
+
+#[tokio::test]
+async fn a_sandbox_with_a_resolver_of_its_own_asks_that_one_even_in_an_internal_network() {
+    let (host, own) = (Stub::start(), Stub::start());
+    let mut bench = Bench::start(Config::default(), vec![host.address]);
+    let to = own.address;
+    let fallback = Fallback {
+        udp: Arc::new(move || {
+            Box::pin(async move {
+                let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+                socket.connect(to)?;
+                Ok(socket)
+            })
+        }),
+        tcp: Arc::new(move || Box::pin(async move { std::net::TcpStream::connect(to) })),
+    };
+    let (udp, tcp) = socket_pair();
+    let server = &mut bench.server;
+    let sandbox = server
+        .listen_in_sandbox(network(VAULT), ip("10.34.0.2"), Some(fallback), udp, tcp)
+        .unwrap();
+
+    assert_eq!(line_of(&within(ask_udp(sandbox, &query("safe", Rtype::A))).await), "10.34.0.2");
+    let packet = query("example.com", Rtype::A);
+    let answer = |query: &[u8]| reply(query, Rcode::NOERROR);
+    let (got, _) = tokio::join!(within(ask_udp(sandbox, &packet)), own.serve_udp(answer));
+    assert_eq!(line_of(&got), "192.0.2.1");
+    let by_tcp = async {
+        let mut stream = within(TcpStream::connect(sandbox)).await.unwrap();
+        write_frame(&mut stream, &packet).await;
+        read_frame(&mut stream).await.expect("an answer")
+    };
+    let (got, _) = tokio::join!(by_tcp, own.serve_tcp(answer));
+    assert_eq!(line_of(&got), "192.0.2.1");
 }
 
 #[tokio::test]

@@ -35,6 +35,7 @@ fn any_asker() -> impl Strategy<Value = Asker> {
         network: network(at),
         address: ip(address),
         transport,
+        falls_through: false,
     })
 }
 
@@ -155,7 +156,7 @@ proptest! {
     ) {
         let mut directory = directory();
         let asker =
-            Asker { network: network(at), address: ip("192.0.2.9"), transport: Transport::Tcp };
+            Asker { network: network(at), address: ip("192.0.2.9"), transport: Transport::Tcp, falls_through: false };
         let ids = attached.iter().map(|number| network(*number)).collect();
         directory.askers.insert((asker.network, asker.address), ids);
 

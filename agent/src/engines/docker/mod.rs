@@ -15,6 +15,7 @@ mod plugin;
 mod pools;
 mod protocol;
 mod registry;
+mod resolver;
 mod wanted;
 mod wishes;
 
@@ -33,6 +34,7 @@ use crate::{
     api::{self, SocketError},
     chain::Chain,
     ledger::{Ledger, Snapshots},
+    listeners::Listeners,
 };
 
 /// What the drivers are called.
@@ -69,6 +71,7 @@ impl Docker {
         places: &Places,
         ledger: Ledger,
         snapshots: Snapshots,
+        listeners: Listeners,
         tracker: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Self, StartError> {
@@ -88,6 +91,7 @@ impl Docker {
                 tracing::error!(error = %Chain(&error), "Docker's plugin has ended");
             }
         });
+        tracker.spawn(resolver::serve(Arc::clone(&driver), listeners, stop.child_token()));
         tracker.spawn(follow::follow(driver, tracker.clone(), stop.child_token()));
         Ok(docker)
     }

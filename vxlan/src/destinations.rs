@@ -107,3 +107,106 @@ impl Here {
         ips.into_iter().copied().filter(|ip| !self.ips.contains(ip))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weft_model::{EndpointId, NodeId};
+
+    use super::*;
+    use crate::{Station, ports::PortLink, ruleset};
+
+    const HOST: [u8; 16] = [2; 16];
+
+    fn mac(n: u8) -> MacAddr {
+        MacAddr::try_from([2, 0, 0, 0, 0, n]).unwrap()
+    }
+
+    fn ip(n: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, n])
+    }
+
+    /// A network with remote stations, each with the address of its number.
+    fn network(transport: Transport, remotes: &[u8]) -> OverlayNetwork {
+        let vtep = "192.0.2.2".parse().unwrap();
+        let station = |n| Station { node: NodeId::from(HOST), vtep, ips: [ip(n)].into() };
+        OverlayNetwork {
+            transport,
+            multicast: true,
+            remotes: remotes.iter().map(|&n| (mac(n), station(n))).collect(),
+            flood: [(NodeId::from(HOST), vtep)].into(),
+            ..ruleset::tests::network(true)
+        }
+    }
+
+    /// A local port with the MAC of one number and the address of another.
+    fn port(of: u8, with: u8) -> Ports {
+        let identity = Port { mac: mac(of), ips: [ip(with)].into() };
+        let label =
+            crate::ports::Label { endpoint: EndpointId::from([of; 16]), identity, mtu: None };
+        [(label.endpoint, PortLink::labelled("v01", &label))].into()
+    }
+
+    fn sealed(network: &OverlayNetwork, ports: &Ports, connected: bool) -> (Fdb, Forwarding) {
+        let Destinations { fdb, beyond } = Destinations::of(network, ports, connected);
+        let Beyond::Sealed(forwarding) = beyond else { panic!("{beyond:?}") };
+        (fdb, forwarding)
+    }
+
+    #[test]
+    fn a_sealed_network_has_the_same_stations_as_a_plain_one_by_their_nodes() {
+        let plain = network(ruleset::tests::network(true).transport, &[7, 8]);
+        let encrypted = network(Transport::Sealed, &[7, 8]);
+        let ports = port(9, 9);
+        let Destinations { fdb: plain, beyond } = Destinations::of(&plain, &ports, true);
+        let Beyond::Vxlan(neighbours) = beyond else { panic!("{beyond:?}") };
+        let (fdb, forwarding) = sealed(&encrypted, &ports, true);
+
+        assert_eq!(forwarding.neighbours, neighbours);
+        assert!(forwarding.stations.keys().eq(plain.unicast.keys()));
+        assert!(forwarding.stations.values().all(|station| station.node == NodeId::from(HOST)));
+        assert_eq!(forwarding.flood, [NodeId::from(HOST)].into());
+        // Nothing of it is left to a VXLAN device.
+        assert!(fdb.unicast.is_empty() && fdb.flood.is_empty());
+        let behind = |fdb: &Fdb| fdb.bridged.values().cloned().collect::<Vec<_>>();
+        assert_eq!(behind(&plain), ["vx0", "vx0", "v01"]);
+        assert_eq!(behind(&fdb), ["tap0", "tap0", "v01"]);
+    }
+
+    #[test]
+    fn what_is_here_is_not_looked_for_elsewhere() {
+        let network = network(Transport::Sealed, &[7, 8]);
+        let (fdb, forwarding) = sealed(&network, &port(7, 8), true);
+        assert_eq!(fdb.bridged[&mac(7)], "v01");
+        assert!(forwarding.neighbours.is_empty(), "{forwarding:?}");
+        assert_eq!(forwarding.stations.keys().collect::<Vec<_>>(), [&mac(8)]);
+        assert!(forwarding.stations[&mac(8)].ips.is_empty(), "{forwarding:?}");
+    }
+
+    #[test]
+    fn a_network_that_is_not_connected_has_its_own_ports_only() {
+        let (fdb, forwarding) = sealed(&network(Transport::Sealed, &[7, 8]), &port(9, 9), false);
+        assert_eq!(fdb.bridged.keys().collect::<Vec<_>>(), [&mac(9)]);
+        assert!(forwarding.stations.is_empty() && forwarding.flood.is_empty(), "{forwarding:?}");
+    }
+
+    #[test]
+    fn what_is_not_known_to_have_gone_stays() {
+        let (_, before) = sealed(&network(Transport::Sealed, &[5, 6, 7, 8]), &Ports::new(), true);
+        // Station 5 is unheard of, 6 has another place, 7 is here, 8's address is now 9's.
+        let mut after = network(Transport::Sealed, &[6, 9]);
+        after.remotes.get_mut(&mac(6)).unwrap().node = NodeId::from([3; 16]);
+        after.remotes.get_mut(&mac(9)).unwrap().ips = [ip(8)].into();
+        after.flood.clear();
+        let ports = port(7, 7);
+        let (_, mut forwarding) = sealed(&after, &ports, true);
+        keep(&mut forwarding, &before, &ports);
+
+        let nodes: Vec<_> = forwarding.stations.values().map(|station| station.node).collect();
+        assert_eq!(nodes, [HOST, [3; 16], HOST, HOST].map(NodeId::from));
+        assert_eq!(forwarding.stations.keys().copied().collect::<Vec<_>>(), [5, 6, 8, 9].map(mac));
+        assert!(forwarding.stations[&mac(8)].ips.is_empty(), "{forwarding:?}");
+        let answers = [(5, 5), (6, 6), (8, 9)].map(|(of, by)| (ip(of), mac(by)));
+        assert_eq!(forwarding.neighbours, answers.into());
+        assert_eq!(forwarding.flood, [NodeId::from(HOST)].into());
+    }
+}

@@ -35,6 +35,21 @@ pub(crate) enum PortOp {
     Up { name: String },
 }
 
+#[cfg(test)]
+impl PortLink {
+    /// A port in good order.
+    pub(crate) fn labelled(name: &str, label: &Label) -> Self {
+        Self {
+            name: name.to_owned(),
+            identity: label.identity.clone(),
+            mtu: label.mtu,
+            bridged: true,
+            learning: false,
+            up: true,
+        }
+    }
+}
+
 /// Lists what the ports need that are there. `desired` corrects what they may send from; it
 /// neither makes nor removes a port.
 pub(crate) fn plan(desired: &BTreeMap<EndpointId, Port>, actual: &Ports) -> Vec<PortOp> {
@@ -185,14 +200,8 @@ mod tests {
     #[test]
     fn a_port_that_fell_out_of_its_bridge_is_put_back() {
         let endpoint = EndpointId::from([1; 16]);
-        let fine = PortLink {
-            name: "v01".into(),
-            identity: identity(&["10.0.0.7"]),
-            mtu: None,
-            bridged: true,
-            learning: false,
-            up: true,
-        };
+        let label = Label { endpoint, identity: identity(&["10.0.0.7"]), mtu: None };
+        let fine = PortLink::labelled("v01", &label);
         let plan = |port: PortLink| {
             let desired = [(endpoint, identity(&["10.0.0.7"]))].into();
             plan(&desired, &[(endpoint, port)].into())

@@ -6,7 +6,9 @@
     reason = "`allow-unwrap-in-tests` does not reach the helpers of an integration test"
 )]
 
+mod capture;
 mod lab;
+mod stream;
 mod tunnels;
 
 mod hygiene;
@@ -17,4 +19,6 @@ mod ports;
 mod repair;
 mod scale;
 mod sealed;
+mod sealed_hygiene;
+mod sealed_traffic;
 mod system;

@@ -3,7 +3,7 @@ use weft_vxlan::{AttachError, Carriage, Table};
 use crate::lab::{Host, Lab, Net, Underlay, attempt, eventually, in_lab, run};
 
 /// Waits until the tunnel of `host` has the queues of the network's TAP.
-async fn served(host: &Host, net: &Net) {
+pub(crate) async fn served(host: &Host, net: &Net) {
     eventually(&format!("{} is served on host {}", net.id(), host.n), async || {
         let status = host.plane.status().borrow().clone();
         match status.networks.get(&net.id()).and_then(|network| network.carriage) {

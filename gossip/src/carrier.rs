@@ -15,6 +15,12 @@ pub trait Carrier: Send + Sync + 'static {
     /// which includes everything longer than [`MAX_MESSAGE_BYTES`].
     fn send(&self, to: SocketAddr, message: Bytes);
 
+    /// The same to `node`, which was last known to be at `address`: for a carrier that finds its own
+    /// ways to a node.
+    fn send_to(&self, _node: NodeId, address: SocketAddr, message: Bytes) {
+        self.send(address, message);
+    }
+
     /// Tells that `node` says it is reached at `address`: a carrier that finds its own ways may use
     /// another one to it.
     fn introduce(&self, _node: NodeId, _address: SocketAddr) {}
@@ -40,6 +46,10 @@ impl<C: Carrier> Carrier for Arc<C> {
 
     fn send(&self, to: SocketAddr, message: Bytes) {
         self.as_ref().send(to, message);
+    }
+
+    fn send_to(&self, node: NodeId, address: SocketAddr, message: Bytes) {
+        self.as_ref().send_to(node, address, message);
     }
 
     fn introduce(&self, node: NodeId, address: SocketAddr) {

@@ -80,6 +80,11 @@ impl Detector {
         self.heard.keys().copied().filter(|node| !self.suspects.contains(node))
     }
 
+    /// How many peers there are, alive or not.
+    pub(crate) fn known(&self) -> usize {
+        self.heard.len()
+    }
+
     pub(crate) fn suspects(&self) -> impl Iterator<Item = NodeId> {
         self.suspects.iter().copied()
     }

@@ -2,7 +2,7 @@
 //! partitions, crashes, all drawn from one seed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard},
@@ -31,6 +31,7 @@ impl MemoryNetwork {
         let state = State {
             hosts: BTreeMap::new(),
             islands: BTreeMap::new(),
+            cut: BTreeSet::new(),
             latency: Duration::from_micros(500)..=Duration::from_millis(2),
             loss: 0.0,
             rng: StdRng::seed_from_u64(seed),
@@ -64,9 +65,16 @@ impl MemoryNetwork {
         state.islands.extend(island.into_iter().map(|address| (address, number)));
     }
 
+    /// Cuts the way between `one` and `other`, which both go on to reach all others.
+    pub fn cut(&self, one: SocketAddr, other: SocketAddr) {
+        self.state().cut.insert((one.min(other), one.max(other)));
+    }
+
     /// Ends all partitions.
     pub fn heal(&self) {
-        self.state().islands.clear();
+        let mut state = self.state();
+        state.islands.clear();
+        state.cut.clear();
     }
 
     /// Takes the host at `address` off the network, with all that is on the way to it.
@@ -139,6 +147,8 @@ struct State {
     hosts: BTreeMap<SocketAddr, Arc<Host>>,
     /// Who is cut off, and with whom. Addresses that are not listed are the mainland.
     islands: BTreeMap<SocketAddr, u32>,
+    /// Pairs that do not reach each other, the smaller address first.
+    cut: BTreeSet<(SocketAddr, SocketAddr)>,
     latency: RangeInclusive<Duration>,
     loss: f64,
     rng: StdRng,
@@ -149,7 +159,9 @@ impl State {
     fn send(&mut self, to: SocketAddr, received: Received) {
         self.traffic.messages += 1;
         self.traffic.bytes += received.message.len() as u64;
-        let cut = self.islands.get(&to) != self.islands.get(&received.address);
+        let from = received.address;
+        let cut = self.islands.get(&to) != self.islands.get(&from)
+            || self.cut.contains(&(from.min(to), from.max(to)));
         let lost = self.rng.random_bool(self.loss);
         let travel = self.rng.random_range(self.latency.clone());
         match self.hosts.get(&to) {

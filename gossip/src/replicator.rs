@@ -249,7 +249,7 @@ impl<C: Carrier> Replicator<C> {
                     }
                 }
                 if push.receipt != 0 {
-                    self.send(address, Kind::Receipt, &push.receipt.to_be_bytes());
+                    self.send((from, address), Kind::Receipt, &push.receipt.to_be_bytes());
                 }
             }
             Message::Receipt(number) => {
@@ -273,6 +273,11 @@ impl<C: Carrier> Replicator<C> {
             }
             self.timers.want_scan(now);
         }
+        self.push_all(node);
+    }
+
+    /// Sends all of our records to `node`.
+    fn push_all(&mut self, node: NodeId) {
         // In a large cluster all would do so at the same time, so only those do that are needed.
         let few = self.detector.alive().count() <= self.outbox.slice();
         let near = few || self.outbox.slice() > 0 && self.shares_network(node);
@@ -280,7 +285,7 @@ impl<C: Carrier> Replicator<C> {
             count(&self.tally.full_pushes);
             let records = self.own.values().map(|(key, value)| (key.to_string(), value.clone()));
             for push in Push::split(records) {
-                self.send(address, Kind::Push, &push.encode());
+                self.send((node, address), Kind::Push, &push.encode());
             }
         }
     }
@@ -319,6 +324,10 @@ impl<C: Carrier> Replicator<C> {
         } else if self.detector.mentioned(node, now) {
             self.addresses.entry(node).or_insert(address);
             self.dirty.insert(node);
+            // It need not find us by chance. A large cluster is not met all at once.
+            if self.detector.known() <= self.outbox.slice() {
+                self.push_all(node);
+            }
         }
         let Some(changes) = changes else { return };
         let mut changed = false;
@@ -412,6 +421,11 @@ impl<C: Carrier> Replicator<C> {
         match started.await {
             Ok(membership) => {
                 *ended = membership.ended();
+                // Each exchange makes a connection: after a restart peers still use their old ones.
+                let seeds = &self.membership_config.seeds;
+                for &seed in seeds.choose_multiple(&mut self.rng, SEEDS_AT_START) {
+                    membership.kick(seed);
+                }
                 self.membership = Some(membership);
                 self.timers.has_started(now);
             }
@@ -470,16 +484,17 @@ impl<C: Carrier> Replicator<C> {
     }
 
     fn send_to(&self, nodes: &[NodeId], push: &Bytes) {
-        for address in nodes.iter().filter_map(|node| self.addresses.get(node)) {
+        for &node in nodes {
+            let Some(&address) = self.addresses.get(&node) else { continue };
             self.tally.sent(Kind::Push, push.len());
-            self.carrier.send(*address, push.clone());
+            self.carrier.send_to(node, address, push.clone());
         }
     }
 
-    fn send(&self, to: SocketAddr, kind: Kind, body: &[u8]) {
+    fn send(&self, (node, address): (NodeId, SocketAddr), kind: Kind, body: &[u8]) {
         let message = frame::seal(kind, body);
         self.tally.sent(kind, message.len());
-        self.carrier.send(to, message);
+        self.carrier.send_to(node, address, message);
     }
 
     fn is_in_any(&self, node: NodeId, networks: &BTreeSet<NetworkId>) -> bool {
@@ -534,3 +549,4 @@ const TICKS_PER_INTERVAL: u32 = 5;
 const COMMAND_BATCH: usize = 64;
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 const TRIES_PER_ROUND: f64 = 4.0;
+const SEEDS_AT_START: usize = 16;

@@ -92,7 +92,7 @@ async fn welcome(context: Context, incoming: Incoming, permit: OwnedSemaphorePer
     let address = canonical(incoming.remote_address());
     if let Err(failure) = admit(&context, incoming, address, permit).await {
         // The router ends only when the carrier does.
-        let _ = context.events.send(Event::Failed { address, failure }).await;
+        let _ = context.events.send(Event::Failed { address, failure, connected: false }).await;
     }
 }
 

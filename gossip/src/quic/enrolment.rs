@@ -191,7 +191,7 @@ pub(super) async fn serve(
     connection.close(VarInt::from_u32(0), b"closed: answered");
     if let Some(failure) = failure {
         // The router ends only when the carrier does.
-        let _ = context.events.send(Event::Failed { address, failure }).await;
+        let _ = context.events.send(Event::Failed { address, failure, connected: false }).await;
     }
 }
 

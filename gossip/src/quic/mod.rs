@@ -44,7 +44,7 @@ use weft_model::NodeId;
 use acceptor::{Context, canonical};
 use detour::DetourSocket;
 use enrolment::{Enrolment, Request};
-use router::{Directory, Router, View};
+use router::{Directory, Receiver, Router, View};
 use traffic::Counters;
 use trust::{Anchor, Trust};
 
@@ -87,7 +87,7 @@ pub struct QuicConfig {
 pub struct QuicCarrier {
     address: SocketAddr,
     endpoint: Endpoint,
-    sends: mpsc::Sender<(SocketAddr, Bytes)>,
+    sends: mpsc::Sender<(Receiver, Bytes)>,
     inbound: Mutex<mpsc::Receiver<Received>>,
     view: watch::Receiver<Arc<View>>,
     totals: Arc<Counters>,
@@ -317,6 +317,14 @@ impl QuicCarrier {
         Ok(certificate)
     }
 
+    fn enqueue(&self, to: Receiver, message: Bytes) {
+        if message.len() > MAX_MESSAGE_BYTES {
+            self.totals.oversized();
+        } else if self.sends.try_send((to, message)).is_err() {
+            self.totals.not_sent();
+        }
+    }
+
     /// Closes all connections and waits, at most `grace`, until peers have been told.
     pub async fn shutdown(&self, grace: Duration) {
         self.stop.cancel();
@@ -348,11 +356,15 @@ impl Carrier for QuicCarrier {
 
     fn send(&self, to: SocketAddr, message: Bytes) {
         let to = canonical(to);
-        if message.len() > MAX_MESSAGE_BYTES {
-            self.totals.oversized();
-        } else if to == self.address || self.sends.try_send((to, message)).is_err() {
+        if to == self.address {
             self.totals.not_sent();
+        } else {
+            self.enqueue((None, to), message);
         }
+    }
+
+    fn send_to(&self, node: NodeId, address: SocketAddr, message: Bytes) {
+        self.enqueue((Some(node), canonical(address)), message);
     }
 
     async fn recv(&self) -> Received {

@@ -11,7 +11,7 @@ use weft_model::NodeId;
 
 use super::{
     acceptor::Context,
-    detour::{node_behind, virtual_address},
+    detour::virtual_address,
     lane::{Attempt, Lane},
     link::Link,
     links::Links,
@@ -142,7 +142,11 @@ impl Peer {
             }
             // An attempt of ours goes on: the peer may be using its connection already.
             Command::Adopt(link) => self.adopt(link).await,
-            Command::Introduce(address) => self.know(address, 0),
+            Command::Introduce(address) => {
+                self.addresses.retain(|known| *known != address);
+                self.addresses.insert(0, address);
+                self.turn = 0;
+            }
             Command::Want => {
                 self.be_active();
                 self.wanted_until = Instant::now() + WANTED;
@@ -155,15 +159,12 @@ impl Peer {
         self.idle_told = false;
     }
 
-    /// Puts `address` among those that are dialled, at `place`.
-    fn know(&mut self, address: SocketAddr, place: usize) {
-        if node_behind(address).is_some() || self.addresses.get(place) == Some(&address) {
-            return;
+    /// Remembers where the peer was met, after where it says that it is.
+    fn remember(&mut self, address: SocketAddr) {
+        if !self.addresses.contains(&address) {
+            self.addresses.insert(self.addresses.len().min(1), address);
+            self.addresses.truncate(ADDRESSES);
         }
-        self.addresses.retain(|known| *known != address);
-        self.addresses.insert(place.min(self.addresses.len()), address);
-        self.addresses.truncate(ADDRESSES);
-        self.turn = 0;
     }
 
     /// Begins the attempts that are due.
@@ -266,7 +267,8 @@ impl Peer {
         self.turn = self.turn.wrapping_add(1);
         let limit = self.longest_wait(&failure);
         self.direct.put_off(limit);
-        self.tell(Event::Failed { address, failure }).await;
+        let connected = !self.links.is_empty();
+        self.tell(Event::Failed { address, failure, connected }).await;
     }
 
     async fn detoured(&mut self, outcome: Result<Link, Failure>) {
@@ -304,7 +306,7 @@ impl Peer {
         self.context.tracker.spawn(reader);
         if !link.detoured {
             self.unanswered = 0;
-            self.know(link.address, usize::from(!self.addresses.is_empty()));
+            self.remember(link.address);
         }
         let now = self.context.clock.now();
         let lasts = self.context.timing.lasts(link.expires() - now, rand::random());
@@ -322,6 +324,11 @@ impl Peer {
         let failure = Failure::from(error);
         tracing::debug!(peer = %link.peer.node, address = %link.address, reason = %failure,
             "a connection ended");
+        if failure.reason.is_lasting() {
+            let failure = failure.clone();
+            let connected = !self.links.is_empty();
+            self.tell(Event::Failed { address: link.address, failure, connected }).await;
+        }
         let limit = self.longest_wait(&failure);
         let lane = if link.detoured { &mut self.detour } else { &mut self.direct };
         match link.since.elapsed() < SHORT_LIFE {
@@ -334,7 +341,7 @@ impl Peer {
 
     /// When to look again even if nothing happens.
     fn deadline(&self) -> Instant {
-        let idle = (!self.idle_told).then(|| self.active + self.patience());
+        let idle = (!self.idle_told).then(|| self.idle_at());
         let detour = self.detour_due().map(|(_, at)| at);
         let far = Instant::now() + Duration::from_secs(3600);
         let all = [idle, self.links.next_close(), self.direct_due(), detour];
@@ -350,16 +357,17 @@ impl Peer {
         if count != self.counted {
             self.counted = count;
             self.active = now;
-        } else if !self.idle_told && self.active + self.patience() <= now {
+        } else if !self.idle_told && self.idle_at() <= now {
             self.meter.not_sent(self.queue.drain(..).count());
             self.close_all("closed: idle");
             self.tell_idle().await;
         }
     }
 
-    fn patience(&self) -> Duration {
+    fn idle_at(&self) -> Instant {
         let idle = self.context.timing.idle;
-        if self.links.is_empty() { idle.min(GIVE_UP) } else { idle }
+        let patience = if self.links.is_empty() { idle.min(GIVE_UP) } else { idle };
+        (self.active + patience).max(self.wanted_until)
     }
 
     fn close_all(&self, reason: &str) {

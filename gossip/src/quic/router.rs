@@ -40,11 +40,16 @@ pub(super) enum Event {
     Failed {
         address: SocketAddr,
         failure: Failure,
+        /// Whether there is another connection with the peer.
+        connected: bool,
     },
     Idle(Target),
     /// Messages that a peer's task could not send before its end.
     Unsent(Target, Vec<Bytes>),
 }
+
+/// The node that is meant, if it is known, and where it was last known to be.
+pub(super) type Receiver = (Option<NodeId>, SocketAddr);
 
 /// The state of a carrier at one moment.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +86,7 @@ pub struct LastFailure {
 /// Finds the task for each peer, starts it when needed, and shows what all of them do.
 pub(super) struct Router {
     pub(super) context: Context,
-    pub(super) sends: mpsc::Receiver<(SocketAddr, Bytes)>,
+    pub(super) sends: mpsc::Receiver<(Receiver, Bytes)>,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) revoked: watch::Receiver<BTreeSet<NodeId>>,
     pub(super) introductions: watch::Receiver<BTreeMap<NodeId, SocketAddr>>,
@@ -101,7 +106,7 @@ pub(super) struct Running {
 
 enum Wake {
     Event(Event),
-    Send(SocketAddr, Bytes),
+    Send(Receiver, Bytes),
     Introductions,
     Keep,
     Revoked,
@@ -170,7 +175,10 @@ impl Router {
                     }
                 });
             }
-            Event::Failed { address, failure } => self.note(address, failure),
+            Event::Failed { address, failure, connected } => {
+                self.log(address, &failure, connected);
+                self.note(address, failure);
+            }
             Event::Idle(target) => {
                 // Without its sender the task ends, once it has read what was sent before.
                 self.peers.remove(&target);
@@ -182,26 +190,25 @@ impl Router {
                 for message in messages {
                     match target {
                         Target::Node(_) => self.command(target, Command::Send(message)),
-                        Target::Stranger(address) => self.send(address, message),
+                        Target::Stranger(address) => self.send((None, address), message),
                     }
                 }
             }
         }
     }
 
-    /// Sends `message` to whoever is known to be at `to`, by whatever connection there is.
-    fn send(&mut self, to: SocketAddr, message: Bytes) {
+    /// Sends `message` to a node, or to whoever is known to be at the address, by whatever
+    /// connection there is.
+    fn send(&mut self, (node, address): Receiver, message: Bytes) {
         let connected = |node| !self.published.borrow().links(node).is_empty();
-        let target = match self.directory.node_at(to, connected) {
-            Some(node) => Target::Node(node),
-            None => Target::Stranger(to),
+        let Some(node) = node.or_else(|| self.directory.node_at(address, connected)) else {
+            return self.command(Target::Stranger(address), Command::Send(message));
         };
-        self.command(target, Command::Send(message));
-        if let Target::Node(node) = target
-            && !self.directory.introduced.contains_key(&node)
-        {
-            self.command(target, Command::Introduce(to));
+        let is_lost = !connected(node) && !self.directory.introduced.contains_key(&node);
+        if is_lost && node_behind(address).is_none() {
+            self.command(Target::Node(node), Command::Introduce(address));
         }
+        self.command(Target::Node(node), Command::Send(message));
     }
 
     fn command(&mut self, target: Target, command: Command) {
@@ -264,23 +271,28 @@ impl Router {
                 && let Some(refusal) = object(link, &revoked)
             {
                 link.close(&refusal.to_string());
-                self.note(link.address, Failure::from(&refusal));
+                let failure = Failure::from(&refusal);
+                self.log(link.address, &failure, false);
+                self.note(link.address, failure);
             }
         }
     }
 
-    fn note(&mut self, address: SocketAddr, failure: Failure) {
+    fn log(&mut self, address: SocketAddr, failure: &Failure, connected: bool) {
         let now = Instant::now();
-        let quiet = self.logged.get(&address).is_some_and(|&(reason, at)| {
+        let lately = self.logged.get(&address).is_some_and(|&(reason, at)| {
             reason == failure.reason && now.duration_since(at) < LOG_AGAIN
         });
-        if quiet {
+        if lately || connected {
             tracing::debug!(%address, reason = %failure, "a connection failed");
         } else {
             tracing::warn!(%address, reason = %failure, "a connection failed");
             bound(&mut self.logged, |(_, at)| *at);
             self.logged.insert(address, (failure.reason, now));
         }
+    }
+
+    fn note(&self, address: SocketAddr, failure: Failure) {
         let at = self.context.clock.now();
         self.edit(|view| {
             *view.failures.entry(failure.reason).or_default() += 1;

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::hmac;
 use quinn::{
@@ -108,6 +108,9 @@ pub(super) fn endpoint_config(key: &PrivateKey) -> EndpointConfig {
     let tag = u64::from_be_bytes(*tag.as_ref().first_chunk().expect("HMAC-SHA-256 has 32 bytes"));
     // Connection ids are tagged, so that a packet with a made-up one gets no answer.
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(tag)));
+    // After a restart all peers are told at once. A reset is shorter than what it answers, and
+    // only an id that this node has made gets one, so there is nothing to hold back.
+    config.min_reset_interval(Duration::ZERO);
     config
 }
 

@@ -40,6 +40,11 @@ pub(crate) struct Agent {
 
 impl Cluster {
     pub(crate) fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    /// A cluster whose first node is set up by `edit`.
+    pub(crate) fn start_with(edit: impl FnOnce(&mut QuicConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let name = "alpha".parse().unwrap();
         let now = OffsetDateTime::now_utc();
@@ -56,7 +61,10 @@ impl Cluster {
             seeds: Arc::new(|| vec!["192.0.2.7:6790".parse().unwrap()]),
             validity: NODE_VALIDITY,
         };
-        let issuer = Agent::start_with(identity, |config| config.admission = Some(admission));
+        let issuer = Agent::start_with(identity, |config| {
+            config.admission = Some(admission);
+            edit(config);
+        });
         Self { dir, issuer, taken }
     }
 

@@ -6,5 +6,6 @@
 mod cluster;
 mod convergence;
 mod life;
+mod pairs;
 mod timing;
 mod traps;

@@ -148,7 +148,7 @@ impl Agent {
             config.dns_upstream.clone(),
         );
         let mtu = watcher.look()?.node.underlay_mtu;
-        let encryption = Encryption::start(config, me, advertise.ip(), mtu, tracker, stop);
+        let encryption = Encryption::start(config, me, advertise.ip(), mtu, tracker);
         let watcher = watcher.offering(encryption.offer());
         let seen = watcher.look()?;
         let (node, node_updates) = watch::channel(seen.node);
@@ -175,11 +175,7 @@ impl Agent {
         let view: ViewCell = Arc::default();
         // Nobody is revoked in this version: removal of nodes is not there yet.
         let (_, revoked) = watch::channel(BTreeSet::new());
-        let roads = Roads {
-            advertise,
-            revoked: revoked.clone(),
-            detour: encryption.detour(stop.child_token()),
-        };
+        let roads = Roads { advertise, revoked: revoked.clone(), detour: encryption.detour() };
         let carrier = Arc::new(bind_carrier(config, &identity, roads, &view)?);
         let generation = identity.next_generation(OffsetDateTime::now_utc())?;
         let mut gossip_config = GossipConfig::new(me, identity.cluster(), generation);
@@ -367,6 +363,7 @@ impl Agent {
         }
         stop.cancel();
         self.carrier.shutdown(GRACE).await;
+        self.encryption.stop();
         tracker.close();
         if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
             tracing::warn!(tasks = tracker.len(), "some tasks did not end in time");

@@ -117,7 +117,7 @@ fn peer(peer: &SealedPeer) -> [String; 7] {
         peer.node.to_string(),
         match (peer.confirmed, peer.suite) {
             (true, Some(suite)) => suite.as_str().into(),
-            (true, None) => "yes".into(),
+            (true, None) => "-".into(),
             (false, _) => "no".into(),
         },
         path,
@@ -129,7 +129,6 @@ fn peer(peer: &SealedPeer) -> [String; 7] {
 }
 
 fn network(network: &SealedNetwork) -> [String; 6] {
-    let unreachable = network.unreachable.iter().map(|(node, fault)| format!("{node}: {fault}"));
     [
         network.network.to_string(),
         if network.carried { "carried" } else { "failed closed" }.into(),
@@ -138,7 +137,7 @@ fn network(network: &SealedNetwork) -> [String; 6] {
         output::list(network.drops.iter().map(|(why, n)| format!("{n} {why}"))),
         match &network.fault {
             Some(fault) => fault.clone(),
-            None => output::list(unreachable),
+            None => output::list(network.unreachable.values()),
         },
     ]
 }

@@ -33,19 +33,20 @@ pub struct Encryption {
     local: VtepAddr,
     members: watch::Sender<Arc<Members>>,
     tracker: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl Encryption {
-    /// Starts the tunnel, bound to `address`. A host that cannot have one goes on without: its
-    /// plain networks have nothing to do with it.
+    /// Starts the tunnel, bound to `address`, until [`stop`](Self::stop). A host that cannot have
+    /// one goes on without: its plain networks have nothing to do with it.
     pub fn start(
         config: &Config,
         me: NodeId,
         address: IpAddr,
         underlay_mtu: u16,
         tracker: &TaskTracker,
-        stop: &CancellationToken,
     ) -> Self {
+        let stop = CancellationToken::new();
         let (members, followed) = watch::channel(Arc::default());
         let wanted = config.encryption;
         let config = TunnelConfig {
@@ -69,7 +70,7 @@ impl Encryption {
         let tunnel = match wanted {
             false => Err(switched_off()),
             true => probe().and_then(|()| {
-                Tunnel::start(config, followed, tracker, stop).map_err(|error| not_started(&error))
+                Tunnel::start(config, followed, tracker, &stop).map_err(|error| not_started(&error))
             }),
         };
         match &tunnel {
@@ -79,7 +80,13 @@ impl Encryption {
             Err(_) => tracing::info!("encrypted networks are not carried here: it is switched off"),
             Ok(tunnel) => tracing::info!(offer = ?tunnel.offer(), "encrypted networks are carried"),
         }
-        Self { tunnel, me, local: VtepAddr::from(address), members, tracker: tracker.clone() }
+        let (local, tracker) = (VtepAddr::from(address), tracker.clone());
+        Self { tunnel, me, local, members, tracker, stop }
+    }
+
+    /// Ends the tunnel. It comes last: as long as the rest of the agent is ending, packets go on.
+    pub fn stop(&self) {
+        self.stop.cancel();
     }
 
     pub fn tunnel(&self) -> Result<&Tunnel, &Missing> {
@@ -97,9 +104,9 @@ impl Encryption {
     }
 
     /// A way for the agents' own connections where they do not reach each other directly.
-    pub fn detour(&self, stop: CancellationToken) -> Option<quic::Detour> {
+    pub fn detour(&self) -> Option<quic::Detour> {
         let detour = self.tunnel.as_ref().ok()?.detour()?;
-        Some(detour::join(detour, &self.tracker, stop))
+        Some(detour::join(detour, &self.tracker, self.stop.clone()))
     }
 
     /// Gives the tunnel its keys from now on, until `stop`. Without a tunnel there is nothing to
@@ -111,11 +118,12 @@ impl Encryption {
         revoked: watch::Receiver<BTreeSet<NodeId>>,
         stop: CancellationToken,
     ) {
-        let Ok(tunnel) = &self.tunnel else { return };
+        if self.tunnel.is_err() {
+            return;
+        }
         let sessions = sessions::Sessions {
             me: self.me,
             local: self.local,
-            suites: tunnel.offer().suites,
             carrier,
             snapshots,
             revoked,
@@ -187,15 +195,15 @@ mod tests {
     use super::*;
     use crate::fixture::node_id;
 
-    fn start(config: &Config, stop: &CancellationToken) -> Encryption {
+    fn start(config: &Config) -> Encryption {
         let address = IpAddr::from([127, 0, 0, 1]);
-        Encryption::start(config, node_id(1), address, 65_535, &TaskTracker::new(), stop)
+        Encryption::start(config, node_id(1), address, 65_535, &TaskTracker::new())
     }
 
     #[tokio::test]
     async fn a_host_that_does_not_take_part_says_so_and_offers_nothing() {
         let config = Config { encryption: false, ..Config::default() };
-        let encryption = start(&config, &CancellationToken::new());
+        let encryption = start(&config);
         assert_eq!(encryption.offer(), None);
         let missing = encryption.tunnel().unwrap_err().to_string();
         assert!(missing.contains("encryption = false in the configuration"), "{missing}");
@@ -206,7 +214,7 @@ mod tests {
         let taken = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         let config = Config { sealed_port: port, sealed_lanes: Some(1), ..Config::default() };
-        let encryption = start(&config, &CancellationToken::new());
+        let encryption = start(&config);
         assert_eq!(encryption.offer(), None);
         let missing = encryption.tunnel().unwrap_err().to_string();
         assert!(missing.contains(&format!("127.0.0.1:{port}")), "{missing}");

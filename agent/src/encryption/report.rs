@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_model::{Label, Network, NodeId, Sealing};
 use weft_seal::{Counters, OffloadStatus, PathStatus, PeerStatus, TunnelStatus};
-use weft_vxlan::{Missing, Status};
+use weft_vxlan::{Carriage, Missing, Status};
 
 use crate::{
     api::types::{EncryptionStatus, OffloadReport, SealedNetwork, SealedPeer},
@@ -24,6 +24,9 @@ pub(crate) struct Readings<'a> {
 
 impl Readings<'_> {
     pub(crate) fn status(&self) -> EncryptionStatus {
+        let mut peers: Vec<_> =
+            self.tunnel.peers.iter().map(|(id, peer)| self.peer(*id, peer)).collect();
+        peers.sort_by(|a, b| a.node.cmp(&b.node));
         EncryptionStatus {
             available: self.offer.is_ok(),
             reason: self.offer.as_ref().err().map(|missing| why(missing)),
@@ -31,7 +34,7 @@ impl Readings<'_> {
             sockets: self.tunnel.sockets.clone(),
             warnings: self.tunnel.warnings.clone(),
             offloads: self.tunnel.offloads.iter().map(offload).collect(),
-            peers: self.tunnel.peers.iter().map(|(id, peer)| self.peer(*id, peer)).collect(),
+            peers,
             networks: self.networks().map(|network| self.network(network)).collect(),
         }
     }
@@ -98,10 +101,12 @@ impl Readings<'_> {
                 before.id.short()
             ));
         }
-        match self.tunnel.networks.get(&network.id) {
-            Some(carried) => carried.fault.clone(),
-            None => {
-                let plane = self.plane.networks.get(&network.id);
+        let plane = self.plane.networks.get(&network.id);
+        match plane.and_then(|plane| plane.carriage) {
+            Some(Carriage::Sealed { served: true }) => {
+                self.tunnel.networks.get(&network.id)?.fault.clone()
+            }
+            Some(Carriage::Sealed { served: false } | Carriage::Vxlan) | None => {
                 let tables = plane.into_iter().flat_map(|plane| plane.tables.values());
                 let error = tables.filter_map(|table| table.error.clone()).next();
                 Some(error.unwrap_or_else(|| "its TAP is not there yet".into()))
@@ -118,10 +123,13 @@ impl Readings<'_> {
     }
 
     fn unreached(&self, cluster: &Cluster, node: NodeId) -> Option<(Label, String)> {
-        let name = cluster.node_name(node).parse().expect("names and short ids are labels");
+        let name: Label = cluster.node_name(node).parse().expect("names and short ids are labels");
         match self.tunnel.peers.get(&node) {
             Some(peer) => Some((name, fault(peer)?)),
-            None => Some((name, "the tunnel has not heard of it yet".into())),
+            None => {
+                let fault = format!("the tunnel has not heard of {name} yet");
+                Some((name, fault))
+            }
         }
     }
 }
@@ -146,8 +154,8 @@ fn why(missing: &Missing) -> String {
 
 fn fault(peer: &PeerStatus) -> Option<String> {
     let silent = || match (peer.confirmed, peer.path) {
-        (true, PathStatus::Down) => Some("no path to it works".to_owned()),
-        (false, _) => Some("it has not proved its key yet".to_owned()),
+        (true, PathStatus::Down) => Some(format!("no path to {} works", peer.name)),
+        (false, _) => Some(format!("{} has not proved its key yet", peer.name)),
         (true, _) => None,
     };
     peer.fault.clone().or_else(silent)
@@ -207,6 +215,10 @@ mod tests {
             .endpoint(2, &secret, "db", "10.1.0.9")
             .build();
         let book = book_with(&secret, "web", "10.1.0.8");
+        let mut plane = Status::default();
+        let carriage = Some(Carriage::Sealed { served: true });
+        let there = weft_vxlan::NetworkStatus { carriage, ..Default::default() };
+        plane.networks.insert(secret.id, there);
         let mut tunnel = TunnelStatus::default();
         let carried = CarriedStatus { tap: "tap0".into(), queues: 1, fault: None };
         tunnel.networks.insert(secret.id, carried);
@@ -216,7 +228,7 @@ mod tests {
             missing: None,
             tunnel,
             counters: Counters::default(),
-            plane: Status::default(),
+            plane,
         }
     }
 
@@ -250,7 +262,8 @@ mod tests {
         let off = Case { missing: Some(missing), ..well() };
 
         let mut without_tap = well();
-        without_tap.tunnel.networks.clear();
+        let plane = without_tap.plane.networks.get_mut(&network_id(1)).unwrap();
+        plane.carriage = Some(Carriage::Sealed { served: false });
 
         let mut refused = well();
         let carried = refused.tunnel.networks.get_mut(&network_id(1)).unwrap();
@@ -280,9 +293,9 @@ mod tests {
         unheard.tunnel.peers.clear();
         for (case, words) in [
             (peer(|p| p.fault = Some("no session".into())), "no session"),
-            (peer(|p| p.path = PathStatus::Down), "no path to it works"),
-            (peer(|p| p.confirmed = false), "it has not proved its key yet"),
-            (unheard, "the tunnel has not heard of it yet"),
+            (peer(|p| p.path = PathStatus::Down), "no path to h2 works"),
+            (peer(|p| p.confirmed = false), "h2 has not proved its key yet"),
+            (unheard, "the tunnel has not heard of h2 yet"),
         ] {
             assert!(case.status().networks[0].carried);
             let expected = format!("encrypted network secret does not reach node h2: {words}");

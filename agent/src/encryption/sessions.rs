@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::{sync::watch, time as clock};
 use tokio_util::sync::CancellationToken;
 use weft_gossip::quic::{ExportError, QuicCarrier, Session};
-use weft_model::{Family, NodeId, Suite, VtepAddr};
+use weft_model::{Family, NodeId, VtepAddr};
 use weft_seal::{
     Members, Peer,
     key::{Role, Root},
@@ -27,8 +27,6 @@ use crate::{chain::Chain, cluster::Cluster, ledger::Snapshots};
 pub(super) struct Sessions {
     pub(super) me: NodeId,
     pub(super) local: VtepAddr,
-    /// What this node offers to open.
-    pub(super) suites: Vec<Suite>,
     pub(super) carrier: Arc<QuicCarrier>,
     pub(super) snapshots: Snapshots,
     /// Nodes that were removed: nothing is shared with them any more.
@@ -96,7 +94,6 @@ impl Sessions {
             let standing = Standing {
                 peer: node,
                 family: Family::of(self.local.ip()),
-                suites: &self.suites,
                 has_root: !roots.is_empty(),
                 expired: keyring.has_expired(member.id),
                 failure: failures.get(&node.address),

@@ -23,8 +23,27 @@ pub struct ApiAnswer {
 ///
 /// Nobody listens, or what answers does not speak HTTP and JSON.
 pub fn api_call(host: &Host, method: &str, path: &str, body: &str) -> anyhow::Result<ApiAnswer> {
-    let socket = format!("/proc/{}/root/run/weft/weft.sock", host.pid()?);
-    let mut stream = UnixStream::connect(&socket).with_context(|| format!("no API at {socket}"))?;
+    exchange(host, "/run/weft/weft.sock", method, path, body)
+}
+
+/// Calls the agent's plugin as Docker does.
+///
+/// # Errors
+///
+/// As [`api_call`].
+pub fn plugin_call(host: &Host, method: &str, body: &str) -> anyhow::Result<ApiAnswer> {
+    exchange(host, "/run/docker/plugins/weft.sock", "POST", &format!("/{method}"), body)
+}
+
+fn exchange(
+    host: &Host,
+    socket: &str,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> anyhow::Result<ApiAnswer> {
+    let socket = format!("/proc/{}/root{socket}", host.pid()?);
+    let mut stream = UnixStream::connect(&socket).with_context(|| format!("nobody at {socket}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(15)))?;
     let length = body.len();
     write!(

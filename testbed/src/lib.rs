@@ -55,7 +55,7 @@ mod underlay;
 mod wait;
 
 pub use agent::Stop;
-pub use api::{ApiAnswer, api_call};
+pub use api::{ApiAnswer, api_call, plugin_call};
 pub use bulk::{Bulk, bulk};
 pub use capture::Capture;
 pub use command::Ran;

@@ -87,12 +87,7 @@ impl Driver {
     /// Docker's network is unknown, or the cluster's is another one or was removed.
     pub(super) async fn bind(&self, id: &EngineId) -> Result<Arc<Network>, Refusal> {
         let _one = self.binding.lock().await;
-        let known = self.registry.read(|known| known.networks.get(id).cloned()).await;
-        let docker = known.ok_or_else(|| {
-            Refusal::missing(format!(
-                "weft does not know Docker's network {id}: remove it with docker network rm, and create it again"
-            ))
-        })?;
+        let docker = self.docker_network(id).await?;
         let Some(bound) = docker.network else {
             let name = match &docker.wanted.name {
                 Some(name) => name.clone(),
@@ -224,7 +219,11 @@ impl Driver {
     /// Docker's network, which must be known.
     pub(super) async fn docker_network(&self, id: &EngineId) -> Result<DockerNetwork, Refusal> {
         let known = self.registry.read(|known| known.networks.get(id).cloned()).await;
-        known.ok_or_else(|| Refusal::missing(format!("weft does not know Docker's network {id}")))
+        known.ok_or_else(|| {
+            Refusal::missing(format!(
+                "weft does not know Docker's network {id}: remove it with docker network rm, and create it again"
+            ))
+        })
     }
 
     /// Takes note of an address that waits for its endpoint.

@@ -127,7 +127,9 @@ fn pick(
         });
     }
     let bound: BTreeSet<NetworkId> = known.networks.values().filter_map(|n| n.network).collect();
-    let pooled: BTreeSet<Subnet> = known.pools.values().map(|pool| pool.range.subnet).collect();
+    // A subnet that somebody gave by number says nothing until its network is made.
+    let pools = known.pools.values().filter(|pool| pool.range.picked || pool.network.is_some());
+    let pooled: BTreeSet<Subnet> = pools.map(|pool| pool.range.subnet).collect();
     let mut open = cluster
         .networks()
         .filter(|network| !bound.contains(&network.id) && cluster.conflict(network.id).is_none())

@@ -129,7 +129,7 @@ impl Wanted {
         let rest: String = differences.iter().map(|other| format!("; {other}")).collect();
         Err(Refusal::new(
             RefusalKind::Conflict,
-            format!("the cluster's network {} is another one: {first}{rest}", network.name),
+            format!("the cluster's network {} differs: {first}{rest}", network.name),
         ))
     }
 

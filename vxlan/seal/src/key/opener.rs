@@ -310,3 +310,49 @@ const SUITES: usize = Suite::ALL.len();
 fn place(suite: Suite) -> usize {
     usize::from(code(suite) - 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Limits, OVERHEAD, Role};
+    use super::*;
+
+    #[test]
+    fn a_lane_that_refused_too_many_forgeries_takes_nothing_more() {
+        let now = Instant::now();
+        let expires = now + Duration::from_secs(60);
+        let root = |role| Arc::new(Root::new(&[7; 32], role, expires));
+        let suite = Suite::Chacha20Poly1305;
+        let mut sealer =
+            root(Role::Dialler).sealer(Lane::CONTROL, suite, Limits::default()).unwrap();
+        let mut opener = root(Role::Acceptor).opener(Lane::CONTROL, &[suite]).unwrap();
+        let mut packet = [0; OVERHEAD];
+        sealer.seal(now, &mut packet).unwrap();
+        opener.state.as_mut().unwrap().forgeries = Opener::MAX_FORGERIES - 1;
+
+        let mut forged = packet;
+        forged[OVERHEAD - 1] ^= 1;
+        assert_eq!(opener.open(now, &mut forged).unwrap_err(), Refused::Auth);
+        assert_eq!(opener.open(now, &mut packet).unwrap_err(), Refused::Exhausted);
+    }
+
+    #[test]
+    fn superseded_keys_are_let_go_of_in_time_also_without_a_packet() {
+        let now = Instant::now();
+        let expires = now + Duration::from_secs(3600);
+        let root = |role| Arc::new(Root::new(&[7; 32], role, expires));
+        let limits = Limits { packets: 1, ..Limits::default() };
+        let lane = Lane::try_from(0).unwrap();
+        let mut sealer = root(Role::Dialler).sealer(lane, Suite::Aes128Gcm, limits).unwrap();
+        let mut opener = root(Role::Acceptor).opener(lane, &Suite::ALL).unwrap();
+        for _ in 0..40 {
+            let mut packet = [0; OVERHEAD];
+            sealer.seal(now, &mut packet).unwrap();
+            opener.open(now, &mut packet).unwrap();
+        }
+        let generations = |opener: &Opener| opener.state.as_ref().unwrap().generations.len();
+        assert_eq!(generations(&opener), 1 + usize::from(Opener::BEHIND));
+        opener.prune(now + Opener::OVERLAP);
+        assert_eq!(generations(&opener), 1);
+        assert_eq!(opener.epoch(), 39);
+    }
+}

@@ -72,6 +72,14 @@ fn packets_of_a_fixed_secret_are_those_of_the_document() {
 }
 
 #[test]
+fn the_document_prints_these_packets() {
+    let document = include_str!("../../../../docs/sealed.md").replace('\n', "");
+    for vector in VECTORS {
+        assert!(document.contains(vector.packet), "{:?}", vector.suite);
+    }
+}
+
+#[test]
 fn the_documents_packets_open_at_the_other_end() {
     for vector in VECTORS {
         let start = Instant::now();

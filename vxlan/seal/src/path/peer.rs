@@ -27,7 +27,7 @@ const GUESS: Duration = Duration::from_secs(3);
 /// How often silent ways are probed while another one works.
 const DORMANT: Duration = Duration::from_secs(60);
 
-/// An observed address that does not answer so many probes, 1.3 seconds, is forgotten.
+/// An observed address that does not answer so many probes, in 2.5 seconds, is forgotten.
 const OBSERVED_TRIES: u32 = 7;
 
 /// How many observed addresses are kept per socket.
@@ -229,8 +229,8 @@ impl Peer {
     /// Does what is due and decides on the route. Says whether the route changed; a new
     /// round-trip time alone is no change.
     pub(super) fn step(&mut self, around: &Surroundings<'_>, out: &mut Outbox<'_>) -> bool {
+        self.forget(around.now);
         self.probe(around.now, out);
-        self.forget(around);
         self.seek_relay(around, out);
         let route = self.choose(around);
         let route = self.size(around, route, out);
@@ -308,11 +308,11 @@ impl Peer {
     }
 
     /// Drops observed addresses that do not answer.
-    fn forget(&mut self, around: &Surroundings<'_>) {
+    fn forget(&mut self, now: Instant) {
         self.tracks.retain(|track| {
             let patience = match track.answered() {
-                None => track.tries() < OBSERVED_TRIES,
-                Some(_) => around.now.saturating_duration_since(track.since()) < LINGER,
+                None => track.tries() < OBSERVED_TRIES || now < track.next(),
+                Some(_) => now.saturating_duration_since(track.since()) < LINGER,
             };
             track.source != Source::Observed || track.is_live() || patience
         });

@@ -181,6 +181,69 @@ fn a_new_root_has_silent_ways_probed_at_once() {
     world.wait(2 * DELAY, |world| world.route(1, 2).is_some_and(|route| route.up));
 }
 
+/// What can befall a network.
+#[derive(Clone, Debug)]
+enum Fate {
+    Pass { seconds: u8 },
+    Cut(u8, u8),
+    Mend(u8, u8),
+    Rebind,
+    Loss(u64),
+    Mtu(u16),
+    Frame(u8, u8),
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    let pair = || (1u8..5, 1u8..4).prop_map(|(one, step)| (one, (one + step - 1) % 4 + 1));
+    prop_oneof![
+        3 => (0u8..40).prop_map(|seconds| Fate::Pass { seconds }),
+        2 => pair().prop_map(|(one, other)| Fate::Cut(one, other)),
+        1 => pair().prop_map(|(one, other)| Fate::Mend(one, other)),
+        1 => Just(Fate::Rebind),
+        1 => (0u64..60).prop_map(Fate::Loss),
+        1 => (1280u16..=1500).prop_map(Fate::Mtu),
+        2 => pair().prop_map(|(one, other)| Fate::Frame(one, other)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn whatever_befell_a_network_its_nodes_reach_each_other_directly_once_it_is_whole(
+        fates in prop::collection::vec(fate(), 1..40),
+    ) {
+        let mut world = World::new();
+        for number in 1..=4 {
+            world.add(number, number.min(2), 1500, number > 2);
+        }
+        world.put_behind_nat(2);
+        world.meet(true);
+        for fate in fates {
+            match fate {
+                Fate::Pass { seconds } => world.run(u32::from(seconds) * SECOND),
+                Fate::Cut(one, other) => world.cut(one, other),
+                Fate::Mend(one, other) => world.mend(one, other),
+                Fate::Rebind => world.rebind(2),
+                Fate::Loss(percent) => world.loss = percent,
+                Fate::Mtu(mtu) => world.mtu = mtu,
+                Fate::Frame(from, to) => if world.route(from, to).is_some() {
+                    world.send_frame(from, to, 0);
+                },
+            }
+        }
+        world.cut.clear();
+        (world.loss, world.mtu) = (0, 1500);
+        world.run(90 * SECOND);
+        for (from, to) in [(1, 2), (1, 3), (2, 1), (2, 4), (3, 1), (3, 2), (4, 3)] {
+            let route = world.route(from, to);
+            let direct = |route: &Route| route.up && route.relay.is_none();
+            prop_assert!(route.as_ref().is_some_and(direct), "{from} to {to}: {route:?}");
+        }
+        world.run(700 * SECOND);
+        prop_assert_eq!(world.route(1, 3).map(|route| route.packet), Some(1472));
+    }
+}
+
 /// Anything that a book can be told.
 #[derive(Clone, Debug)]
 enum News {

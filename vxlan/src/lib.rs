@@ -53,7 +53,7 @@ pub use namespace::{Namespace, NamespaceError, namespace_name};
 pub use netlink::NetlinkError;
 pub use plane::{Config, DataPlane, DetachError, Gone, StartError};
 pub use port::{AttachSpec, Attached, Prefix, Sandbox};
-pub use probe::{Missing, probe, probe_tap};
+pub use probe::{Missing, probe};
 pub use redirect::{redirect_dns, restore_dns};
 pub use status::{Carriage, NetworkStatus, Status, Table, TableStatus};
 pub use table::KernelError;

@@ -50,16 +50,19 @@ impl Links {
     }
 }
 
+/// Lists what removes the carriers that `desired` does not have, or has as another kind of device.
+pub(crate) fn removals(desired: &Links, actual: &Links) -> Vec<LinkOp> {
+    let wrong = actual.carriers.iter().filter(|(name, found)| {
+        desired.carriers.get(*name).is_none_or(|wanted| wanted.identity != found.identity)
+    });
+    wrong.map(|(name, _)| LinkOp::DeleteCarrier(name)).collect()
+}
+
 /// Lists the operations that turn `actual` into `desired`.
 pub(crate) fn plan(desired: &Links, actual: &Links) -> Vec<LinkOp> {
-    let mut ops = Vec::new();
     // First of all: what should not carry the network must not, whatever else fails. And break
     // before make: two VXLAN devices cannot share a VNI and a port.
-    let (kept, wrong): (BTreeMap<_, _>, BTreeMap<_, _>) =
-        actual.carriers.iter().partition(|(name, found)| {
-            desired.carriers.get(*name).is_some_and(|wanted| wanted.identity == found.identity)
-        });
-    ops.extend(wrong.into_keys().map(|name| LinkOp::DeleteCarrier(name)));
+    let mut ops = removals(desired, actual);
     if desired.loopback_up && !actual.loopback_up {
         ops.push(LinkOp::Up("lo"));
     }
@@ -76,7 +79,7 @@ pub(crate) fn plan(desired: &Links, actual: &Links) -> Vec<LinkOp> {
         }
     }
     for (name, wanted) in &desired.carriers {
-        let found = kept.get(name);
+        let found = actual.carriers.get(name).filter(|found| found.identity == wanted.identity);
         if found.is_none() {
             ops.push(LinkOp::CreateCarrier(wanted.identity.clone()));
         }

@@ -87,13 +87,19 @@ impl NetworkKernel {
 
         // Of no concern to a pass that nothing but other changes has woken.
         let widths = thorough || !self.settled || self.mtu != Some(network.mtu);
+        let wanted = Links::of(network, self.is_connected(network));
         if widths {
+            // Nothing precedes the end of what must not carry the network.
+            let plan = |found: &_| links::removals(&wanted, found);
+            passes.insert(Table::Links, reconcile(&mut self.links(), plan));
             let mut kernel = self.widths(network);
             let plan = |found: &_| mtu::plan_narrower(network.mtu, found);
             passes.insert(Table::Mtu, reconcile(&mut kernel, plan));
         }
 
-        passes.insert(Table::Links, self.reconcile_links(network));
+        let mut pass = reconcile(&mut self.links(), |found| links::plan(&wanted, found));
+        pass.errors.extend(self.prepare(network, &pass).err());
+        passes.entry(Table::Links).or_default().join(pass);
 
         let mut kernel = KernelPorts(&mut self.inside);
         let pass = reconcile(&mut kernel, |found| ports::plan(&network.ports, found));
@@ -157,39 +163,41 @@ impl NetworkKernel {
         KernelWidths { inside: &mut self.inside, host: &self.host_namespace, transport }
     }
 
-    fn reconcile_links(&mut self, network: &OverlayNetwork) -> Pass {
-        let sealed = network.transport == Transport::Sealed;
-        let missing = self.handover.missing().filter(|_| sealed);
-        let wanted = Links::of(network, missing.is_none());
-        let mut kernel = KernelLinks {
+    fn links(&mut self) -> KernelLinks<'_> {
+        KernelLinks {
             namespace: &self.namespace,
             inside: &mut self.inside,
             host: &mut self.host,
             handover: &mut self.handover,
-        };
-        let mut pass = reconcile(&mut kernel, |found| links::plan(&wanted, found));
-        let outcome = match (sealed, missing) {
-            (false, _) => {
-                self.handover.withdraw();
-                Ok(())
+        }
+    }
+
+    /// Whether there is something to carry `network` to other hosts.
+    fn is_connected(&self, network: &OverlayNetwork) -> bool {
+        network.transport != Transport::Sealed || self.handover.missing().is_none()
+    }
+
+    /// Opens for the tunnel what `links` have left in good order, if it is to carry `network`.
+    fn prepare(&mut self, network: &OverlayNetwork, links: &Pass) -> Result<(), TableError> {
+        let outcome = match (network.transport, self.handover.missing()) {
+            (Transport::Sealed, None) if links.errors.is_empty() => {
+                self.handover.prepare(&self.namespace, &mut self.inside)
             }
-            (true, Some(missing)) => {
+            (Transport::Sealed, None) => Ok(()),
+            (Transport::Sealed, Some(missing)) => {
                 self.handover.withdraw();
                 Err(missing)
             }
-            (true, None) if pass.errors.is_empty() => {
-                self.handover.prepare(&self.namespace, &mut self.inside)
+            (Transport::Vxlan { .. }, _) => {
+                self.handover.withdraw();
+                Ok(())
             }
-            (true, None) => Ok(()),
         };
-        if let Err(source) = outcome {
-            pass.errors.push(TableError::Apply {
-                table: Table::Links.as_str(),
-                op: format!("open the queues of {TAP}"),
-                source,
-            });
-        }
-        pass
+        outcome.map_err(|source| TableError::Apply {
+            table: Table::Links.as_str(),
+            op: format!("open the queues of {TAP}"),
+            source,
+        })
     }
 
     fn reconcile_destinations(
@@ -198,7 +206,7 @@ impl NetworkKernel {
         ports: &Ports,
         passes: &mut Passes,
     ) {
-        let connected = network.transport != Transport::Sealed || self.handover.missing().is_none();
+        let connected = self.is_connected(network);
         let Destinations { fdb: wanted, beyond } = Destinations::of(network, ports, connected);
         let mut kernel = KernelFdb(&mut self.inside);
         passes.insert(

@@ -4,7 +4,6 @@ use std::{fmt, net::Ipv4Addr, thread};
 
 use netlink_packet_route::link::InfoVxlan;
 use nix::sched::{CloneFlags, unshare};
-use weft_seal::{OffloadSwitches, Tap};
 
 use crate::{
     link,
@@ -31,24 +30,6 @@ pub fn probe() -> Vec<Missing> {
     // A thread of its own, whose namespace ends with it.
     thread::scope(|scope| {
         scope.spawn(attempts).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-/// Tries what encrypted networks need of the kernel besides: a TAP. Blocks for some milliseconds.
-pub fn probe_tap() -> Option<Missing> {
-    let attempt = || {
-        // The namespace ends with the thread, and the TAP with the namespace.
-        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| errno.to_string())?;
-        let opened = Tap::ensure("probe0", 2, OffloadSwitches::default());
-        opened.map(drop).map_err(|error| Chain(&error).to_string())
-    };
-    let outcome = thread::scope(|scope| {
-        scope.spawn(attempt).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    });
-    outcome.err().map(|reason| Missing {
-        feature: "TAP devices",
-        remedy: "load the kernel module tun, or give the agent's container /dev/net/tun",
-        reason,
     })
 }
 

@@ -3,8 +3,9 @@ use std::process::Command;
 use weft_vxlan::{AttachSpec, Namespace, NetlinkError, OverlayNetwork, Table};
 
 use crate::{
-    lab::{Host, Net, Underlay, attempt, eventually, in_lab, run},
+    lab::{Host, Lab, Net, Underlay, attempt, eventually, in_lab, run},
     stream::Stream,
+    tunnels::introduce,
 };
 
 fn mtu_of(namespace: &Namespace, link: &str) -> u16 {
@@ -15,13 +16,14 @@ fn mtu_of(namespace: &Namespace, link: &str) -> u16 {
 
 /// Waits until everything that a packet of the sandbox behind `port` passes on `host` has `mtu`.
 async fn has_mtu(host: &Host, net: &Net, sandbox: &Namespace, port: &str, mtu: u16) {
+    let carrier = if net.encrypted { "tap0" } else { "vx0" };
     let inside = host.network_namespace(net.id());
     eventually(&format!("host {} has MTU {mtu}", host.n), async || {
         let found = [
             mtu_of(sandbox, "eth0"),
             mtu_of(&inside, port),
             mtu_of(&inside, "br0"),
-            mtu_of(&inside, "vx0"),
+            mtu_of(&inside, carrier),
             mtu_of(&inside, "up0"),
             mtu_of(&host.namespace, "wfu010101010101"),
         ];
@@ -44,46 +46,61 @@ fn passes_exactly(mtu: u16, from: &Namespace, net: &Net, station: u8) {
 #[test]
 fn a_changed_mtu_reaches_running_sandboxes_and_breaks_no_connection() {
     in_lab(async |lab| {
-        let (_wire, mut one, mut two) = lab.two_hosts();
-        let mut net = Net::new(1, &[(1, 1), (2, 2), (3, 1)]);
-        net.internal = false;
-        let sandboxes = [lab.namespace("sandbox1"), lab.namespace("sandbox2")];
-        let mut ports = Vec::new();
-        for (host, sandbox) in [&one, &two].into_iter().zip(&sandboxes) {
-            host.carry(&net, Underlay::V4);
-            ports.push(host.attach(net.spec(host.n, sandbox)).await.host_ifname);
-            host.settled(net.id()).await;
-        }
-        // A port that was asked to have an MTU of its own.
-        let own = lab.namespace("own");
-        one.attach(AttachSpec { mtu: Some(1300), ..net.spec(3, &own) }).await;
-        let stream = Stream::open(&net, &sandboxes);
-        stream.goes_on().await;
+        let (_wire, one, two) = lab.two_hosts();
+        changes(lab, [one, two], Net::new(1, &[(1, 1), (2, 2), (3, 1)])).await;
+    });
+}
 
-        // Down and up, first under a running agent, then while there is none.
-        for (mtu, restart) in [(1400, false), (1450, false), (1380, true), (1430, true)] {
-            let set = |network: &mut OverlayNetwork| network.mtu = mtu;
-            match restart {
-                false => {
-                    one.desire_network(net.id(), set);
-                    two.desire_network(net.id(), set);
-                }
-                true => {
-                    one = one.restart_with(net.id(), set).await;
-                    two = two.restart_with(net.id(), set).await;
+#[test]
+fn a_changed_mtu_of_an_encrypted_network_does_so_too() {
+    in_lab(async |lab| {
+        let (_wire, one, two) = lab.two_sealed_hosts(Underlay::V4);
+        changes(lab, [one, two], Net::sealed(1, &[(1, 1), (2, 2), (3, 1)])).await;
+    });
+}
+
+async fn changes(lab: &Lab, [mut one, mut two]: [Host; 2], mut net: Net) {
+    net.internal = false;
+    let sandboxes = [lab.namespace("sandbox1"), lab.namespace("sandbox2")];
+    let mut ports = Vec::new();
+    for (host, sandbox) in [&one, &two].into_iter().zip(&sandboxes) {
+        host.carry(&net, Underlay::V4);
+        ports.push(host.attach(net.spec(host.n, sandbox)).await.host_ifname);
+        host.settled(net.id()).await;
+    }
+    // A port that was asked to have an MTU of its own.
+    let own = lab.namespace("own");
+    one.attach(AttachSpec { mtu: Some(1300), ..net.spec(3, &own) }).await;
+    let stream = Stream::open(&net, &sandboxes);
+    stream.goes_on().await;
+
+    // Down and up, first under a running agent, then while there is none.
+    for (mtu, restart) in [(1400, false), (1418, false), (1380, true), (1410, true)] {
+        let set = |network: &mut OverlayNetwork| network.mtu = mtu;
+        match restart {
+            false => {
+                one.desire_network(net.id(), set);
+                two.desire_network(net.id(), set);
+            }
+            true => {
+                one = one.restart_with(net.id(), set).await;
+                two = two.restart_with(net.id(), set).await;
+                if net.encrypted {
+                    introduce(&one, &two);
                 }
             }
-            has_mtu(&one, &net, &sandboxes[0], &ports[0], mtu).await;
-            has_mtu(&two, &net, &sandboxes[1], &ports[1], mtu).await;
-            passes_exactly(mtu, &sandboxes[0], &net, 2);
-            passes_exactly(mtu, &sandboxes[1], &net, 1);
-            stream.goes_on().await;
         }
-        stream.close();
-        assert_eq!(mtu_of(&own, "eth0"), 1300);
-        one.settled(net.id()).await;
-        two.settled(net.id()).await;
-    });
+        has_mtu(&one, &net, &sandboxes[0], &ports[0], mtu).await;
+        has_mtu(&two, &net, &sandboxes[1], &ports[1], mtu).await;
+        stream.goes_on().await;
+        passes_exactly(mtu, &sandboxes[0], &net, 2);
+        passes_exactly(mtu, &sandboxes[1], &net, 1);
+        stream.goes_on().await;
+    }
+    stream.close();
+    assert_eq!(mtu_of(&own, "eth0"), 1300);
+    one.settled(net.id()).await;
+    two.settled(net.id()).await;
 }
 
 #[test]

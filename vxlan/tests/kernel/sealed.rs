@@ -1,6 +1,6 @@
 use weft_vxlan::{AttachError, Carriage, Table};
 
-use crate::lab::{Host, Lab, Net, Underlay, attempt, eventually, in_lab, run};
+use crate::lab::{Host, Lab, Net, Remains, Underlay, attempt, eventually, in_lab, ping, run};
 
 /// Waits until the tunnel of `host` has the queues of the network's TAP.
 pub(crate) async fn served(host: &Host, net: &Net) {
@@ -91,6 +91,39 @@ fn without_a_tunnel_an_encrypted_network_stays_on_its_host_and_says_why() {
         let inside = one.network_namespace(net.id());
         let links = run(&inside, "ip -o link");
         assert!(!links.contains("tap0") && !links.contains("vx0"), "{links}");
+    });
+}
+
+#[test]
+fn an_agent_without_a_tunnel_takes_an_encrypted_network_off_the_air_and_leaves_its_ports() {
+    in_lab(async |lab| {
+        let (_wire, one, _two) = lab.two_sealed_hosts(Underlay::V4);
+        let net = Net::sealed(1, &[(1, 1), (2, 1), (3, 2)]);
+        one.carry(&net, Underlay::V4);
+        let sandboxes = [lab.namespace("first"), lab.namespace("second")];
+        for (n, sandbox) in (1..).zip(&sandboxes) {
+            one.attach(net.spec(n, sandbox)).await;
+        }
+        one.settled(net.id()).await;
+        served(&one, &net).await;
+        let remains = one.crash().await;
+        let one = Host::start(Remains { sealed: None, ..remains });
+        let inside = one.network_namespace(net.id());
+        eventually("the TAP goes", async || match run(&inside, "ip -o link") {
+            links if links.contains("tap0") => Err(links),
+            _ => Ok(()),
+        })
+        .await;
+        eventually("the table of links says why", async || {
+            let status = one.plane.status().borrow().clone();
+            let links = status.networks.get(&net.id()).and_then(|n| n.tables.get(&Table::Links));
+            match links.and_then(|table| table.error.as_ref()) {
+                Some(error) if error.contains("the sealed tunnel not available") => Ok(()),
+                _ => Err(format!("{status:#?}")),
+            }
+        })
+        .await;
+        ping(&sandboxes[0], net.ips(2)[0]).unwrap();
     });
 }
 

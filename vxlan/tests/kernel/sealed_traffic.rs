@@ -76,11 +76,12 @@ fn shown(frames: &[Vec<u8>], net: &Net) -> Vec<&'static str> {
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
     let [v4, v6] = net.ips(2).map(bytes);
-    let inner: [(&str, &[u8]); 5] = [
+    let inner: [(&str, &[u8]); 6] = [
         ("mark", &MARK[..16]),
         ("mac", &net.mac(2).octets()),
         ("ipv4", &v4),
         ("ipv6", &v6),
+        ("stream", &[7; 16]),
         ("gateway", &weft_model::MacAddr::for_gateway(net.id()).octets()),
     ];
     let has = |needle: &[u8]| frames.iter().any(|f| f.windows(needle.len()).any(|w| w == needle));
@@ -119,6 +120,33 @@ fn a_capture_shows_what_crosses_in_clear() {
         let capture = Capture::on(&pair.wire);
         send_marks(&pair.sandboxes[0], &pair.net);
         assert_eq!(shown(&capture.frames(), &pair.net), ["mark", "mac", "ipv4", "ipv6"]);
+    });
+}
+
+#[test]
+fn nothing_shows_while_the_agent_is_down_comes_back_or_has_lost_its_rules() {
+    in_lab(async |lab| {
+        let pair = Pair::connected(lab, Net::sealed(1, &[(1, 1), (2, 2)]), Underlay::V4).await;
+        let Pair { wire, one, two, net, sandboxes } = pair;
+        let capture = Capture::on(&wire);
+        let stream = Stream::open(&net, &sandboxes);
+        stream.goes_on().await;
+        let inside = one.network_namespace(net.id());
+        for namespace in [&one.namespace, &inside] {
+            run(namespace, "nft flush ruleset");
+        }
+        let remains = one.crash().await;
+        assert!(ping(&sandboxes[0], net.ips(2)[0]).is_err(), "who carries it?");
+        for namespace in [&remains.namespace, &inside] {
+            run(namespace, "nft flush ruleset");
+        }
+        assert!(ping(&sandboxes[0], net.ips(2)[1]).is_err(), "who carries it?");
+        let one = Host::start(remains);
+        introduce(&one, &two);
+        stream.goes_on().await;
+        stream.close();
+        send_marks(&sandboxes[0], &net);
+        assert_eq!(shown(&capture.frames(), &net), [""; 0]);
     });
 }
 

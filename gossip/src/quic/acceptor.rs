@@ -44,7 +44,7 @@ pub(super) struct Context {
 impl Context {
     /// Dials `address`; the other side has not accepted us yet on return.
     pub(super) async fn connect(&self, address: SocketAddr) -> Result<Link, Failure> {
-        let target = for_socket(address, &self.endpoint);
+        self.refuse_other_family(address)?;
         let client = match node_behind(address) {
             Some(_) => &self.detoured_client,
             None => &self.client,
@@ -53,10 +53,22 @@ impl Context {
         let own = self.own_validity();
         let connecting = self
             .endpoint
-            .connect_with(client.clone(), target, SERVER_NAME)
+            .connect_with(client.clone(), address, SERVER_NAME)
             .map_err(|error| Failure::new(FailureReason::Unreachable, error.to_string()))?;
         let connection = connecting.await?;
         Link::new(connection, own, self.clock.now()).map_err(|refusal| Failure::from(&refusal))
+    }
+
+    /// A socket of IPv4 that has a detour is one of IPv6 to quinn, which so does not refuse.
+    fn refuse_other_family(&self, address: SocketAddr) -> Result<(), Failure> {
+        let local = self.endpoint.local_addr().map(canonical);
+        match local {
+            Ok(local) if local.is_ipv4() && address.is_ipv6() && node_behind(address).is_none() => {
+                let text = format!("{address} is of IPv6, and this node is bound to {local}");
+                Err(Failure::new(FailureReason::Unreachable, text))
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     fn own_validity(&self) -> Validity {
@@ -149,16 +161,6 @@ fn protocol(connection: &Connection) -> Option<Vec<u8>> {
 /// The address as operators write it: an IPv4 peer of a dual-stack socket is an IPv4 peer.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// The address as the socket wants it: one of IPv6 reaches IPv4 by mapped addresses.
-fn for_socket(address: SocketAddr, endpoint: &Endpoint) -> SocketAddr {
-    match (address, endpoint.local_addr()) {
-        (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => {
-            SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
-        }
-        (address, _) => address,
-    }
 }
 
 /// Not sent (there is no SNI), but quinn wants one.

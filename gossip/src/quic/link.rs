@@ -78,14 +78,6 @@ impl Link {
         self.connection.stable_id()
     }
 
-    /// The node that has dialled.
-    pub(super) fn dialler(&self, own: NodeId) -> NodeId {
-        match self.dialled {
-            true => own,
-            false => self.peer.node,
-        }
-    }
-
     /// Waits for the peer to say that it has accepted us. In TLS 1.3 a client is done before the
     /// server has judged its certificate (RFC 8446 §4.4.2), so the handshake does not tell.
     pub(super) async fn accepted(&self) -> Result<(), Failure> {

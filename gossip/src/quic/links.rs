@@ -84,7 +84,8 @@ impl Links {
     }
 
     fn used(&self) -> Option<&Held> {
-        self.held.iter().reduce(|kept, newer| match prefers_newer(self.own, kept, newer) {
+        let facts = |held: &Held| Facts::of(&held.link, self.own);
+        self.held.iter().reduce(|kept, newer| match facts(kept).yields_to(facts(newer)) {
             true => newer,
             false => kept,
         })
@@ -109,18 +110,74 @@ impl Links {
     }
 }
 
-fn prefers_newer(own: NodeId, kept: &Held, newer: &Held) -> bool {
-    let (kept, newer) = (&kept.link, &newer.link);
-    if kept.detoured != newer.detoured {
-        return kept.detoured;
+/// What decides which of two connections with one peer is used.
+#[derive(Clone, Copy, Debug)]
+struct Facts {
+    dialler: NodeId,
+    acceptor: NodeId,
+    since: Instant,
+    detoured: bool,
+}
+
+impl Facts {
+    fn of(link: &Link, own: NodeId) -> Self {
+        let (dialler, acceptor) = match link.dialled {
+            true => (own, link.peer.node),
+            false => (link.peer.node, own),
+        };
+        Self { dialler, acceptor, since: link.since, detoured: link.detoured }
     }
-    let crossed =
-        kept.dialled != newer.dialled && newer.since.duration_since(kept.since) < CROSSING;
-    let smaller = own.min(newer.peer.node);
-    !crossed || newer.dialler(own) == smaller
+
+    /// Whether to use `newer` rather than this one.
+    fn yields_to(self, newer: Self) -> bool {
+        if self.detoured != newer.detoured {
+            return self.detoured;
+        }
+        let crossed =
+            self.dialler != newer.dialler && newer.since.duration_since(self.since) < CROSSING;
+        !crossed || newer.dialler < newer.acceptor
+    }
 }
 
 /// Connections that were made within this time of one another were dialled at the same time.
 const CROSSING: Duration = Duration::from_secs(2);
 /// How much longer the accepting end of a surplus connection waits before it closes it.
 const DIALLER_FIRST: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ends_keep_the_smaller_nodes_of_two_that_crossed_in_whatever_order() {
+        let now = Instant::now();
+        let (mine, theirs) = (dialled(1, 2, now), dialled(2, 1, now + CROSSING / 2));
+        assert!(!mine.yields_to(theirs));
+        let (theirs, mine) = (dialled(2, 1, now), dialled(1, 2, now + CROSSING / 2));
+        assert!(theirs.yields_to(mine));
+    }
+
+    #[test]
+    fn a_later_connection_replaces_an_older_one_whoever_dials() {
+        let now = Instant::now();
+        for (first, second) in [(1, 2), (2, 1)] {
+            let old = dialled(1, 2, now);
+            assert!(old.yields_to(dialled(first, second, now + CROSSING)));
+        }
+        assert!(dialled(2, 1, now).yields_to(dialled(2, 1, now)), "made anew by the same");
+    }
+
+    #[test]
+    fn a_direct_connection_is_used_before_a_detoured_one_of_any_age() {
+        let now = Instant::now();
+        let direct = dialled(1, 2, now);
+        let detoured = Facts { detoured: true, ..dialled(2, 1, now + 2 * CROSSING) };
+        assert!(!direct.yields_to(detoured));
+        assert!(Facts { since: now, ..detoured }.yields_to(direct));
+    }
+
+    fn dialled(dialler: u8, acceptor: u8, since: Instant) -> Facts {
+        let [dialler, acceptor] = [dialler, acceptor].map(|n| NodeId::from([n; 16]));
+        Facts { dialler, acceptor, since, detoured: false }
+    }
+}

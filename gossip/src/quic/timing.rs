@@ -90,6 +90,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn connections_are_replaced_within_the_last_quarter_of_an_hour() {
+        let timing = Timing::default();
+        let minutes = |chance| timing.lasts(time::Duration::days(9), chance).as_secs() / 60;
+        assert_eq!([0.0, 0.5, 1.0].map(minutes), [45, 52, 60]);
+    }
+
+    #[test]
+    fn there_is_time_to_try_again_before_a_certificate_expires() {
+        let timing = Timing::default();
+        let mut remaining = time::Duration::minutes(30);
+        let mut attempts = 0;
+        while remaining > time::Duration::SECOND {
+            let lasts = timing.lasts(remaining, 1.0);
+            assert!(lasts < remaining);
+            remaining -= lasts;
+            attempts += 1;
+        }
+        assert_eq!(attempts, 7);
+        assert_eq!(timing.lasts(time::Duration::MINUTE * -1, 1.0), SHORTEST_AGE);
+    }
+
+    #[test]
     fn waits_double_up_to_the_limit_and_begin_anew_after_success() {
         let mut back_off = BackOff::default();
         let limit = Duration::from_millis(500);

@@ -235,3 +235,34 @@ async fn a_forged_datagram_of_the_detour_opens_nothing() {
     beta.send(&cluster.issuer, "still here");
     assert_eq!(&cluster.issuer.recv().await.message[..], b"still here");
 }
+
+#[tokio::test]
+async fn a_host_of_ipv4_alone_and_one_of_ipv6_alone_meet_by_the_detour() {
+    let cluster = Cluster::start();
+    let mut ferry = Ferry::default();
+    let mut agents = Vec::new();
+    for (name, bind) in [("four", "127.0.0.1:0"), ("six", "[::1]:0")] {
+        let identity = cluster.admit(name).await;
+        let detour = ferry.detour(identity.node());
+        agents.push(Agent::start_with(identity, |config| {
+            config.bind = bind.parse().unwrap();
+            config.detour = Some(detour);
+        }));
+    }
+    let (four, six) = (&agents[0], &agents[1]);
+    for (here, there) in [(four, six), (six, four)] {
+        here.carrier.introduce(there.node(), there.address());
+        here.carrier.keep([there.node()].into());
+    }
+    let begin = Instant::now();
+    let both = |_: &QuicCarrier| {
+        let here = four.carrier.session(six.node())?;
+        let there = six.carrier.session(four.node())?;
+        (here.detoured() && here.id().unwrap() == there.id().unwrap()).then_some(())
+    };
+    four.until("agreed", both).await;
+    println!("RESULT detour_after_ms={}", begin.elapsed().as_millis());
+    // Each still speaks its own language.
+    four.send(&cluster.issuer, "hello");
+    assert_eq!(cluster.issuer.recv().await.address, four.address());
+}

@@ -9,10 +9,10 @@ use chitchat::{
 use futures::FutureExt;
 use tokio::time;
 use weft_gossip::{
-    Carrier, Key, MAX_VALUE_BYTES, Record,
+    Carrier, EncodeError, Key, MAX_VALUE_BYTES, PublishError, Record, Refused,
     memory::{MemoryCarrier, MemoryNetwork},
 };
-use weft_model::{ClusterId, NetworkId, WantRecord};
+use weft_model::{ClusterId, Endpoint, NetworkId, WantRecord};
 
 use crate::cluster::{Cluster, address, endpoint, network, node};
 
@@ -33,6 +33,36 @@ async fn a_poisonous_key_of_one_node_stops_nobody() {
     }
     evil.leave(&cluster.network).await;
     cluster.converge(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_oversized_bucket_is_refused_by_name_and_holds_no_other_news_back() {
+    let mut cluster = Cluster::of(3, 12).await;
+    let (key, before) = endpoint(1, 7, 1);
+    cluster.publish(1, vec![(key, Some(before.clone()))]).await;
+    let Record::Endpoints(one) = &before else { panic!("{before:?}") };
+    let crowd = (0..2000).map(|seq| Endpoint { seq, ..one[0].clone() }).collect();
+
+    let (other, small) = endpoint(2, 8, 1);
+    let batch = vec![(key, Some(Record::Endpoints(crowd))), (other, Some(small.clone()))];
+    let refused = match cluster.running[&1].gossip.publish(batch).await {
+        Err(PublishError::Refused(Refused(refused))) => refused,
+        outcome => panic!("{outcome:?}"),
+    };
+    assert!(
+        matches!(refused[..], [EncodeError::TooLong { key: named, bytes, limit }]
+            if named == key && bytes > limit),
+        "{refused:?}"
+    );
+    let text = refused[0].to_string();
+    assert!(text.contains(&key.to_string()) && text.contains(" bytes"), "{text}");
+
+    // The rest of the batch is told, and under the refused key stays what was there.
+    cluster.running.get_mut(&1).unwrap().records.insert(other, small);
+    cluster.converge(Duration::from_secs(3)).await;
+    let (third, later) = endpoint(3, 9, 1);
+    cluster.publish(1, vec![(third, Some(later))]).await;
+    cluster.converge(Duration::from_secs(3)).await;
 }
 
 #[tokio::test(start_paused = true)]

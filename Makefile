@@ -45,6 +45,12 @@ bench-deps:
 bench-build:
 	$(CARGO) build --release -p weft-agent -p weft-testbed
 
+fuzz: ## Fuzz the sealed path's parsers, a minute each; needs nightly and cargo-fuzz; FUZZ_SECONDS=n
+	$(CARGO) run --quiet -p weft-seal --example fuzz_seeds
+	cd vxlan/seal/fuzz && for target in frames split coalesce packets; do \
+		$(CARGO) fuzz run --fuzz-dir . $$target -- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=70000 || exit 1; \
+	done
+
 install: release ## Install weft on this host: binary, systemd unit, configuration
 	deploy/install.sh --binary target/release/weft
 
@@ -58,4 +64,4 @@ clean: ## Take down labs that were left up, and remove what was built
 sweep: ## Take down labs that were left up
 	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; else echo "no testbed was built"; fi
 
-.PHONY: help build release demo test check bench-converge bench-plain bench-sealed bench-deps bench-build install deps clean sweep
+.PHONY: help build release demo test check bench-converge bench-plain bench-sealed bench-deps bench-build fuzz install deps clean sweep

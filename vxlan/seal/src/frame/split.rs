@@ -186,7 +186,11 @@ impl Form {
             return Ok(Self::Whole { partial: false });
         };
         let (start, offset) = (usize::from(start), usize::from(offset));
-        if start + offset + 2 > frame.len() {
+        let earliest = match headers.network {
+            Network::Ip(ip) => ip.payload,
+            Network::Arp { .. } | Network::Other(_) => ETHERNET_LEN + 4 * usize::from(headers.tags),
+        };
+        if start < earliest || start + offset + 2 > frame.len() {
             return Err(Malformed::ChecksumOutside { start, offset, len: frame.len() });
         }
         match headers.l4() {
@@ -425,6 +429,8 @@ mod tests {
             (&fragment, vnet, Malformed::Unusual),
             (&padded, vnet, Malformed::Unusual),
             (&frame, checksum(65535, 65535), outside(65535, 65535, len)),
+            (&frame, checksum(33, 16), outside(33, 16, len)),
+            (&arp, checksum(13, 0), outside(13, 0, arp.len())),
             (&frame, checksum(len as u16 - 17, 16), outside(len - 17, 16, len)),
         ] {
             let headers = Headers::parse(frame).unwrap();

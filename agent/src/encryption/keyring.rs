@@ -16,7 +16,7 @@ pub(super) type SessionKey = [u8; 16];
 /// no newer one works, it is what the two nodes have.
 #[derive(Debug, Default)]
 pub(super) struct Keyring {
-    /// By peer, the oldest first.
+    /// By peer, in the order in which they were made.
     peers: BTreeMap<NodeId, Vec<Held>>,
     /// Sessions whose root was let go of, and when. A second root of one secret would seal with
     /// the nonces of the first.
@@ -31,6 +31,8 @@ struct Held {
     root: Arc<Root>,
     /// When the session was found closed.
     ended: Option<Instant>,
+    /// Since when, besides, another session is open whose root the peer is known to have.
+    superseded: Option<Instant>,
 }
 
 impl Keyring {
@@ -42,15 +44,17 @@ impl Keyring {
 
     /// Adds the newest root of `peer`.
     pub(super) fn add(&mut self, peer: NodeId, session: SessionKey, root: Root) {
-        let held = Held { session, root: Arc::new(root), ended: None };
+        let held = Held { session, root: Arc::new(root), ended: None, superseded: None };
         self.expired.remove(&peer);
         self.peers.entry(peer).or_default().push(held);
     }
 
     /// Lets go of what is of no more use: `live` are the sessions that are open.
     ///
-    /// Of a closed session the root stays for [`OVERLAP`], and longer if it is the newest of all
-    /// or the newest that the peer is known to have. Expired ones go, and all of `removed` nodes.
+    /// Both nodes must keep what the other one may seal with, and neither knows which of several
+    /// that is. So the root of a closed session stays until the two have an open one that works,
+    /// and [`OVERLAP`] longer; if the peer never proved that it has it, for [`OVERLAP`] only, unless
+    /// there is no other. Expired ones go, and all of `removed` nodes.
     pub(super) fn settle(
         &mut self,
         now: Instant,
@@ -59,21 +63,24 @@ impl Keyring {
     ) {
         self.expired.retain(|peer| !removed.contains(peer));
         for (peer, held) in &mut self.peers {
-            let newest = held.last().map(|held| held.session);
-            let proved = held.iter().rev().find(|held| held.root.is_confirmed());
-            let proved = proved.map(|held| held.session);
-            held.retain_mut(|held| {
-                let open = live.contains(&held.session);
-                held.ended = (!open).then(|| *held.ended.get_or_insert(now));
-                let recent = held.ended.is_none_or(|ended| now < ended + OVERLAP);
-                let session = Some(held.session);
-                let kept = now < held.root.expires()
-                    && !removed.contains(peer)
-                    && (recent || session == newest || session == proved);
+            for held in held.iter_mut() {
+                let ended = !live.contains(&held.session);
+                held.ended = ended.then(|| *held.ended.get_or_insert(now));
+            }
+            let works = held.iter().any(|held| held.ended.is_none() && held.root.is_confirmed());
+            for held in held.iter_mut() {
+                let superseded = works && held.ended.is_some();
+                held.superseded = superseded.then(|| *held.superseded.get_or_insert(now));
+            }
+            let mut count = held.len();
+            held.retain(|held| {
+                let expired = held.root.expires() <= now;
+                let kept = !expired && !removed.contains(peer) && held.is_of_use(now, count);
                 if !kept {
                     self.spent.insert(held.session, now);
+                    count -= 1;
                 }
-                if session == newest && held.root.expires() <= now && !removed.contains(peer) {
+                if expired && count == 0 && !removed.contains(peer) {
                     self.expired.insert(*peer);
                 }
                 kept
@@ -83,9 +90,12 @@ impl Keyring {
         self.spent.retain(|session, since| live.contains(session) || now < *since + REMEMBERED);
     }
 
-    /// The roots that are shared with `peer`, the oldest first.
+    /// The roots that are shared with `peer`, the one to be preferred last: the newest, but none
+    /// of a closed session before one of an open session, which both nodes see alike.
     pub(super) fn roots(&self, peer: NodeId) -> Vec<Arc<Root>> {
-        self.held(peer).iter().map(|held| Arc::clone(&held.root)).collect()
+        let (ended, open): (Vec<_>, Vec<_>) =
+            self.held(peer).iter().partition(|held| held.ended.is_some());
+        ended.into_iter().chain(open).map(|held| Arc::clone(&held.root)).collect()
     }
 
     /// Whether there would be a root with `peer`, had the last one not expired.
@@ -98,8 +108,22 @@ impl Keyring {
     }
 }
 
-/// How long a root is kept after its session was closed, while there is a newer one.
+impl Held {
+    /// Whether the peer may still seal with it. `count` are the roots that there are with the peer.
+    fn is_of_use(&self, now: Instant, count: usize) -> bool {
+        let recent = |since: Option<Instant>| since.is_none_or(|since| now < since + OVERLAP);
+        match (self.ended, self.root.is_confirmed()) {
+            (None, _) => true,
+            (Some(_), true) => recent(self.superseded) && count <= MOST,
+            (Some(_), false) => recent(self.ended) || count == 1,
+        }
+    }
+}
+
+/// How long packets may be on their way, and the two nodes of two minds about a session.
 const OVERLAP: Duration = Duration::from_secs(30);
+/// How many roots there may be with one peer before those of closed sessions go at once.
+const MOST: usize = 6;
 /// How long a session is remembered after its root was let go of: longer than a connection that a
 /// wrong clock hid could stay open.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
@@ -179,7 +203,9 @@ mod tests {
     fn the_root_of_a_closed_session_stays_while_packets_may_be_on_their_way() {
         let now = Instant::now();
         let mut ring = ring(2, now);
-        confirm(&ring, 2, now);
+        for n in [1, 2] {
+            confirm(&ring, n, now);
+        }
         ring.settle(now, &open([2]), &BTreeSet::new());
         ring.settle(now + OVERLAP - Duration::from_secs(1), &open([2]), &BTreeSet::new());
         assert_eq!(sessions(&ring), [1, 2]);
@@ -188,27 +214,60 @@ mod tests {
     }
 
     #[test]
-    fn what_the_peer_is_known_to_have_stays_until_it_proves_that_it_has_a_newer_one() {
+    fn of_two_sessions_the_open_one_is_preferred_whichever_was_made_first() {
         let now = Instant::now();
-        let mut ring = ring(3, now);
-        confirm(&ring, 1, now);
-        for at in [now, now + 2 * OVERLAP] {
-            ring.settle(at, &open([3]), &BTreeSet::new());
-        }
-        assert_eq!(sessions(&ring), [1, 3]);
-        confirm(&ring, 3, now);
-        ring.settle(now + 2 * OVERLAP, &open([3]), &BTreeSet::new());
-        assert_eq!(sessions(&ring), [3]);
+        let mut ring = ring(2, now);
+        let ids = |ring: &Keyring| -> Vec<_> {
+            ring.roots(node_id(2)).iter().map(|root| root.id()).collect()
+        };
+        let [first, second] = ids(&ring)[..] else { panic!("two roots") };
+        ring.settle(now, &open([1]), &BTreeSet::new());
+        assert_eq!(ids(&ring), [second, first]);
+        ring.settle(now, &open([]), &BTreeSet::new());
+        assert_eq!(ids(&ring), [first, second]);
     }
 
     #[test]
-    fn without_any_session_the_newest_root_goes_on_until_it_expires() {
+    fn what_the_peer_is_known_to_have_stays_until_an_open_session_has_worked_for_a_while() {
         let now = Instant::now();
-        let mut ring = ring(2, now);
+        let mut ring = ring(4, now);
+        for n in [1, 2] {
+            confirm(&ring, n, now);
+        }
+        // Sessions 1 and 2 are closed, in either order of preference; 3 failed; 4 does not work yet.
+        for at in [now, now + 10 * OVERLAP] {
+            ring.settle(at, &open([4]), &BTreeSet::new());
+        }
+        assert_eq!(sessions(&ring), [1, 2, 4]);
+        confirm(&ring, 4, now);
+        let proved = now + 11 * OVERLAP;
+        for at in [proved, proved + OVERLAP - Duration::from_secs(1)] {
+            ring.settle(at, &open([4]), &BTreeSet::new());
+            assert_eq!(sessions(&ring), [1, 2, 4]);
+        }
+        ring.settle(proved + OVERLAP, &open([4]), &BTreeSet::new());
+        assert_eq!(sessions(&ring), [4]);
+    }
+
+    #[test]
+    fn sessions_that_break_again_and_again_leave_no_heap_of_roots() {
+        let now = Instant::now();
+        let mut ring = ring(30, now);
+        for n in 1..=30 {
+            confirm(&ring, n, now);
+        }
+        ring.settle(now, &open([]), &BTreeSet::new());
+        assert_eq!(sessions(&ring), [25, 26, 27, 28, 29, 30]);
+    }
+
+    #[test]
+    fn without_any_session_the_last_root_goes_on_until_it_expires() {
+        let now = Instant::now();
+        let mut ring = ring(1, now);
         for at in [now, now + LONG - Duration::from_secs(1)] {
             ring.settle(at, &open([]), &BTreeSet::new());
         }
-        assert_eq!(sessions(&ring), [2]);
+        assert_eq!(sessions(&ring), [1]);
         ring.settle(now + LONG, &open([]), &BTreeSet::new());
         assert!(sessions(&ring).is_empty());
     }

@@ -110,7 +110,7 @@ fn fault<'a>(
     match keys.sending_root(now, id) {
         Err(DropReason::Expired) => {
             return Some(format!(
-                "the certificates of the session with {name} have expired: see `weft doctor` on both nodes"
+                "the certificates of the session with {name} have expired: see weft status on both nodes"
             ));
         }
         Err(_) if peer.roots.is_empty() => {

@@ -113,11 +113,7 @@ fn super_frame(tcp: bool, size: u16, payload: usize) -> (VnetHeader, Vec<u8>) {
     let size = NonZeroU16::new(size).expect("a size");
     let vnet = VnetHeader {
         checksum: Checksum::Partial { start: 34, offset: if tcp { 16 } else { 6 } },
-        gso: Some(Gso {
-            kind: if tcp { GsoKind::Tcp4 } else { GsoKind::Udp },
-            size,
-            ecn: false,
-        }),
+        gso: Some(Gso { kind: if tcp { GsoKind::Tcp4 } else { GsoKind::Udp }, size, ecn: false }),
         header_len: 0,
     };
     (vnet, frame)

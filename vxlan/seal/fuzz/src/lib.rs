@@ -11,9 +11,9 @@ use std::{
 
 use weft_model::MacAddr;
 use weft_seal::frame::{
-    ANSWER_ROOM, Accepts, Answer, Arrival, Coalescer, Fragments, Gateway, Headers, MAX_PIECES,
-    Network, Part, REPORT_ROOM, Remedy, Splitter, Stations, VNET_LEN, VnetHeader, answer,
-    check_source, station, too_big,
+    ANSWER_ROOM, Accepts, Answer, Arrival, Coalescer, Excess, Fragments, Gateway, Headers,
+    MAX_PIECES, Network, Part, REPORT_ROOM, Remedy, Splitter, Stations, VNET_LEN, VnetHeader,
+    answer, check_source, station, too_big,
 };
 
 pub use packets::packets;
@@ -44,7 +44,7 @@ pub fn frames(data: &[u8]) {
         Gateway { mac, v4: Some(Ipv4Addr::new(10, 0, 0, 1)), v6: Some(Ipv6Addr::LOCALHOST) };
     let mtu = usize::from(choice) * 8;
     let mut room = [0; REPORT_ROOM];
-    match too_big(frame, &headers, mtu, &gateway, &mut room) {
+    match too_big(frame, &headers, Excess { longest: frame.len(), mtu }, &gateway, &mut room) {
         Remedy::Report(len) => {
             let report = Headers::parse(&room[..len]).expect("a report is a good frame");
             assert_eq!(report.destination, headers.source);

@@ -19,7 +19,7 @@ pub enum Answer {
     /// A question for an address that nobody has: drop it and count it.
     Unknown,
     /// Not to be carried, and nothing is wrong with it: announcements, replies, a host asking for
-    /// the address that it has itself. Drop it without a word.
+    /// the address that it has itself, or whether one is free that is. Drop it without a word.
     Quiet,
     /// Neither ARP nor neighbour discovery: forward it.
     Forward,
@@ -76,7 +76,10 @@ fn arp(
     if message[6..8] != [0, 1] || asker == target {
         return Answer::Quiet;
     }
-    let Some(owner) = lookup(IpAddr::from(target)) else { return Answer::Unknown };
+    let probe = asker == [0; 4];
+    let Some(owner) = lookup(IpAddr::from(target)) else {
+        return if probe { Answer::Quiet } else { Answer::Unknown };
+    };
     if owner == source || owner == sender {
         return Answer::Quiet;
     }
@@ -104,14 +107,16 @@ fn solicitation(
         return Answer::Quiet;
     };
     let Some(target) = valid_target(message, ip, asker) else { return Answer::Quiet };
-    let Some(owner) = lookup(IpAddr::V6(target)) else { return Answer::Unknown };
+    // Duplicate address detection asks from the unspecified address; all nodes are told then, and
+    // it is not a solicited answer (RFC 4861 §7.2.4, RFC 4862 §5.4.4).
+    let probe = asker.is_unspecified();
+    let Some(owner) = lookup(IpAddr::V6(target)) else {
+        return if probe { Answer::Quiet } else { Answer::Unknown };
+    };
     if owner == source {
         return Answer::Quiet;
     }
 
-    // Duplicate address detection asks from the unspecified address; all nodes are told then, and
-    // it is not a solicited answer (RFC 4861 §7.2.4, RFC 4862 §5.4.4).
-    let probe = asker.is_unspecified();
     let (to, destination) =
         if probe { (ALL_NODES_MAC, ALL_NODES) } else { (source.octets(), asker) };
     let flags = if probe { OVERRIDE } else { SOLICITED | OVERRIDE };
@@ -222,6 +227,9 @@ mod tests {
             // The station moved here, and the snapshot is of before or after.
             arp_message(1, OTHER, [0, 0, 0, 0], [10, 0, 0, 9]),
             arp_message(1, [1, 0, 0, 0, 0, 1], [10, 0, 0, 1], [10, 0, 0, 9]),
+            // Asking whether an address is free, which it is.
+            arp_message(1, MINE, [0, 0, 0, 0], [10, 0, 0, 77]),
+            solicit(Ipv6Addr::UNSPECIFIED, ip("ff02::1:ff00:77"), ip("fd00::77"), false),
             neighbour(ADVERTISEMENT, ip("fd00::9"), ip("ff02::1"), ip("fd00::9"), &[]),
         ];
         for frame in quiet {

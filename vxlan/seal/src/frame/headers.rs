@@ -319,7 +319,9 @@ pub enum Malformed {
     Tags,
     #[error("more than {MAX_EXTENSIONS} IPv6 extension headers")]
     Extensions,
-    #[error("a partial checksum at {start}+{offset} lies outside of the payload of a frame of {len} bytes")]
+    #[error(
+        "a partial checksum at {start}+{offset} lies outside of the payload of a frame of {len} bytes"
+    )]
     ChecksumOutside { start: usize, offset: usize, len: usize },
     #[error("a partial checksum or a segment, but no TCP or UDP of the usual layout")]
     Unusual,

@@ -39,5 +39,5 @@ pub use headers::{Fragment, Headers, Ip, L4, Malformed, Network, Tcp, Transport,
 pub use slot::{Built, MAX_PIECES};
 pub use source::{Spoofed, Stations, check_source};
 pub use split::{Part, Splitter};
-pub use too_big::{Gateway, REPORT_ROOM, Remedy, TokenBucket, too_big};
+pub use too_big::{Excess, Gateway, REPORT_ROOM, Remedy, TokenBucket, too_big};
 pub use vnet::{Checksum, Gso, GsoKind, InvalidVnet, VNET_LEN, VnetHeader};

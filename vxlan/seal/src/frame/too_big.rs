@@ -38,12 +38,21 @@ pub enum Remedy {
     /// Drop it: there is nobody to be told.
     Drop,
     /// IPv6 of at most 1280 bytes, which every link has to carry (RFC 8200 §5) and no sender makes
-    /// smaller: carry it, and let the underlay fragment the sealed packet (RFC 2473 §7.1).
+    /// smaller: carry it (of a super-frame: each segment), and let the underlay fragment the sealed
+    /// packet (RFC 2473 §7.1).
     Carry,
 }
 
-/// Decides what becomes of `frame`, whose packets are longer than `mtu`: the longest IP packet in
-/// bytes that the path takes.
+/// By how much a frame is too large.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Excess {
+    /// Longest IP packet of the frame in bytes: [`Splitter::packet_len`](super::Splitter::packet_len).
+    pub longest: usize,
+    /// Longest IP packet in bytes that the path takes.
+    pub mtu: usize,
+}
+
+/// Decides what becomes of `frame`, which is too large for the path to its peer.
 ///
 /// A report is "fragmentation needed" (RFC 792, RFC 1191 §4) with as much of the packet as makes 576
 /// bytes, or "packet too big" (RFC 4443 §3.2) with as much as makes 1280. There is none for an ICMP
@@ -52,7 +61,7 @@ pub enum Remedy {
 pub fn too_big(
     frame: &[u8],
     headers: &Headers,
-    mtu: usize,
+    Excess { longest, mtu }: Excess,
     gateway: &Gateway,
     room: &mut [u8; REPORT_ROOM],
 ) -> Remedy {
@@ -61,7 +70,7 @@ pub fn too_big(
     if ip.source.is_ipv4() && word(packet, 6) & DONT_FRAGMENT == 0 {
         return if headers.tags == 0 { Remedy::Fragment } else { Remedy::Drop };
     }
-    if ip.source.is_ipv6() && packet.len() <= MIN_MTU_V6 {
+    if ip.source.is_ipv6() && longest <= MIN_MTU_V6 {
         return Remedy::Carry;
     }
     let (Some(source), Some(_)) = (headers.source, headers.destination) else {
@@ -234,6 +243,8 @@ mod tests {
         assert_eq!(report_of(&large, 1178).unwrap()[58..62], 1280u32.to_be_bytes());
         let small = Flow { v6: true, ..Flow::tcp4() }.packet(&[7; 1220], true);
         assert_eq!(report_of(&small, 1178), Err(Remedy::Carry));
+        let of_a_super_frame = Excess { longest: 1280, mtu: 1178 };
+        assert_eq!(report(&large, of_a_super_frame), Err(Remedy::Carry));
     }
 
     #[test]
@@ -283,7 +294,8 @@ mod tests {
             let frame = Flow { v6, ..Flow::udp4() }.packet(&[7; 1500], true);
             let headers = Headers::parse(&frame).unwrap();
             let mut room = [0; REPORT_ROOM];
-            assert_eq!(too_big(&frame, &headers, 1400, &nameless, &mut room), Remedy::Drop);
+            let excess = Excess { longest: frame.len() - 14, mtu: 1400 };
+            assert_eq!(too_big(&frame, &headers, excess, &nameless, &mut room), Remedy::Drop);
         }
     }
 
@@ -312,8 +324,13 @@ mod tests {
     }
 
     fn report_of(frame: &[u8], mtu: usize) -> Result<Vec<u8>, Remedy> {
+        let excess = Excess { longest: frame.len() - 14, mtu };
+        report(frame, excess)
+    }
+
+    fn report(frame: &[u8], excess: Excess) -> Result<Vec<u8>, Remedy> {
         let mut room = [0xaa; REPORT_ROOM];
-        match too_big(frame, &Headers::parse(frame).unwrap(), mtu, &gateway(), &mut room) {
+        match too_big(frame, &Headers::parse(frame).unwrap(), excess, &gateway(), &mut room) {
             Remedy::Report(len) => Ok(room[..len].to_vec()),
             other => Err(other),
         }

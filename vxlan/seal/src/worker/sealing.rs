@@ -17,8 +17,8 @@ use crate::{
     DropReason, Forwarding,
     counters::Tallies,
     frame::{
-        ANSWER_ROOM, Answer, Fragments, Gateway, Headers, Part, REPORT_ROOM, Remedy, Splitter,
-        TokenBucket, VNET_LEN, VnetHeader, answer, too_big,
+        ANSWER_ROOM, Answer, Excess, Fragments, Gateway, Headers, Part, REPORT_ROOM, Remedy,
+        Splitter, TokenBucket, VNET_LEN, VnetHeader, answer, too_big,
     },
     key::{Content, Flags, HEADER, Lane, Limits, META, Meta, OVERHEAD, RootId, Sealer, Unsealed},
     networks::{Carried, Snapshot},
@@ -269,7 +269,9 @@ impl Carrier {
         headers: &Headers,
     ) -> Result<(), DropReason> {
         let gateway = gateway(&network.forwarding);
-        match too_big(frame, headers, route.inner_mtu, &gateway, &mut self.report) {
+        let splitter = Splitter::new(frame, headers, vnet).map_err(|_| DropReason::Malformed)?;
+        let excess = Excess { longest: splitter.packet_len(), mtu: route.inner_mtu };
+        match too_big(frame, headers, excess, &gateway, &mut self.report) {
             Remedy::Drop => Err(DropReason::TooBig),
             Remedy::Report(len) => {
                 if self.reports.take(self.now) {
@@ -329,15 +331,18 @@ impl Carrier {
     ) -> Result<(), DropReason> {
         let Way::Straight(hops) = &route.way else { return Err(DropReason::TooBig) };
         let splitter = Splitter::new(frame, headers, vnet).map_err(|_| DropReason::Malformed)?;
-        let len = splitter.segment_len(0);
-        let mut packet = vec![0; len + OVERHEAD];
-        splitter.write(0, &mut packet[HEADER + META..]);
-        describe(network, splitter.part(0), &mut packet);
-        self.sealers.of(route)?.seal(self.now, &mut packet).map_err(unsealed)?;
         let hop = &hops[self.lane % hops.len()];
-        let sent = self.shared.sockets[hop.socket].send_fragmentable(&packet, &hop.to);
-        network.ledger.sealing[self.lane].carried(1, len as u64);
-        sent.map_err(|_| DropReason::TooBig)
+        for index in 0..splitter.segments() {
+            let len = splitter.segment_len(index);
+            let mut packet = vec![0; len + OVERHEAD];
+            splitter.write(index, &mut packet[HEADER + META..]);
+            describe(network, splitter.part(index), &mut packet);
+            self.sealers.of(route)?.seal(self.now, &mut packet).map_err(unsealed)?;
+            let sent = self.shared.sockets[hop.socket].send_fragmentable(&packet, &hop.to);
+            sent.map_err(|_| DropReason::TooBig)?;
+            network.ledger.sealing[self.lane].carried(1, len as u64);
+        }
+        Ok(())
     }
 
     /// Seals one packet whose frame has `len` bytes and is written by `write`.

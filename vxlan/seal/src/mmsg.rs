@@ -238,16 +238,17 @@ impl Receives {
         name.as_socket()
     }
 
-    /// Puts a datagram that came another way where one that was received would lie.
-    pub(crate) fn place(&mut self, slot: usize, datagram: &[u8]) -> Received {
+    /// Puts a datagram that came another way where one that was received would lie; what it does
+    /// not fit is lost.
+    pub(crate) fn place(&mut self, slot: usize, datagram: &[u8]) {
         let start = slot * self.rooms.bytes;
         let len = datagram.len().min(self.rooms.bytes);
         self.arena[start..start + len].copy_from_slice(&datagram[..len]);
-        self.headers[slot].msg_hdr.msg_namelen = 0;
-        Received {
-            run: Run { bytes: start..start + len, size: len.max(1) },
-            truncated: len < datagram.len(),
-        }
+        let header = &mut self.headers[slot];
+        header.msg_len = len as u32;
+        header.msg_hdr.msg_namelen = 0;
+        header.msg_hdr.msg_controllen = 0;
+        header.msg_hdr.msg_flags = if len < datagram.len() { libc::MSG_TRUNC } else { 0 };
     }
 }
 
@@ -316,6 +317,18 @@ mod tests {
         assert_eq!(receives.arena()[receives.received(2).run.bytes.clone()], buffer[200..]);
         assert_eq!(receives.from(3), sender.local_addr().ok());
         assert_eq!(receives.receive(&receiver), Err(Errno::EAGAIN));
+    }
+
+    #[test]
+    fn what_is_placed_is_found_as_if_it_were_received() {
+        let mut receives = Receives::new(Rooms { count: 2, bytes: 100 });
+        receives.place(0, &[1; 40]);
+        receives.place(1, &[2; 101]);
+        let received = [0, 1].map(|slot| receives.received(slot));
+        assert_eq!(received[0], Received { run: Run { bytes: 0..40, size: 40 }, truncated: false });
+        assert_eq!(receives.arena()[received[0].run.bytes.clone()], [1; 40]);
+        assert!(received[1].truncated);
+        assert_eq!(receives.from(0), None);
     }
 
     #[test]

@@ -1,0 +1,89 @@
+use std::net::UdpSocket;
+
+use weft_seal::{DropReason, PathStatus};
+
+use crate::{
+    capture::Capture,
+    lab::{Lab, Options, Underlay, inner_v4, inner_v6, node},
+    stream,
+};
+
+const MARKER: &[u8] = b"a marker that must not be seen in clear";
+
+fn send_marker(lab: &Lab, times: usize) {
+    lab.host(1).container.run(|| {
+        for address in [inner_v4(2), inner_v6(2)] {
+            let socket = UdpSocket::bind("[::]:0").unwrap();
+            let mapped = match address.parse().unwrap() {
+                std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+                std::net::IpAddr::V6(v6) => v6,
+            };
+            for _ in 0..times {
+                // Without a neighbour the kernel may refuse: nothing leaves then either.
+                let _ = socket.send_to(MARKER, (mapped, 4242));
+            }
+        }
+    });
+}
+
+fn contains(frame: &[u8], needle: &[u8]) -> bool {
+    frame.windows(needle.len()).any(|window| window == needle)
+}
+
+#[test]
+fn without_a_session_nothing_leaves() {
+    let lab = Lab::strangers(Options::default());
+    let capture = Capture::of(&lab.host(1).namespace);
+    send_marker(&lab, 100);
+    lab.host(1).until_counted(|counters| counters.total.dropped(DropReason::NoKey) > 0);
+    assert!(!lab.host(1).container.pings(&inner_v4(2), 56));
+
+    for frame in capture.end() {
+        let ours = crate::capture::udp_payload(&frame, crate::lab::PORT).is_some();
+        assert!(!ours && !contains(&frame, MARKER), "{frame:02x?}");
+    }
+}
+
+#[test]
+fn a_peer_without_the_feature_gets_nothing_and_the_status_says_why() {
+    let mut lab = Lab::strangers(Options::default());
+    lab.acquaint();
+    let mut members = (**lab.host(1).members.borrow()).clone();
+    members.peers.get_mut(&node(2)).unwrap().offer = None;
+    lab.host(1).members.send_replace(members.into());
+
+    send_marker(&lab, 10);
+    lab.host(1).until_counted(|counters| counters.total.dropped(DropReason::NoOffer) > 0);
+    let status = lab.host(1).until(2, |status| status.fault.is_some());
+    assert!(status.fault.unwrap().contains("takes no part"));
+    assert_eq!(status.path, PathStatus::Down);
+}
+
+#[test]
+fn no_marker_no_inner_address_and_no_inner_mac_is_seen_on_the_underlay() {
+    for underlay in [Underlay::V4, Underlay::V6] {
+        let lab = Lab::new(Options { underlay, ..Options::default() });
+        let [one, two] = [lab.host(1), lab.host(2)];
+        let capture = Capture::of(&one.namespace);
+        send_marker(&lab, 100);
+        stream::udp(&one.container, &two.container, &inner_v6(2), &[1000; 20]);
+        stream::tcp(&one.container, &two.container, &inner_v4(2), 1 << 20);
+        one.reaches(2);
+
+        let frames = capture.end();
+        let sealed = frames.iter().filter(|frame| frame.len() > 100).count();
+        assert!(sealed > 10, "{sealed} sealed packets were seen");
+        let inner_v6 = "fd77::1".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        for needle in [
+            MARKER,
+            &[2, 0, 0, 0, 0, 1],
+            &[2, 0, 0, 0, 0, 2],
+            &[10, 77, 0, 1, 10, 77, 0, 2],
+            &inner_v6,
+        ] {
+            for frame in &frames {
+                assert!(!contains(frame, needle), "{needle:02x?} in {frame:02x?}");
+            }
+        }
+    }
+}

@@ -11,6 +11,7 @@
 mod acceptor;
 mod clock;
 mod detour;
+mod directory;
 mod enrolment;
 mod join;
 mod lane;
@@ -43,8 +44,9 @@ use weft_model::NodeId;
 
 use acceptor::{Context, canonical};
 use detour::DetourSocket;
+use directory::Directory;
 use enrolment::{Enrolment, Request};
-use router::{Directory, Receiver, Router, View};
+use router::{Receiver, Router, View};
 use traffic::Counters;
 use trust::{Anchor, Trust};
 

@@ -145,6 +145,7 @@ impl Peer {
             Command::Introduce(address) => {
                 self.addresses.retain(|known| *known != address);
                 self.addresses.insert(0, address);
+                self.addresses.truncate(ADDRESSES);
                 self.turn = 0;
             }
             Command::Want => {

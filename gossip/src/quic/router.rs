@@ -16,6 +16,7 @@ use weft_model::NodeId;
 use super::{
     acceptor::Context,
     detour::node_behind,
+    directory::{Directory, bound},
     link::Link,
     peer::{Command, Peer, Target},
     refusal::{Failure, FailureReason, Refusal},
@@ -153,7 +154,7 @@ impl Router {
         match event {
             Event::Met { link, waiting } => {
                 let node = link.peer.node;
-                self.directory.meet(link.address, node);
+                self.directory.meet(link.address, node, Instant::now());
                 self.command(Target::Node(node), Command::Adopt(link));
                 for message in waiting {
                     self.command(Target::Node(node), Command::Send(message));
@@ -204,7 +205,7 @@ impl Router {
         let Some(node) = node.or_else(|| self.directory.node_at(address, connected)) else {
             return self.command(Target::Stranger(address), Command::Send(message));
         };
-        let is_lost = !connected(node) && !self.directory.introduced.contains_key(&node);
+        let is_lost = !connected(node) && self.directory.claim(node).is_none();
         if is_lost && node_behind(address).is_none() {
             self.command(Target::Node(node), Command::Introduce(address));
         }
@@ -229,7 +230,7 @@ impl Router {
         let meter = Arc::new(Meter::new(self.context.totals.clone()));
         let mut peer = Peer::new(target, self.context.clone(), meter.clone());
         if let Target::Node(node) = target {
-            peer.addresses.extend(self.directory.introduced.get(&node));
+            peer.addresses.extend(self.directory.claim(node));
             let known = Known { links: vec![], addresses: vec![], meter: meter.clone() };
             self.edit(|view| drop(view.peers.insert(node, known)));
         }
@@ -256,7 +257,7 @@ impl Router {
         let revoked = self.revoked.borrow().clone();
         for node in kept.into_iter().filter(|node| *node != own && !revoked.contains(node)) {
             let target = Target::Node(node);
-            if self.directory.introduced.contains_key(&node) || self.peers.contains_key(&target) {
+            if self.directory.claim(node).is_some() || self.peers.contains_key(&target) {
                 self.command(target, Command::Want);
             }
         }
@@ -308,55 +309,7 @@ impl Router {
     }
 }
 
-/// Who is where, as far as is known.
-#[derive(Debug, Default)]
-pub(super) struct Directory {
-    /// Where members say that they are.
-    introduced: BTreeMap<NodeId, SocketAddr>,
-    claims: BTreeMap<SocketAddr, NodeId>,
-    /// Where they have shown by a certificate that they were.
-    met: BTreeMap<SocketAddr, (NodeId, Instant)>,
-}
-
-impl Directory {
-    /// Takes in all claims, and returns those that are new.
-    fn introduce(&mut self, introduced: BTreeMap<NodeId, SocketAddr>) -> Vec<(NodeId, SocketAddr)> {
-        let new = introduced
-            .iter()
-            .filter(|(node, address)| self.introduced.get(node) != Some(address))
-            .map(|(&node, &address)| (node, address))
-            .collect();
-        self.claims = introduced.iter().map(|(&node, &address)| (address, node)).collect();
-        self.introduced = introduced;
-        new
-    }
-
-    fn meet(&mut self, address: SocketAddr, node: NodeId) {
-        bound(&mut self.met, |(_, at)| *at);
-        self.met.insert(address, (node, Instant::now()));
-    }
-
-    /// Who is at `address`: who was met there, if it is still `connected`, before who says so.
-    fn node_at(&self, address: SocketAddr, connected: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-        let met = self.met.get(&address).map(|(node, _)| *node);
-        node_behind(address)
-            .or_else(|| met.filter(|node| connected(*node)))
-            .or_else(|| self.claims.get(&address).copied())
-            .or(met)
-    }
-}
-
-/// Makes room for one more in place of the oldest: strangers must not be able to fill the memory.
-fn bound<V, T: Ord>(map: &mut BTreeMap<SocketAddr, V>, age: impl Fn(&V) -> T) {
-    if map.len() < REMEMBERED {
-        return;
-    }
-    let oldest = map.iter().min_by_key(|(_, value)| age(value)).map(|(address, _)| *address);
-    oldest.and_then(|address| map.remove(&address));
-}
-
 const COMMANDS: usize = 256;
-const REMEMBERED: usize = 1024;
 const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// How often certificates are looked at, and kept peers.
 const LOOK: Duration = Duration::from_secs(1);

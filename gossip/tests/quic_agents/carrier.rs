@@ -130,6 +130,35 @@ async fn a_cluster_that_speaks_all_at_once_settles_on_one_connection_for_each_pa
 }
 
 #[tokio::test]
+async fn a_cluster_that_keeps_all_connections_settles_on_one_for_each_pair() {
+    let cluster = Cluster::start();
+    let mut agents = Vec::new();
+    for index in 0..8 {
+        agents.push(cluster.member(&format!("node{index}")).await);
+    }
+    let pairs = || agents.iter().flat_map(|a| agents.iter().map(move |b| (a, b)));
+    for (a, b) in pairs().filter(|(a, b)| a.node() != b.node()) {
+        a.carrier.introduce(b.node(), b.address());
+        a.carrier.keep(agents.iter().map(Agent::node).filter(|node| *node != a.node()).collect());
+    }
+    let settled = |_: &weft_gossip::quic::QuicCarrier| {
+        let ids = pairs().filter(|(a, b)| a.node() != b.node()).map(|(a, b)| {
+            let sessions = a.carrier.sessions(b.node());
+            sessions.iter().filter_map(|session| session.id().ok()).collect::<Vec<_>>()
+        });
+        let ids: Vec<_> = ids.collect();
+        let distinct: BTreeSet<_> = ids.iter().flatten().copied().collect();
+        (ids.iter().all(|ids| ids.len() == 1) && distinct.len() == 8 * 7 / 2).then_some(distinct)
+    };
+    let agreed = agents[0].until("on one connection for each pair", settled).await;
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        assert_eq!(settled(&agents[0].carrier).as_ref(), Some(&agreed));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
 async fn both_ends_derive_the_same_keys_and_others_for_another_context() {
     let cluster = Cluster::start();
     let beta = cluster.member("beta").await;

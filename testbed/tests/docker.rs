@@ -1,9 +1,13 @@
 //! Real daemons of Docker, an agent beside each.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use anyhow::ensure;
-use weft_testbed::{Docker, Lab, Stop, eventually};
+use weft_testbed::{Docker, Host, Lab, Stop, eventually, in_network_namespace};
 
 const SOON: Duration = Duration::from_secs(5);
 const CREATE: &str = "network create -d weft --ipam-driver weft";
@@ -206,4 +210,170 @@ fn what_a_killed_daemon_lost_is_collected_and_its_containers_come_back() -> anyh
     resolves(one, "web", "client", &[two.address("client", "app")?])?;
     lab.finish();
     Ok(())
+}
+
+/// What users of Docker give to `network create` and `run` means here what it means there.
+#[test]
+fn options_of_docker_mean_what_they_say() -> anyhow::Result<()> {
+    let (lab, dockers) = engines(2)?;
+    let [one, two] = &dockers[..] else { unreachable!() };
+    let span = "--subnet 10.78.0.0/24 --gateway 10.78.0.254 --ip-range 10.78.0.128/29";
+    let aux = "--aux-address nas=10.78.0.129 -o com.docker.network.driver.mtu=1300";
+    for docker in &dockers {
+        docker.docker(&format!("{CREATE} {span} {aux} -o weft.network=app ours"))?;
+        docker.docker(&format!("{CREATE} --internal --subnet 10.79.0.0/24 inner"))?;
+        docker
+            .docker(&format!("{CREATE} --ipv6 --subnet 10.80.0.0/24 --subnet fd00:80::/64 dual"))?;
+        docker.docker(&format!("{CREATE} --subnet 10.81.0.0/24 -o weft.gateway=true out"))?;
+        docker.docker(&format!("{CREATE} --subnet 10.82.0.0/24 -o encrypted sealed"))?;
+    }
+    let refused = |docker: &Docker, line: &str, words: &[&str]| -> anyhow::Result<()> {
+        let ran = docker.try_docker(line)?;
+        ensure!(ran.code != 0, "{ran}");
+        for word in words {
+            ensure!(ran.stderr.contains(word), "the error lacks {word:?}: {ran}");
+        }
+        Ok(())
+    };
+    refused(two, "network create -d weft bare", &["--ipam-driver weft"])?;
+    refused(
+        two,
+        &format!("{CREATE} -o weft.network=app other --subnet 10.83.0.0/24"),
+        &["10.78.0.0/24"],
+    )?;
+    refused(two, &format!("{CREATE} -o weft.network=inner open"), &["--internal"])?;
+
+    // Range, reserved address, gateway and MTU.
+    for docker in &dockers {
+        let name = format!("a-{}", docker.host().name());
+        docker.container(&name, "--network ours -p 8090:80")?;
+        let ip = docker.address(&name, "ours")?.to_string();
+        let last: u8 = ip.strip_prefix("10.78.0.").and_then(|n| n.parse().ok()).unwrap_or(0);
+        ensure!((128..136).contains(&last) && last != 129, "{ip}");
+        let link = docker.sh(&name, "ip -o link show eth0")?;
+        ensure!(link.contains("mtu 1300"), "{link}");
+    }
+    one.ping("a-h1", "a-h2")?;
+    refused(one, "run --rm --network ours --ip 10.78.0.129 weft-test true", &["10.78.0.129"])?;
+    refused(
+        two,
+        &format!("run --rm --network ours --ip {} weft-test true", one.address("a-h1", "ours")?),
+        &["a-h1"],
+    )?;
+    refused(one, "network rm ours", &["endpoint"])?;
+
+    // Docker publishes ports and leads out, unless weft's gateway is asked for.
+    one.run(&[
+        "exec",
+        "-d",
+        "a-h1",
+        "sh",
+        "-c",
+        "mkdir -p /www && echo hello >/www/x && httpd -f -p 80 -h /www",
+    ])?;
+    let published = SocketAddr::new(one.host().address(), 8090);
+    eventually(SOON, "the port answers", || {
+        let said = fetch(two.host(), published)?;
+        ensure!(said.contains("hello"), "{said}");
+        Ok(())
+    })?;
+    let router = lab.router().to_string();
+    one.ping("a-h1", &router)?;
+    one.container("o1", "--network out")?;
+    let routes = one.sh("o1", "ip route")?;
+    ensure!(
+        routes.contains("default via 10.81.0.1 dev eth0") && !routes.contains("eth1"),
+        "{routes}"
+    );
+    one.ping("o1", &router)?;
+    refused(one, "run --rm --network out -p 8091:80 weft-test true", &["80", "weft.gateway"])?;
+
+    // An internal network leads nowhere, and both families reach the other host.
+    for (docker, name) in [(one, "i1"), (two, "i2")] {
+        docker.container(name, "--network inner")?;
+        docker.container(&name.replace('i', "d"), "--network dual")?;
+        docker.container(&name.replace('i', "s"), "--network sealed")?;
+    }
+    one.ping("i1", "i2")?;
+    ensure!(one.ping("i1", &router).is_err(), "an internal network leads out");
+    let template = "{{.NetworkSettings.Networks.dual.GlobalIPv6Address}}";
+    let v6 = two.run(&["inspect", "-f", template, "d2"])?;
+    ensure!(v6.starts_with("fd00:80::"), "{v6}");
+    eventually(SOON, "IPv6 reaches the other host", || one.ping("d1", &v6))?;
+    let mut both = vec![two.address("d2", "dual")?, v6.parse()?];
+    both.sort();
+    resolves(one, "d1", "d2", &both)?;
+    eventually(SOON, "the sealed network carries", || one.ping("s1", "s2"))?;
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn one_command_makes_a_network_in_every_docker_and_one_removes_it() -> anyhow::Result<()> {
+    let (lab, dockers) = engines(2)?;
+    let [one, two] = &dockers[..] else { unreachable!() };
+    lab.host(1).weft("docker network create app --subnet 10.84.0.0/24 --internal")?.ok()?;
+    one.container("web", "--network app")?;
+    eventually(SOON, "the other host has it", || two.docker("network inspect app"))?;
+    let shown = two.docker("network inspect app")?;
+    ensure!(shown.contains("10.84.0.0/24") && shown.contains("\"Internal\": true"), "{shown}");
+    two.container("client", "--network app")?;
+    two.ping("client", "web")?;
+    lab.host(2).weft("network rm app")?.refused(1, &["web on h1", "client on h2"])?;
+    for (docker, name) in [(one, "web"), (two, "client")] {
+        docker.docker(&format!("rm -f {name}"))?;
+    }
+    eventually(SOON, "no container is left", || lab.host(2).weft("network rm app")?.ok())?;
+    for docker in &dockers {
+        eventually(SOON, "Docker has it no more", || {
+            let networks = docker.docker("network ls --format {{.Name}}")?;
+            ensure!(!networks.lines().any(|name| name == "app"), "{networks}");
+            Ok(())
+        })?;
+    }
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn containers_that_outlive_their_daemon_keep_their_names() -> anyhow::Result<()> {
+    let (lab, dockers) = engines(1)?;
+    let [docker] = &dockers[..] else { unreachable!() };
+    docker.stop_daemon("TERM")?;
+    docker.start_daemon(&["--live-restore"])?;
+    docker.docker(&format!("{CREATE} app"))?;
+    docker.container("web", "--network app --network-alias www")?;
+    let web = docker.address("web", "app")?.to_string();
+    let is_named = |name: &str| {
+        eventually(SOON, name, || {
+            let found = lab.host(1).weft_json(&format!("resolve {name}"))?;
+            ensure!(found.to_string().contains(&web), "{found}");
+            Ok(())
+        })
+    };
+    is_named("www")?;
+    docker.stop_daemon("KILL")?;
+    lab.host(1).stop_agent(Stop::Killed)?;
+    lab.host(1).start_agent()?;
+    is_named("www")?;
+    docker.start_daemon(&["--live-restore"])?;
+    docker.container("second", "--network app")?;
+    docker.ping("second", "www")?;
+    docker.ping("web", "second")?;
+    docker.docker("rm -f web second")?;
+    leaves_nothing(docker)?;
+    lab.finish();
+    Ok(())
+}
+
+/// Fetches a page from within a host.
+fn fetch(host: &Host, server: SocketAddr) -> anyhow::Result<String> {
+    in_network_namespace(&host.namespace()?, || {
+        let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"GET /x HTTP/1.0\r\n\r\n")?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said)?;
+        Ok(said)
+    })
 }

@@ -5,7 +5,7 @@ use axum::{
     extract::{Path, State},
     http::{StatusCode, Uri},
     response::{IntoResponse, Response},
-    routing::{delete, get},
+    routing::{delete, get, post},
 };
 use serde::Deserialize;
 
@@ -16,7 +16,9 @@ use super::{
         NodeStatus, Problem, Resolved, Sandbox, Status, TokenStatus,
     },
 };
-use crate::{ledger::Ledger, refusal::Refusal, status::Report, tokens::Tokens};
+use crate::{
+    engines::docker::Everywhere, ledger::Ledger, refusal::Refusal, status::Report, tokens::Tokens,
+};
 
 /// What the API's handlers work with.
 #[derive(Clone)]
@@ -24,6 +26,8 @@ pub struct Api {
     pub ledger: Ledger,
     pub tokens: Arc<Tokens>,
     pub report: Report,
+    /// Absent where Docker is switched off.
+    pub docker: Option<Everywhere>,
 }
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -35,6 +39,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/nodes", get(nodes))
         .route("/v1/networks", get(networks).post(create_network))
         .route("/v1/networks/{network}", get(network).delete(remove_network))
+        .route("/v1/docker/networks", post(create_docker_network))
         .route("/v1/endpoints", get(endpoints).post(attach))
         .route("/v1/endpoints/{endpoint}", delete(detach))
         .route("/v1/resolve", get(resolve))
@@ -66,6 +71,20 @@ async fn create_network(
     Body(request): Body<CreateNetwork>,
 ) -> Result<Response, Refusal> {
     let id = api.ledger.create_network(request).await?;
+    let created = api.report.network(&id.to_string()).await?;
+    Ok((StatusCode::CREATED, Json(created)).into_response())
+}
+
+async fn create_docker_network(
+    State(api): State<Api>,
+    Body(request): Body<CreateNetwork>,
+) -> Result<Response, Refusal> {
+    let docker = api.docker.as_ref().ok_or_else(|| {
+        Refusal::missing(
+            "this agent does not serve Docker: set docker = true, or ask the agent of a host with Docker",
+        )
+    })?;
+    let id = docker.create(request).await?;
     let created = api.report.network(&id.to_string()).await?;
     Ok((StatusCode::CREATED, Json(created)).into_response())
 }

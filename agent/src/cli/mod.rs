@@ -5,6 +5,7 @@ mod attach;
 mod client;
 mod completion;
 mod detach;
+mod docker;
 mod init;
 mod join;
 mod network;
@@ -69,6 +70,7 @@ enum Command {
     Run(run::Run),
     Ps(ps::Ps),
     Nodes(nodes::Nodes),
+    Docker(docker::Docker),
     Status(status::Status),
     Resolve(resolve::Resolve),
     Completion(completion::Completion),
@@ -111,6 +113,7 @@ impl Cli {
             Command::Attach(command) => wait(command.run(&client, format, out)),
             Command::Detach(command) => wait(command.run(&client, out)),
             Command::Ps(command) => wait(command.run(&client, format, out)),
+            Command::Docker(command) => wait(command.run(&client, format, out)),
             Command::Nodes(command) => wait(command.run(&client, format, out)),
             Command::Status(command) => wait(command.run(&client, format, out)),
             Command::Resolve(command) => wait(command.run(&client, format, out)),

@@ -47,7 +47,7 @@ enum Command {
   weft network create db --subnet 10.40.0.0/24 --gateway 10.40.0.254 --internal
   weft network create dual --subnet 10.41.0.0/24 --subnet fd00:41::/64
   weft network create secret --encrypted")]
-struct Create {
+pub(super) struct Create {
     /// Letters, digits and inner hyphens
     name: Label,
     /// Address range, one a family; an IPv4 one is picked when there is none
@@ -88,12 +88,7 @@ impl Network {
     ) -> anyhow::Result<()> {
         match self.command {
             Command::Create(create) => {
-                let body = create.into_request()?;
-                let created: NetworkStatus = agent.post("/v1/networks", &body).await?;
-                match format {
-                    Format::Json => output::json(out, &created)?,
-                    Format::Table => writeln!(out, "{}", created.network.id)?,
-                }
+                create.run("/v1/networks", agent, format, out).await?;
             }
             Command::Ls => {
                 let networks: Vec<NetworkStatus> = agent.get("/v1/networks").await?;
@@ -136,6 +131,22 @@ impl Network {
 }
 
 impl Create {
+    /// Asks for the network at `path` of the API.
+    pub(super) async fn run(
+        self,
+        path: &str,
+        agent: &Client,
+        format: Format,
+        out: &mut impl Write,
+    ) -> anyhow::Result<()> {
+        let created: NetworkStatus = agent.post(path, &self.into_request()?).await?;
+        match format {
+            Format::Json => output::json(out, &created)?,
+            Format::Table => writeln!(out, "{}", created.network.id)?,
+        }
+        Ok(())
+    }
+
     fn into_request(self) -> anyhow::Result<CreateNetwork> {
         Ok(CreateNetwork {
             name: self.name,

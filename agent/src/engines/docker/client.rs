@@ -108,6 +108,12 @@ impl Client {
         Self { socket: socket.into(), tracker }
     }
 
+    /// Looks whether a daemon answers.
+    pub(super) async fn ping(&self) -> Result<(), ClientError> {
+        let connected = time::timeout(DEADLINE, self.connect()).await;
+        connected.map_err(|_| ClientError::Late { path: "/_ping".into() })?.map(drop)
+    }
+
     pub(super) async fn network(&self, id: &EngineId) -> Result<NetworkInspect, ClientError> {
         self.call(Method::GET, &format!("/networks/{}", id.as_str()), None).await
     }

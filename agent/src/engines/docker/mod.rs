@@ -27,14 +27,16 @@ use std::{
 };
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_model::NetworkId;
 
 pub use self::registry::RegistryError;
 use self::{client::Client, driver::Driver, registry::Registry};
 use crate::{
-    api::{self, SocketError},
+    api::{self, SocketError, types::CreateNetwork},
     chain::Chain,
     ledger::{Ledger, Snapshots},
     listeners::Listeners,
+    refusal::Refusal,
 };
 
 /// What the drivers are called.
@@ -54,8 +56,27 @@ pub struct Places {
     pub socket: PathBuf,
 }
 
+/// Makes networks in the Docker of every host. Cheap to clone.
+#[derive(Clone)]
+pub struct Everywhere {
+    driver: Arc<Driver>,
+}
+
+impl Everywhere {
+    /// Creates a network that every host's Docker gets, also those of hosts that join later. On
+    /// return this host's Docker has it.
+    ///
+    /// # Errors
+    ///
+    /// Docker does not answer on this host, the network cannot be created, or Docker refuses it.
+    pub async fn create(&self, request: CreateNetwork) -> Result<NetworkId, Refusal> {
+        self.driver.create_everywhere(request).await
+    }
+}
+
 /// The running plugin.
 pub struct Docker {
+    everywhere: Everywhere,
     socket: PathBuf,
     stop: CancellationToken,
     calls: TaskTracker,
@@ -83,7 +104,9 @@ impl Docker {
             plugin_dir: places.plugin_dir.clone(),
             source,
         })?;
-        let docker = Self { socket, stop: stop.child_token(), calls: TaskTracker::new() };
+        let everywhere = Everywhere { driver: Arc::clone(&driver) };
+        let docker =
+            Self { everywhere, socket, stop: stop.child_token(), calls: TaskTracker::new() };
         let served = axum::serve(listener, plugin::router(Arc::clone(&driver)))
             .with_graceful_shutdown(docker.stop.clone().cancelled_owned());
         docker.calls.spawn(async move {
@@ -94,6 +117,10 @@ impl Docker {
         tracker.spawn(resolver::serve(Arc::clone(&driver), listeners, stop.child_token()));
         tracker.spawn(follow::follow(driver, tracker.clone(), stop.child_token()));
         Ok(docker)
+    }
+
+    pub fn everywhere(&self) -> Everywhere {
+        self.everywhere.clone()
     }
 
     /// Takes no more calls, and waits for those under way.

@@ -51,8 +51,9 @@ async fn call(
         ),
     };
     tracing::warn!(%method, %refusal, "a call of Docker's is refused");
-    // With this status Docker shows the text as it is.
-    Json(json!({"Err": refusal.message})).into_response()
+    // With this status Docker shows the text as it is. Network drivers and IPAM drivers name the field
+    // differently.
+    Json(json!({"Err": refusal.message, "Error": refusal.message})).into_response()
 }
 
 async fn no_such_method() -> Response {

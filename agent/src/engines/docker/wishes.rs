@@ -1,13 +1,25 @@
 //! Networks that Docker shall have on all hosts. The wish is a label of the network, so it reaches
 //! every host with the network's definition, and hosts that come later too.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
+use tokio::time;
 use weft_model::{Family, Network, NetworkId};
 
 use super::{DOCKER_LABEL, PLUGIN, driver::Driver, protocol::EngineId};
-use crate::{chain::Chain, cluster::Cluster};
+use crate::{
+    api::types::CreateNetwork,
+    chain::Chain,
+    cluster::Cluster,
+    refusal::{Refusal, RefusalKind},
+};
+
+/// How long this host's Docker may take to take up a network.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The networks that all hosts' Docker shall have.
 pub(super) fn marked(cluster: &Cluster) -> BTreeSet<NetworkId> {
@@ -20,6 +32,30 @@ fn is_marked(network: &Network) -> bool {
 }
 
 impl Driver {
+    /// Creates a marked network, and waits until this host's Docker has it.
+    pub(super) async fn create_everywhere(
+        &self,
+        mut request: CreateNetwork,
+    ) -> Result<NetworkId, Refusal> {
+        let unavailable = |why: String| Refusal::new(RefusalKind::Unavailable, why);
+        self.client.ping().await.map_err(|error| unavailable(Chain(&error).to_string()))?;
+        request.labels.insert(DOCKER_LABEL.into(), "true".into());
+        let id = self.ledger.create_network(request).await?;
+        let mut changed = self.changed.subscribe();
+        let made = time::timeout(PATIENCE, async {
+            // The task that follows Docker makes it here, as its like do on the other hosts.
+            while !self.bound().await.contains(&id) {
+                changed.changed().await.expect("the sender is in this value");
+            }
+        });
+        made.await.map_err(|_| {
+            unavailable(format!(
+                "the network was created, but Docker on this host did not take it within {PATIENCE:?}: see the agent's log"
+            ))
+        })?;
+        Ok(id)
+    }
+
     /// Makes the marked networks in this host's Docker, and removes there those that were made so
     /// and have ended.
     pub(super) async fn fulfil(&self) {

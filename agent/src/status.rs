@@ -12,7 +12,7 @@ use weft_seal::Tunnel;
 use crate::{
     api::types::{
         Attached, EncryptionStatus, EndpointStatus, NetworkState, NetworkStatus, NodeLiveness,
-        NodeStatus, Resolved, ResolvedAddress, Status, TableStatus,
+        NodeStatus, Resolved, ResolvedAddress, Sandbox, Status, TableStatus,
     },
     cluster::{Cluster, Placed},
     encryption::{Encryption, Readings, findings_of},
@@ -278,7 +278,10 @@ fn endpoint_status(
         node_id: node,
         mac: endpoint.mac,
         addresses: endpoint.ips().map(prefix).collect(),
-        ifname: local.filter(|_| node == snapshot.me).and_then(|local| local.ifname.clone()),
+        ifname: local
+            // What an engine calls it inside, the engine does not tell.
+            .filter(|local| node == snapshot.me && !matches!(local.sandbox, Sandbox::Engine(_)))
+            .and_then(|local| local.ifname.clone()),
         reachable: alive,
         labels: endpoint.labels.clone(),
     }

@@ -377,3 +377,30 @@ fn fetch(host: &Host, server: SocketAddr) -> anyhow::Result<String> {
         Ok(said)
     })
 }
+
+#[test]
+fn a_host_that_lost_its_power_comes_back_with_its_containers() -> anyhow::Result<()> {
+    let (lab, dockers) = engines(2)?;
+    let [one, two] = &dockers[..] else { unreachable!() };
+    for docker in &dockers {
+        docker.docker(&format!("{CREATE} app"))?;
+    }
+    one.container("web", "--network app --network-alias www --restart always")?;
+    one.container("gone", "--network app")?;
+    two.container("client", "--network app")?;
+    resolves(two, "client", "www", &[one.address("web", "app")?])?;
+
+    lab.host(1).power_off();
+    eventually(Duration::from_secs(7), "its names are withheld", || {
+        does_not_resolve(two, "client", "www")
+    })?;
+    lab.power_on(1)?;
+    lab.host(1).start_agent()?;
+    one.start_daemon(&[])?;
+    let web = eventually(Duration::from_secs(10), "web runs", || one.address("web", "app"))?;
+    resolves(two, "client", "www", &[web])?;
+    two.ping("client", "web")?;
+    does_not_resolve(two, "client", "gone")?;
+    lab.finish();
+    Ok(())
+}

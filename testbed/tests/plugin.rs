@@ -139,6 +139,17 @@ struct Made {
 }
 
 fn make(host: &Host) -> anyhow::Result<Made> {
+    let pool = make_network(host)?;
+    let address = request_address(host, &pool)?;
+    let interface = json!({"Address": address, "AddressIPv6": "", "MacAddress": ""});
+    let endpoint = json!({"NetworkID": NETWORK, "EndpointID": ENDPOINT, "Interface": interface, "Options": {}});
+    call(host, "NetworkDriver.CreateEndpoint", &endpoint)?;
+    let (address, _) = address.split_once('/').context("no length")?;
+    Ok(Made { pool, address: address.to_owned() })
+}
+
+/// Makes one of Docker's networks on the cluster's network `app`, and returns its pool.
+fn make_network(host: &Host) -> anyhow::Result<Value> {
     let asked =
         json!({"AddressSpace": "weft", "Pool": "", "SubPool": "", "Options": {}, "V6": false});
     let given = call(host, "IpamDriver.RequestPool", &asked)?;
@@ -151,14 +162,13 @@ fn make(host: &Host) -> anyhow::Result<Made> {
     let network =
         json!({"NetworkID": NETWORK, "Options": options, "IPv4Data": [data], "IPv6Data": []});
     call(host, "NetworkDriver.CreateNetwork", &network)?;
-    let address = json!({"PoolID": pool, "Address": "", "Options": null});
-    let address = call(host, "IpamDriver.RequestAddress", &address)?["Address"].clone();
-    let interface = json!({"Address": address, "AddressIPv6": "", "MacAddress": ""});
-    let endpoint = json!({"NetworkID": NETWORK, "EndpointID": ENDPOINT, "Interface": interface, "Options": {}});
-    call(host, "NetworkDriver.CreateEndpoint", &endpoint)?;
-    let address = address.as_str().context("no address")?;
-    let (address, _) = address.split_once('/').context("no length")?;
-    Ok(Made { pool, address: address.to_owned() })
+    Ok(pool)
+}
+
+fn request_address(host: &Host, pool: &Value) -> anyhow::Result<String> {
+    let asked = json!({"PoolID": pool, "Address": "", "Options": null});
+    let given = call(host, "IpamDriver.RequestAddress", &asked)?;
+    Ok(given["Address"].as_str().context("no address")?.to_owned())
 }
 
 fn join() -> Value {
@@ -334,6 +344,40 @@ fn a_docker_that_does_not_answer_delays_a_container_by_little() -> anyhow::Resul
     let took = start.elapsed();
     ensure!(took < Duration::from_secs(3), "{took:?}");
     drop(silent);
+    lab.finish();
+    Ok(())
+}
+
+/// Two hosts that do not hear each other create a network of one name; so may two that do, in the
+/// same moment.
+#[test]
+fn a_network_created_on_two_hosts_at_once_becomes_one() -> anyhow::Result<()> {
+    let lab = Lab::cluster(2)?;
+    lab.partition(&[1], &[2])?;
+    let mut pools = Vec::new();
+    for host in lab.hosts() {
+        pools.push(make_network(host)?);
+    }
+    lab.heal()?;
+    for host in lab.hosts() {
+        eventually(Duration::from_secs(20), "both networks are known", || {
+            let networks = host.weft_json("network ls")?;
+            ensure!(networks.as_array().is_some_and(|all| all.len() == 2), "{networks}");
+            Ok(())
+        })?;
+    }
+    let mut addresses = Vec::new();
+    for (host, pool) in lab.hosts().iter().zip(&pools) {
+        addresses.push(eventually(SOON, "an address", || request_address(host, pool))?);
+    }
+    ensure!(addresses[0] != addresses[1], "{addresses:?}");
+    for host in lab.hosts() {
+        eventually(SOON, "one network is left", || {
+            let networks = host.weft_json("network ls")?;
+            ensure!(networks.as_array().is_some_and(|all| all.len() == 1), "{networks}");
+            Ok(())
+        })?;
+    }
     lab.finish();
     Ok(())
 }

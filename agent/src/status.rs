@@ -16,7 +16,7 @@ use crate::{
     },
     cluster::{Cluster, Placed},
     encryption::{Encryption, Readings, findings_of},
-    ledger::{Ledger, Snapshot, Snapshots, SpaceUsage},
+    ledger::{Ledger, Snapshot, Snapshots, SpaceUsage, book::EndpointState},
     projection,
     refusal::Refusal,
     tokens::rfc3339,
@@ -102,7 +102,21 @@ impl Report {
         networks.flat_map(|network| endpoints_of(&snapshot, network)).collect()
     }
 
-    /// What the sandbox of an endpoint that was just attached needs to know.
+    /// The endpoints of this host, in whatever state; `reachable` where they are attached.
+    pub fn endpoints_here(&self) -> Vec<EndpointStatus> {
+        let snapshot = self.snapshot();
+        let known = snapshot.book.endpoints.values().filter_map(|local| {
+            let id = local.endpoint.network;
+            // A network that was removed a moment ago is still in the book.
+            let network = snapshot.cluster.network(id).map(AsRef::as_ref);
+            let network = network.or_else(|| snapshot.book.networks.get(&id))?;
+            let attached = local.state == EndpointState::Attached;
+            Some(endpoint_status(&snapshot, network, snapshot.me, &local.endpoint, attached))
+        });
+        known.collect()
+    }
+
+    /// What the sandbox of an endpoint of this host needs to know.
     pub fn attached(&self, id: EndpointId) -> Result<Attached, Refusal> {
         let snapshot = self.snapshot();
         let gone = || Refusal::missing(format!("endpoint {} is gone already", id.short()));
@@ -113,6 +127,8 @@ impl Report {
             gateways: projection::gateway_ips(network),
             mtu: projection::mtu(network, &snapshot.cluster),
             domain: self.domain.clone(),
+            default_route: local.default_route,
+            sandbox: local.endpoint.sandbox.clone(),
         })
     }
 

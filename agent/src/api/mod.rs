@@ -1,5 +1,6 @@
 //! The agent's API: JSON over HTTP on a unix socket.
 
+pub(crate) mod client;
 mod extract;
 mod server;
 mod socket;

@@ -17,7 +17,11 @@ use super::{
     },
 };
 use crate::{
-    engines::docker::Everywhere, ledger::Ledger, refusal::Refusal, status::Report, tokens::Tokens,
+    engines::docker::Everywhere,
+    ledger::Ledger,
+    refusal::{Refusal, RefusalKind},
+    status::Report,
+    tokens::Tokens,
 };
 
 /// What the API's handlers work with.
@@ -41,7 +45,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/networks/{network}", get(network).delete(remove_network))
         .route("/v1/docker/networks", post(create_docker_network))
         .route("/v1/endpoints", get(endpoints).post(attach))
-        .route("/v1/endpoints/{endpoint}", delete(detach))
+        .route("/v1/endpoints/{endpoint}", get(endpoint).delete(detach))
         .route("/v1/resolve", get(resolve))
         .route("/v1/tokens", get(tokens).post(create_token))
         .route("/v1/tokens/{token}", delete(remove_token))
@@ -104,8 +108,38 @@ async fn remove_network(
     api.ledger.remove_network(network, removal.force).await.map(Json)
 }
 
-async fn endpoints(State(api): State<Api>) -> Json<Vec<EndpointStatus>> {
-    Json(api.report.endpoints())
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Selection {
+    /// Those of this host alone, also those that come or go at this moment.
+    #[serde(default)]
+    here: bool,
+    /// `KEY` or `KEY=VALUE`.
+    label: Option<String>,
+}
+
+async fn endpoints(
+    State(api): State<Api>,
+    Params(Selection { here, label }): Params<Selection>,
+) -> Json<Vec<EndpointStatus>> {
+    let mut endpoints = match here {
+        true => api.report.endpoints_here(),
+        false => api.report.endpoints(),
+    };
+    if let Some(label) = label {
+        endpoints.retain(|endpoint| match label.split_once('=') {
+            Some((key, value)) => endpoint.labels.get(key).is_some_and(|own| own == value),
+            None => endpoint.labels.contains_key(&label),
+        });
+    }
+    Json(endpoints)
+}
+
+async fn endpoint(State(api): State<Api>, Path(endpoint): Path<String>) -> Answer<Attached> {
+    let id = endpoint.parse().map_err(|error| {
+        Refusal::new(RefusalKind::Invalid, format!("{error}: weft ps --format json shows ids"))
+    })?;
+    api.report.attached(id).map(Json)
 }
 
 async fn attach(

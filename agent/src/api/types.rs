@@ -9,8 +9,8 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_model::{
-    DnsName, EndpointId, Family, Label, Labels, MacAddr, Network, NetworkId, NodeId, Sealing,
-    Subnet, Suite, VtepAddr,
+    DnsName, EndpointId, Family, Label, Labels, MacAddr, Network, NetworkId, NodeId, SandboxId,
+    Sealing, Subnet, Suite, VtepAddr,
 };
 
 /// `POST /v1/networks`
@@ -91,10 +91,18 @@ pub struct Attach {
     /// The interface's name in the sandbox; the first free `ethN` when absent.
     #[serde(default)]
     pub ifname: Option<String>,
+    /// Whether the sandbox's default route may lead through it. It does for the first endpoint of
+    /// a sandbox on a network that is not internal.
+    #[serde(default = "yes")]
+    pub default_route: bool,
     #[serde(default)]
     pub service: Option<Label>,
     #[serde(default)]
     pub labels: Labels,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A network namespace on this host.
@@ -130,7 +138,7 @@ pub struct EndpointStatus {
     pub labels: Labels,
 }
 
-/// What `attach` returns: the endpoint, and what a sandbox needs to resolve names.
+/// What `attach` returns: an endpoint of this host, and what a sandbox needs to resolve names.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Attached {
     #[serde(flatten)]
@@ -138,6 +146,10 @@ pub struct Attached {
     pub gateways: Vec<IpAddr>,
     pub mtu: u16,
     pub domain: DnsName,
+    /// Whether the sandbox's default route leads through it.
+    pub default_route: bool,
+    /// Names the sandbox on this host.
+    pub sandbox: SandboxId,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -75,6 +75,7 @@ impl EndpointOptions {
             addresses: v4.into_iter().chain(v6).collect(),
             mac: self.mac,
             ifname,
+            default_route: true,
             service: self.service,
             labels: unique("--label", self.label)?,
         })

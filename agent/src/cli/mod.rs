@@ -2,7 +2,6 @@
 
 mod agent;
 mod attach;
-mod client;
 mod completion;
 mod detach;
 mod docker;
@@ -21,11 +20,12 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
-use self::{
-    client::{Client, ClientError},
-    output::Format,
+use self::output::Format;
+use crate::{
+    api::client::{self, Client, ClientError},
+    chain::Chain,
+    config,
 };
-use crate::{chain::Chain, config};
 
 /// A container overlay network for hosts that do not run Kubernetes.
 ///

@@ -223,7 +223,8 @@ impl Keeper {
         self.check_mac(&network, mac)?;
         self.take_uplink(&network)?;
 
-        let default_route = !network.internal
+        let default_route = request.default_route
+            && !network.internal
             && !self
                 .book
                 .endpoints

@@ -191,6 +191,7 @@ impl Driver {
             addresses: endpoint.addresses.clone(),
             mac: Some(endpoint.mac),
             ifname: None,
+            default_route: true,
             service: description.service,
             labels: description.labels,
         };

@@ -11,23 +11,23 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use crate::api::types::Problem;
+use super::types::Problem;
 
 /// The agent behind one socket. Each call opens a connection of its own.
-pub(super) struct Client {
+pub(crate) struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    pub(super) fn new(socket: &Path) -> Self {
+    pub(crate) fn new(socket: &Path) -> Self {
         Self { socket: socket.into() }
     }
 
-    pub(super) async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
+    pub(crate) async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.call(Method::GET, path, Bytes::new()).await
     }
 
-    pub(super) async fn post<A: DeserializeOwned>(
+    pub(crate) async fn post<A: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl Serialize,
@@ -36,7 +36,7 @@ impl Client {
         self.call(Method::POST, path, body.into()).await
     }
 
-    pub(super) async fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
+    pub(crate) async fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.call(Method::DELETE, path, Bytes::new()).await
     }
 
@@ -94,7 +94,7 @@ async fn exchange(
 }
 
 /// Percent-encodes one path segment or query value (RFC 3986 §2.3).
-pub(super) fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
@@ -106,7 +106,7 @@ pub(super) fn encode(text: &str) -> String {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ClientError {
+pub(crate) enum ClientError {
     #[error(
         "no agent answers at {}: start it (systemctl start weft, or weft agent), or name its socket with --socket",
         socket.display()

@@ -167,7 +167,8 @@ async fn the_direct_way_is_used_as_soon_as_there_is_one_and_what_the_detour_carr
     let direct = lab.agreed(false).await;
     let [one, two] = &lab.cut_off;
     assert!(detoured.iter().all(Session::is_live), "make before break");
-    assert_eq!(one.agent.carrier.sessions(two.node()).len(), 2, "{}", one.agent.state());
+    let mut all = one.agent.carrier.sessions(two.node()).into_iter();
+    assert!(all.any(|session| session.detoured()), "{}", one.agent.state());
     one.agent.until("rid of the detour", |_| (!detoured[0].is_live()).then_some(())).await;
     assert!(direct.iter().all(Session::is_live));
     assert!(status(one, two).is_some_and(|peer| !peer.detoured));

@@ -296,3 +296,26 @@ fn an_agent_that_has_heard_of_nobody_yet_forgets_no_station() {
         assert_eq!(sent, 0);
     });
 }
+
+#[test]
+fn a_removed_namespace_is_made_again_and_served() {
+    in_lab(async |lab| {
+        let pair = Pair::connected(lab, Net::sealed(1, &[(1, 1), (2, 2)]), Underlay::V4).await;
+        let Pair { one, net, sandboxes, .. } = &pair;
+        let lost = one.network_namespace(net.id());
+        let path = lost.path().display();
+        run(&one.namespace, &format!("umount -l {path} && rm {path}"));
+        let mut gone = one.plane.gone();
+        // Anything that wakes the network's task.
+        one.desire_network(net.id(), |network| network.mtu -= 1);
+        assert_eq!(gone.recv().await.unwrap().endpoint, net.endpoint(1));
+        let links = run(&lost, "ip -o link");
+        assert!(!links.contains("tap0"), "{links}");
+
+        // Its port went with it.
+        let _ = attempt(&sandboxes[0], "ip link del eth0");
+        one.attach(net.spec(1, &sandboxes[0])).await;
+        served(one, net).await;
+        pair.reach_each_other().await;
+    });
+}

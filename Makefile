@@ -31,6 +31,9 @@ check: ## Format, lints, crate walls, licences
 bench-converge: deps bench-build ## From attach on one host to reached on another, 200 times
 	$(BENCH) bench-converge
 
+bench-docker: deps bench-build ## Docker's containers on weft against Docker's own overlay in swarm mode
+	$(BENCH) bench-docker
+
 bench-plain: deps bench-build ## Throughput against the same topology made by hand
 	$(BENCH) bench-plain
 
@@ -64,4 +67,4 @@ clean: ## Take down labs that were left up, and remove what was built
 sweep: ## Take down labs that were left up
 	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; else echo "no testbed was built"; fi
 
-.PHONY: help build release demo test check bench-converge bench-plain bench-sealed bench-deps bench-build fuzz install deps clean sweep
+.PHONY: help build release demo test check bench-converge bench-docker bench-plain bench-sealed bench-deps bench-build fuzz install deps clean sweep

@@ -232,7 +232,7 @@ cp "$(command -v busybox)" "$root/bin/busybox"
 for name in $("$root/bin/busybox" --list); do
   [ "$name" = busybox ] || ln -sf busybox "$root/bin/$name"
 done
-for tool in ping getent; do
+for tool in ping getent iperf3 ss timeout; do
   path=$(command -v "$tool")
   rm -f "$root/bin/$tool"
   cp -L "$path" "$root/bin/$tool"

@@ -18,6 +18,8 @@ enum Scene {
     },
     /// From attach on one host to resolved and reached on another
     BenchConverge,
+    /// Docker's containers on weft against its own overlay in swarm mode
+    BenchDocker,
     /// Throughput against the same topology made by hand
     BenchPlain,
     BenchSealed(scenes::sealed::Options),
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let done = match Scene::parse() {
         Scene::Demo { keep } => scenes::demo::run(keep),
         Scene::BenchConverge => scenes::converge::run(),
+        Scene::BenchDocker => scenes::docker::run(),
         Scene::BenchPlain => scenes::plain::run(),
         Scene::BenchSealed(options) => scenes::sealed::run(&options),
         Scene::Sweep => sweep(&std::env::temp_dir()).map(|swept| {

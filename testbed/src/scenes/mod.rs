@@ -2,5 +2,6 @@
 
 pub(crate) mod converge;
 pub(crate) mod demo;
+pub(crate) mod docker;
 pub(crate) mod plain;
 pub(crate) mod sealed;

@@ -1,11 +1,12 @@
 //! Follows Docker: the names of containers, what it lost in a crash, networks that all hosts shall
 //! have. Never inside a call of Docker's, which may itself wait for that call.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_model::{EndpointId, NetworkId};
+use weft_vxlan::Namespace;
 
 use super::{
     client::{ClientError, Event, Events, NetworkInspect},
@@ -27,12 +28,20 @@ const ABANDONED: Duration = Duration::from_secs(60);
 
 /// Follows the daemon until `stop`, also over its restarts.
 pub(super) async fn follow(driver: Arc<Driver>, tracker: TaskTracker, stop: CancellationToken) {
-    let mut follower =
-        Follower { driver, tracker, stop, ours: BTreeSet::new(), orphans: BTreeSet::new() };
+    let mut follower = Follower {
+        driver,
+        tracker,
+        stop,
+        ours: BTreeSet::new(),
+        orphans: BTreeSet::new(),
+        failed: Failed::default(),
+    };
     let stop = follower.stop.clone();
     let mut reachable = true;
     loop {
-        let ended = match follower.driver.client.events().await {
+        let connected = stop.run_until_cancelled(follower.driver.client.events()).await;
+        let Some(connected) = connected else { return };
+        let ended = match connected {
             Ok(events) => {
                 reachable = true;
                 tracing::info!("follows Docker's events");
@@ -59,6 +68,16 @@ struct Follower {
     ours: BTreeSet<String>,
     /// Endpoints in the book that the registry did not know at the last look.
     orphans: BTreeSet<EndpointId>,
+    /// What is not tried again before all is compared again.
+    failed: Failed,
+}
+
+#[derive(Default)]
+struct Failed {
+    /// Docker's networks that cannot be used.
+    unusable: BTreeSet<EngineId>,
+    /// The cluster's networks that Docker does not take.
+    refused: BTreeSet<NetworkId>,
 }
 
 enum Wake {
@@ -95,6 +114,7 @@ impl Follower {
                 Wake::Event(Err(error)) => return error,
                 Wake::Changed => self.settle_networks().await,
                 Wake::Resync => {
+                    self.failed = Failed::default();
                     self.settle_networks().await;
                     self.compare().await;
                 }
@@ -136,7 +156,7 @@ impl Follower {
 
     /// Finds out which networks of the cluster those are that Docker made without saying so, and
     /// makes those in Docker that all hosts shall have.
-    async fn settle_networks(&self) {
+    async fn settle_networks(&mut self) {
         let unbound: Vec<EngineId> = self
             .driver
             .registry
@@ -146,6 +166,9 @@ impl Follower {
             })
             .await;
         for id in unbound {
+            if self.failed.unusable.contains(&id) {
+                continue;
+            }
             match self.driver.client.network(&id).await {
                 // Still being created; the next look finds it.
                 Err(error) if error.is_missing() => {}
@@ -154,12 +177,13 @@ impl Follower {
                 }
                 Ok(_) => {
                     if let Err(refusal) = self.driver.bind(&id).await {
+                        self.failed.unusable.insert(id.clone());
                         tracing::warn!(network = %id, %refusal, "Docker's network cannot be used");
                     }
                 }
             }
         }
-        self.driver.fulfil().await;
+        self.driver.fulfil(&mut self.failed.refused).await;
     }
 
     /// Compares what is known with what Docker has: it says nothing of what it lost in a crash.
@@ -181,7 +205,7 @@ impl Follower {
                     }
                 }
                 Err(error) if error.is_missing() => {
-                    if age(since) > ABANDONED {
+                    if age(since) > ABANDONED && !self.is_in_use(&id).await {
                         tracing::info!(network = %id, "Docker has this network no more");
                         report(self.driver.forget_network(&id).await);
                     }
@@ -195,6 +219,19 @@ impl Follower {
             report(self.driver.release_reservation(network, ip).await);
         }
         self.detach_orphans().await;
+    }
+
+    /// Whether a sandbox of the network is still there: it may be another daemon's.
+    async fn is_in_use(&self, network: &EngineId) -> bool {
+        let sandboxes: Vec<PathBuf> = self
+            .driver
+            .registry
+            .read(|known| {
+                let joined = known.endpoints_of(network).filter_map(|(_, e)| e.joined.as_ref());
+                joined.map(|joined| joined.sandbox.clone()).collect()
+            })
+            .await;
+        sandboxes.into_iter().any(|path| Namespace::open(path).is_ok())
     }
 
     async fn forget_lost(&self, network: &EngineId, listing: &NetworkInspect) {

@@ -76,8 +76,13 @@ async fn askers(driver: &Driver) -> BTreeMap<PathBuf, Vec<Asker>> {
 struct Resolvers {
     listeners: Listeners,
     served: BTreeMap<PathBuf, Served>,
-    /// Sandboxes that cannot be served yet, and since when.
-    awaited: BTreeMap<PathBuf, Instant>,
+    /// Sandboxes that cannot be served yet.
+    awaited: BTreeMap<PathBuf, Awaited>,
+}
+
+struct Awaited {
+    since: Instant,
+    reported: bool,
 }
 
 struct Served {
@@ -157,17 +162,19 @@ impl Resolvers {
     }
 
     fn note_failure(&mut self, path: PathBuf, error: &ServeError) {
-        let since = *self.awaited.entry(path.clone()).or_insert_with(Instant::now);
+        let sandbox = path.display().to_string();
+        let new = || Awaited { since: Instant::now(), reported: false };
+        let awaited = self.awaited.entry(path).or_insert_with(new);
         // A sandbox that Docker is still making is no fault.
-        if since.elapsed() > EAGER_FOR && !error.is_early() {
-            let (sandbox, error) = (path.display(), Chain(error));
+        if awaited.since.elapsed() > EAGER_FOR && !std::mem::replace(&mut awaited.reported, true) {
+            let error = Chain(error);
             tracing::warn!(%sandbox, %error, "names of other hosts are not answered in the sandbox");
         }
     }
 
     /// Whether Docker is making a sandbox.
     fn is_eager(&self) -> bool {
-        self.awaited.values().any(|since| since.elapsed() < EAGER_FOR)
+        self.awaited.values().any(|awaited| awaited.since.elapsed() < EAGER_FOR)
     }
 
     /// Leaves every sandbox to Docker's own resolver: names go on being answered without the agent,
@@ -261,16 +268,6 @@ enum ServeError {
     Listen(#[from] ListenError),
     #[error("cannot redirect its queries")]
     Redirect(#[from] KernelError),
-}
-
-impl ServeError {
-    /// Whether the sandbox is not made yet, or has ended.
-    fn is_early(&self) -> bool {
-        matches!(
-            self,
-            Self::Namespace(NamespaceError::Missing { .. } | NamespaceError::NotANamespace { .. })
-        )
-    }
 }
 
 #[cfg(test)]

@@ -56,17 +56,21 @@ impl Driver {
         Ok(id)
     }
 
-    /// Makes the marked networks in this host's Docker, and removes there those that were made so
-    /// and have ended.
-    pub(super) async fn fulfil(&self) {
+    /// Makes the marked networks in this host's Docker, but for those in `refused`, to which
+    /// it adds what Docker refuses; and removes there those that were made so and have ended.
+    pub(super) async fn fulfil(&self, refused: &mut BTreeSet<NetworkId>) {
         let snapshot = self.snapshot();
         let cluster = &snapshot.cluster;
         let bound = self.bound().await;
         for id in marked(cluster).difference(&bound) {
+            if refused.contains(id) {
+                continue;
+            }
             let Some(network) = cluster.network(*id) else { continue };
             match self.client.create_network(&creation(network)).await {
                 Ok(()) => tracing::info!(network = %network.name, "made the network in Docker"),
                 Err(error) => {
+                    refused.insert(*id);
                     tracing::warn!(network = %network.name, error = %Chain(&error), "cannot make the network in Docker");
                 }
             }

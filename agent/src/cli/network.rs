@@ -201,11 +201,11 @@ pub(super) fn parse_pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Reads an option; one without a value is switched on, as in Docker (`-o encrypted`).
+/// Reads an option; a switch without a value is switched on, as in Docker (`-o encrypted`).
 fn parse_option(text: &str) -> Result<(String, String), String> {
-    match text.contains('=') || text.is_empty() {
-        true => parse_pair(text),
-        false => Ok((text.into(), String::new())),
+    match text {
+        "encrypted" | "multicast" => Ok((text.into(), String::new())),
+        _ => parse_pair(text),
     }
 }
 

@@ -39,8 +39,14 @@ impl Sessions {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut changes = self.carrier.changes();
         let mut keyring = Keyring::default();
+        let mut understood = None;
         loop {
-            self.look(&mut keyring);
+            let cluster = Arc::clone(&self.snapshots.borrow_and_update().cluster);
+            if !understood.as_ref().is_some_and(|before| Arc::ptr_eq(before, &cluster)) {
+                self.carrier.keep(partners(self.me, &cluster));
+            }
+            self.look(&mut keyring, &cluster);
+            understood = Some(cluster);
             let woken = async {
                 // Every arm is cancel-safe and none awaits in its body.
                 tokio::select! {
@@ -58,11 +64,9 @@ impl Sessions {
         }
     }
 
-    fn look(&mut self, keyring: &mut Keyring) {
-        let cluster = Arc::clone(&self.snapshots.borrow_and_update().cluster);
+    /// Brings the keyring up to date, and the tunnel's members with it.
+    fn look(&mut self, keyring: &mut Keyring, cluster: &Cluster) {
         let removed = self.revoked.borrow_and_update().clone();
-        self.carrier.keep(partners(self.me, &cluster));
-
         let now = Instant::now();
         let mut live = BTreeSet::new();
         for peer in cluster.members().map(|member| member.id).filter(|id| *id != self.me) {
@@ -75,7 +79,7 @@ impl Sessions {
         }
         keyring.settle(now, &live, &removed);
 
-        let members = self.members(&cluster, keyring);
+        let members = self.members(cluster, keyring);
         self.members.send_if_modified(|current| {
             let changed = !is_same(current, &members);
             if changed {

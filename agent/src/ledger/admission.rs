@@ -286,50 +286,67 @@ impl Keeper {
         network: &Network,
         request: &Attach,
         sandbox: &SandboxId,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Obstacle> {
         for ip in &request.addresses {
             if network.pool_of(*ip).is_none() {
                 let subnets: Vec<_> = network.pools.iter().map(|p| p.subnet.to_string()).collect();
-                return refuse(
-                    "addresses",
-                    format!(
-                        "{ip} lies outside {} of network {}: give one inside it",
-                        subnets.join(", "),
-                        network.name
-                    ),
+                let message = format!(
+                    "{ip} lies outside {} of network {}: give one inside it",
+                    subnets.join(", "),
+                    network.name
                 );
+                return Err(Refusal::field("addresses", message).into());
             }
         }
         for local in self.book.endpoints.values() {
-            let other = &local.endpoint;
-            let name = self.network_name(other.network);
-            if other.network == network.id && other.name == request.name {
-                return Err(Refusal::conflict(
-                    "name",
-                    format!(
-                        "{} is attached to {name} on this host already: detach it, or take another name",
-                        other.name
-                    ),
-                ));
+            match self.check_beside(local, network, request, sandbox) {
+                Ok(()) => {}
+                // It is about to be gone.
+                Err(reason) if local.state == EndpointState::Detaching => {
+                    return Err(Obstacle::Waits { reason, patience: GRANT_DEADLINE });
+                }
+                Err(refusal) => return Err(Obstacle::Refused(refusal)),
             }
-            if other.sandbox != *sandbox {
-                continue;
-            }
-            if other.network == network.id {
-                return Err(Refusal::conflict(
-                    "sandbox",
-                    format!("the sandbox is attached to {name} already, as {}", other.name),
-                ));
-            }
-            self.check_overlap(network, other.network)?;
-            if request.ifname.is_some() && local.ifname == request.ifname {
-                return Err(Refusal::conflict(
-                    "ifname",
-                    format!(
-                        "the sandbox has an interface of that name already, on {name}: take another"
-                    ),
-                ));
-            }
+        }
+        Ok(())
+    }
+
+    /// Checks the request against one endpoint of this host.
+    fn check_beside(
+        &self,
+        local: &LocalEndpoint,
+        network: &Network,
+        request: &Attach,
+        sandbox: &SandboxId,
+    ) -> Result<(), Refusal> {
+        let other = &local.endpoint;
+        let name = self.network_name(other.network);
+        if other.network == network.id && other.name == request.name {
+            return Err(Refusal::conflict(
+                "name",
+                format!(
+                    "{} is attached to {name} on this host already: detach it, or take another name",
+                    other.name
+                ),
+            ));
+        }
+        if other.sandbox != *sandbox {
+            return Ok(());
+        }
+        if other.network == network.id {
+            return Err(Refusal::conflict(
+                "sandbox",
+                format!("the sandbox is attached to {name} already, as {}", other.name),
+            ));
+        }
+        self.check_overlap(network, other.network)?;
+        if request.ifname.is_some() && local.ifname == request.ifname {
+            return Err(Refusal::conflict(
+                "ifname",
+                format!(
+                    "the sandbox has an interface of that name already, on {name}: take another"
+                ),
+            ));
         }
         Ok(())
     }

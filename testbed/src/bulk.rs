@@ -29,7 +29,7 @@ impl Bulk {
 ///
 /// # Errors
 ///
-/// The connection cannot be made, breaks or stalls for 10 s, or other bytes arrive than were sent.
+/// The connection cannot be made, breaks or stalls for 30 s, or other bytes arrive than were sent.
 pub fn bulk(from: &Container, to: &Container, address: IpAddr, bytes: u64) -> anyhow::Result<Bulk> {
     let before = retransmits(from)?;
     let (mut client, mut server) = connect(from, to, address)?;

@@ -19,7 +19,7 @@ use crate::{Container, eventually, pace, ping::joined};
 ///
 /// # Errors
 ///
-/// The connection cannot be made, breaks, stalls for 10 s, or a byte is not the one that was sent.
+/// The connection cannot be made, breaks, stalls for 30 s, or a byte is not the one that was sent.
 pub fn transfer(
     from: &Container,
     to: &Container,
@@ -189,4 +189,4 @@ fn byte_at(at: usize) -> u8 {
 }
 
 const BLOCK: usize = 1024;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,4 +1,5 @@
 use std::{
+    net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -31,6 +32,9 @@ pub(crate) fn run(keep: bool) -> anyhow::Result<()> {
 
     show_kernel(&lab, &app)?;
     show_wire(&lab, &app, &containers)?;
+    let mark = Instant::now();
+    show_encryption(&lab, &containers)?;
+    timings.push(("an encrypted network", mark.elapsed()));
     show_convergence(&lab)?;
 
     title("Timings");
@@ -160,6 +164,57 @@ fn show_wire(lab: &Lab, app: &NetworkView, containers: &[Container]) -> anyhow::
     Ok(())
 }
 
+fn show_encryption(lab: &Lab, plain: &[Container]) -> anyhow::Result<()> {
+    title("An encrypted network: the same ping, and what the underlay sees of it");
+    weft(lab.host(1), "network create secret --encrypted")?;
+    let mut sealed = Vec::new();
+    for (index, name) in [(1, "north"), (2, "south")] {
+        let host = lab.host(index);
+        eventually(Duration::from_secs(5), "every host knows the network", || {
+            host.weft("network inspect secret")?.ok()
+        })?;
+        let pid = weft(host, &format!("run --network secret --name {name} -d -- sleep 3600"))?;
+        sealed.push(Container::running(host, name, pid.parse().context("a process id")?));
+    }
+    let web = plain.iter().find(|c| c.name() == "web").context("there is a web")?;
+    weft(lab.host(1), "run --network secret --name guest -- ping -c 2 -i 0.2 -W 1 south")?;
+    for (from, to, network, clear) in
+        [(web, "worker", "app", true), (&sealed[0], "south", "secret", false)]
+    {
+        let file = lab.dir().join(format!("{network}.pcap"));
+        let filter = "udp portrange 6791-6798 or udp port 4789";
+        let capture = Capture::start(&lab.underlay_namespace(), "p1", filter, file)?;
+        let pattern: String = WORDS.iter().map(|byte| format!("{byte:02x}")).collect();
+        let target = weft(lab.host(2), &format!("resolve {to} --network {network}"))?;
+        let ip = target.split_whitespace().find(|word| word.parse::<IpAddr>().is_ok());
+        let ip = ip.with_context(|| format!("no address in {target:?}"))?;
+        from.exec(&["ping", "-n", "-c", "2", "-i", "0.2", "-p", &pattern, ip])?.ok()?;
+        let recording = capture.record()?;
+        let (found, all) = (recording.holding(WORDS), recording.packets().len());
+        let words = String::from_utf8_lossy(WORDS);
+        line(&format!("{network}: {words:?} is in {found} of {all} packets between the hosts"));
+        ensure!((found > 0) == clear && all > 0, "{network} is not what it should be");
+        let last = recording.packets().last().context("a packet")?;
+        dump(last.get(42..).context("a packet has headers")?);
+    }
+    let status = lab.host(1).weft("status")?.ok()?;
+    line("h1# weft status");
+    // Offloads, peers and encrypted networks stand at its end.
+    let rest = status.lines().skip_while(|text| !text.starts_with("OFFLOAD"));
+    rest.for_each(|text| line(&format!("   {text}")));
+    Ok(())
+}
+
+/// Shows the beginning of what a UDP packet carries.
+fn dump(payload: &[u8]) {
+    for row in payload.chunks(16).take(9) {
+        let hex: String = row.iter().map(|byte| format!("{byte:02x} ")).collect();
+        let shown = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' };
+        let text: String = row.iter().map(shown).collect();
+        line(&format!("   {hex:<48} {text}"));
+    }
+}
+
 fn show_convergence(lab: &Lab) -> anyhow::Result<()> {
     title("From attach on one host to seen on another, 20 times");
     let mut course = Course::new(lab)?;
@@ -235,3 +290,6 @@ fn title(text: &str) {
 fn line(text: &str) {
     println!("{text}");
 }
+
+/// What the echoes of the encrypted part say.
+const WORDS: &[u8; 16] = b"meet me at dawn!";

@@ -97,6 +97,9 @@ impl Summary {
         }
         let idle = percentile(&series.idle, 50.0);
         let _ = writeln!(text, "While nothing was measured, {idle:.2} CPUs were busy.");
+        if idle > IDLE_CPUS {
+            let _ = writeln!(text, "The machine had other work: CPU s/GB says little, rates less.");
+        }
         text
     }
 
@@ -142,6 +145,9 @@ fn unit(load: Workload) -> &'static str {
 fn median(runs: &[Carried], of: impl Fn(&Carried) -> f64) -> f64 {
     percentile(&runs.iter().map(of).collect::<Vec<_>>(), 50.0)
 }
+
+/// More than agents and a terminal take when there is nothing to do.
+const IDLE_CPUS: f64 = 0.2;
 
 /// A figure's name, its load, the rows of which the best is what sealed is divided by, the least.
 type Goal = (&'static str, Workload, &'static [Contender], f64);

@@ -119,8 +119,9 @@ pub(crate) struct Rooms {
 }
 
 impl Rooms {
-    /// Few and large: the largest aggregate that the kernel's GRO makes fits one.
-    pub(crate) const AGGREGATES: Self = Self { count: 16, bytes: 1 << 16 };
+    /// Few and large: the largest aggregate that the kernel's GRO makes fits one, and all of them a
+    /// core's second-level cache.
+    pub(crate) const AGGREGATES: Self = Self { count: 8, bytes: 1 << 16 };
 
     /// Many, each for one packet of any usual link.
     pub(crate) const PACKETS: Self = Self { count: SLOTS, bytes: 9216 };

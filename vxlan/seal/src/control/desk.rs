@@ -40,6 +40,8 @@ pub(super) struct Desk {
     doubt: bool,
     /// Whether routes or status may have changed.
     stale: bool,
+    /// Whether members have changed.
+    met: bool,
 }
 
 impl Desk {
@@ -62,6 +64,7 @@ impl Desk {
             destinations: BTreeMap::new(),
             doubt: true,
             stale: true,
+            met: false,
         }
     }
 
@@ -76,7 +79,7 @@ impl Desk {
         self.members = members;
         self.shared.sessions.store(Arc::clone(self.keys.sessions()));
         self.tell_candidates(now);
-        (self.doubt, self.stale) = (true, true);
+        (self.doubt, self.stale, self.met) = (true, true, true);
     }
 
     /// Takes what a worker says.
@@ -382,6 +385,10 @@ impl Desk {
             })
             .collect();
         self.shared.routes.store(Arc::new(routes));
+        if std::mem::take(&mut self.met) {
+            // Threads that have nothing to do let go of the keys that were withdrawn.
+            self.shared.stop.wake_all();
+        }
 
         let shared = &self.shared;
         let status = TunnelStatus {

@@ -1,8 +1,11 @@
 //! The threads on the packet path: for each lane one that seals what its TAP queues say, and one
 //! that opens what its socket receives.
 
+mod carrier;
 mod opening;
 mod outbox;
+mod poller;
+mod sealers;
 mod sealing;
 mod stations;
 mod writer;

@@ -23,7 +23,6 @@ use crate::{
     frame::{Arrival, Coalescer, Headers, Part, check_source},
     key::{Content, Flags, HEADER, Header, Lane, META, Meta, Opener, Refused, RootId, TAG},
     mmsg::{Received, Receives, Rooms},
-    networks::Carried,
     routes::Sessions,
     shared::Shared,
 };
@@ -83,7 +82,7 @@ impl Opening {
     }
 
     /// Waits until there is something to receive, or somebody calls.
-    fn wait(&self) {
+    fn wait(&mut self) {
         let socket = &self.shared.sockets[self.lane];
         let waker = &self.shared.stop.opening[self.lane];
         let mut fds = [
@@ -94,6 +93,8 @@ impl Opening {
         let _ = poll(&mut fds, PollTimeout::NONE);
         if fds[1].any().unwrap_or_default() {
             waker.clear();
+            // Keys that are no longer valid must not wait for the next packet to be wiped.
+            self.refresh();
         }
     }
 
@@ -148,96 +149,105 @@ impl Opening {
     }
 
     /// Opens one packet in the arena.
+    #[inline]
     fn open(&mut self, now: Instant, slot: usize, packet: Range<usize>) -> Result<(), DropReason> {
         let bytes = &self.receives.arena()[packet.clone()];
         let header = Header::decode(bytes).map_err(|_| DropReason::Malformed)?;
-        if header.lane == Lane::CONTROL {
-            return self.hand_to_control(&header, slot, bytes);
-        }
         let owner = usize::from(header.lane.number()) % self.shared.sockets.len();
-        if owner != self.lane {
-            let handed = self.shared.hand_over(owner, bytes.to_vec());
-            return if handed { Ok(()) } else { Err(DropReason::Queue) };
+        if header.lane == Lane::CONTROL || owner != self.lane {
+            return self.hand_on(&header, owner, slot, bytes);
         }
 
-        let arena = self.receives.arena_mut();
-        let Opened { session, peer, tell } = self.openers.open(
-            &self.sessions,
-            &self.shared,
-            header,
-            now,
-            &mut arena[packet.clone()],
-        )?;
+        let bytes = &mut self.receives.arena_mut()[packet.clone()];
+        let Opened { session, peer, tell } =
+            self.openers.open(&self.sessions, &self.shared, header, now, bytes)?;
+        let opened = &bytes[HEADER..bytes.len() - TAG];
+        let (meta, _) = Meta::decode(opened).map_err(|_| DropReason::Malformed)?;
         if tell && let Some(from) = self.receives.from(slot) {
             self.shared.tell_control(Event::Heard { peer, socket: self.lane, from });
         }
-        let opened = &self.receives.arena()[packet.start + HEADER..packet.end - TAG];
-        let (meta, frame) = Meta::decode(opened).map_err(|_| DropReason::Malformed)?;
-        let networks = Arc::clone(self.writer.networks());
-        let Some(network) = networks.by_number.get(&meta.network) else {
-            return Err(DropReason::UnknownNetwork);
-        };
-        let tallies = &network.ledger.opening[self.lane];
-        tallies.carried(1, frame.len() as u64);
+        let network = self.writer.networks.by_number.get(&meta.network);
+        let network = network.ok_or(DropReason::UnknownNetwork)?;
         let frame = packet.start + HEADER + META..packet.end - TAG;
-        if let Err(reason) = self.admit(network, peer, session, header.counter, meta, frame) {
-            tallies.dropped(reason, 1);
+        network.ledger.opening[self.lane].carried(1, frame.len() as u64);
+
+        let arrival = Arrival {
+            key: (meta.network, session),
+            counter: header.counter,
+            part: part(meta)?,
+            frame,
+        };
+        if let Err(reason) = self.admit(peer, arrival) {
+            self.drop_from(meta.network, reason);
         }
         Ok(())
     }
 
     /// Judges an opened frame and puts it together with its neighbours.
-    fn admit(
-        &mut self,
-        network: &Carried,
-        peer: NodeId,
-        session: u32,
-        counter: u64,
-        meta: Meta,
-        frame: Range<usize>,
-    ) -> Result<(), DropReason> {
-        let segment = match meta.content {
-            Content::Frame => false,
-            Content::Segment => true,
-            _ => return Err(DropReason::Malformed),
-        };
+    #[inline]
+    fn admit(&mut self, peer: NodeId, arrival: Arrival<Key>) -> Result<(), DropReason> {
         let Self { writer, coalescer, receives, .. } = self;
-        let bytes = &receives.arena()[frame.clone()];
+        let Some(network) = writer.networks.by_number.get(&arrival.key.0) else {
+            return Err(DropReason::UnknownNetwork);
+        };
+        let bytes = &receives.arena()[arrival.frame.clone()];
         let headers = Headers::parse(bytes).map_err(|_| DropReason::Malformed)?;
         let stations = SeenFrom { peer, forwarding: &network.forwarding };
         check_source(bytes, &headers, &stations).map_err(|_| DropReason::Spoofed)?;
-
-        let part = Part {
-            segment,
-            partial: meta.flags.has(Flags::PARTIAL_CHECKSUM),
-            last: meta.flags.has(Flags::LAST),
-            index: meta.index,
-        };
-        let arrival = Arrival { key: (meta.network, session), counter, part, frame };
         coalescer
             .push(receives.arena(), arrival, &headers, |built| writer.write(&built))
             .map_err(|_| DropReason::Malformed)
     }
 
-    fn hand_to_control(
+    /// Gives a packet that another thread opens to that one.
+    #[cold]
+    fn hand_on(
         &self,
         header: &Header,
+        owner: usize,
         slot: usize,
         packet: &[u8],
     ) -> Result<(), DropReason> {
-        // Whoever does not know a tag cannot fill the control thread's queue.
+        // Whoever does not know a tag cannot fill others' queues.
         if !self.sessions.by_tag.contains_key(&header.tag) {
             return Err(DropReason::UnknownPeer);
         }
-        let from = self.receives.from(slot).ok_or(DropReason::Malformed)?;
-        let event = Event::Received { socket: self.lane, from, packet: packet.to_vec() };
-        if self.shared.tell_control(event) { Ok(()) } else { Err(DropReason::Queue) }
+        let packet = packet.to_vec();
+        let handed = if header.lane == Lane::CONTROL {
+            let from = self.receives.from(slot).ok_or(DropReason::Malformed)?;
+            self.shared.tell_control(Event::Received { socket: self.lane, from, packet })
+        } else {
+            self.shared.hand_over(owner, packet)
+        };
+        if handed { Ok(()) } else { Err(DropReason::Queue) }
+    }
+
+    fn drop_from(&self, network: u32, reason: DropReason) {
+        match self.writer.networks.by_number.get(&network) {
+            Some(network) => network.ledger.opening[self.lane].dropped(reason, 1),
+            None => self.tallies().dropped(reason, 1),
+        }
     }
 
     /// The counters of what belongs to no network yet.
     fn tallies(&self) -> &Tallies {
         &self.shared.ledger.opening[self.lane]
     }
+}
+
+/// What a packet says of the frame in it.
+fn part(meta: Meta) -> Result<Part, DropReason> {
+    let segment = match meta.content {
+        Content::Frame => false,
+        Content::Segment => true,
+        _ => return Err(DropReason::Malformed),
+    };
+    Ok(Part {
+        segment,
+        partial: meta.flags.has(Flags::PARTIAL_CHECKSUM),
+        last: meta.flags.has(Flags::LAST),
+        index: meta.index,
+    })
 }
 
 /// The openers that one thread has borrowed from their roots.

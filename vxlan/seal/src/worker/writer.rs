@@ -17,7 +17,7 @@ pub(super) type Key = (u32, u32);
 pub(super) struct Writer {
     shared: Arc<Shared>,
     lane: usize,
-    networks: Arc<Snapshot>,
+    pub(super) networks: Arc<Snapshot>,
     accepts: Accepts,
 }
 
@@ -27,10 +27,6 @@ impl Writer {
         let mut writer = Self { shared, lane, networks, accepts: Accepts::default() };
         writer.note_offloads();
         writer
-    }
-
-    pub(super) fn networks(&self) -> &Arc<Snapshot> {
-        &self.networks
     }
 
     /// Which super-frames the TAPs take.

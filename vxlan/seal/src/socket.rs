@@ -104,6 +104,12 @@ fn probe(offloads: &Offloads, offload: Offload, ask: impl Fn() -> Result<(), Err
     offloads.probed(offload, state);
 }
 
+/// Has datagrams sent without a checksum, of which the kernel then cuts no runs.
+#[cfg(test)]
+pub(crate) fn forbid_checksums(socket: &LaneSocket) -> Result<(), Errno> {
+    options::forbid_checksums(socket.udp.as_raw_fd())
+}
+
 #[cfg(test)]
 pub(crate) fn enable_gro(socket: &impl AsRawFd) -> Result<(), Errno> {
     options::set_gro(socket.as_raw_fd(), true)
@@ -174,6 +180,11 @@ mod options {
 
     pub(super) fn set_gro(fd: RawFd, on: bool) -> Result<(), Errno> {
         set(fd, libc::SOL_UDP, libc::UDP_GRO, on.into())
+    }
+
+    #[cfg(test)]
+    pub(super) fn forbid_checksums(fd: RawFd) -> Result<(), Errno> {
+        set(fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
     }
 
     fn set(fd: RawFd, level: i32, name: i32, value: libc::c_int) -> Result<(), Errno> {

@@ -40,6 +40,23 @@ pub struct TunnelConfig {
     pub relay: bool,
 }
 
+#[cfg(test)]
+impl TunnelConfig {
+    pub(crate) fn on_loopback(port: u16) -> Self {
+        Self {
+            own: NodeId::from([1; 16]),
+            bind: std::net::Ipv4Addr::LOCALHOST.into(),
+            port,
+            lanes: 1,
+            limits: Limits::default(),
+            suites: Suite::ALL.into(),
+            offloads: OffloadSwitches::ALL_ON,
+            underlay_mtu: 1500,
+            relay: false,
+        }
+    }
+}
+
 /// A handle on the running data path of one node.
 #[derive(Clone, Debug)]
 pub struct Tunnel {

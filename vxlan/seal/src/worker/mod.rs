@@ -16,6 +16,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -86,4 +87,47 @@ fn message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("without a message")
 }
 
-const RESTART_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::TunnelConfig;
+
+    #[test]
+    fn a_thread_that_panics_begins_anew_and_the_status_says_so() {
+        let config = TunnelConfig::on_loopback(16_799);
+        let (shared, _ends) = Shared::open(config).unwrap();
+        let tracker = TaskTracker::new();
+        let (tell, told) = mpsc::channel();
+        let (own, mut runs) = (Arc::clone(&shared), 0);
+        start(&shared, "seal-test".into(), tracker.token(), move || {
+            runs += 1;
+            tell.send(runs).unwrap();
+            match runs {
+                1 => panic!("an unforeseen frame"),
+                2 => Err(io::Error::other("an unforeseen error")),
+                _ => {
+                    own.stop.set();
+                    Ok(())
+                }
+            }
+        })
+        .unwrap();
+
+        for run in 1..=3 {
+            assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(run));
+        }
+        assert!(
+            told.recv_timeout(Duration::from_secs(10)).is_err(),
+            "the thread ends when it is told to"
+        );
+        let warnings = shared.warnings().join("; ");
+        assert!(warnings.contains("panic: an unforeseen frame"), "{warnings}");
+        assert!(warnings.contains("an unforeseen error"), "{warnings}");
+    }
+}

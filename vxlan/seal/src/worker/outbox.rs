@@ -235,3 +235,96 @@ const MAX_RUNS: usize = 256;
 
 /// How long a full socket may hold up the frames behind.
 const PATIENCE_MS: u8 = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::{OffloadState, OffloadSwitches, TunnelConfig, socket};
+
+    /// What a tunnel on loopback has, and a socket that receives what it sends.
+    fn outbox(port: u16, offloads: OffloadSwitches) -> (Arc<Shared>, Outbox, UdpSocket, Hop) {
+        let config = TunnelConfig { offloads, ..TunnelConfig::on_loopback(port) };
+        let (shared, _) = Shared::open(config).unwrap();
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        let hop = Hop { socket: 0, to: receiver.local_addr().unwrap().into() };
+        let outbox = Outbox::new(Arc::clone(&shared), 0);
+        (shared, outbox, receiver, hop)
+    }
+
+    fn push(outbox: &mut Outbox, hop: &Hop, len: usize, byte: u8) {
+        outbox.room(len, &Share::default()).fill(byte);
+        outbox.push(len, hop);
+    }
+
+    fn received(receiver: &UdpSocket) -> Vec<(usize, u8)> {
+        let mut datagram = [0; 2000];
+        std::iter::from_fn(|| receiver.recv(&mut datagram).ok().map(|len| (len, datagram[0])))
+            .collect()
+    }
+
+    #[test]
+    fn packets_of_one_size_are_one_run_and_a_shorter_one_ends_it() {
+        let (shared, mut outbox, receiver, hop) = outbox(16_791, OffloadSwitches::ALL_ON);
+        for (byte, len) in [100, 100, 60, 100, 200, 200].into_iter().enumerate() {
+            push(&mut outbox, &hop, len, byte as u8);
+        }
+        let runs: Vec<_> = outbox.runs.iter().map(|pending| pending.run.packets()).collect();
+        assert_eq!(runs, [3, 1, 2]);
+
+        outbox.flush(&Share::default());
+        let lens = [(100, 0), (100, 1), (60, 2), (100, 3), (200, 4), (200, 5)];
+        assert_eq!(received(&receiver), lens);
+        assert_eq!(shared.used(Offload::UdpSegment).read(), 2);
+    }
+
+    #[test]
+    fn a_run_has_no_more_packets_and_bytes_than_one_send_takes() {
+        let (_, mut outbox, _, hop) = outbox(16_793, OffloadSwitches::ALL_ON);
+        for _ in 0..65 {
+            push(&mut outbox, &hop, 64, 0);
+        }
+        for _ in 0..45 {
+            push(&mut outbox, &hop, 1482, 0);
+        }
+        let runs: Vec<_> = outbox.runs.iter().map(|pending| pending.run.packets()).collect();
+        assert_eq!(runs, [64, 1, 44, 1]);
+    }
+
+    #[test]
+    fn a_kernel_that_refuses_runs_gets_single_packets_and_none_is_lost() {
+        let (shared, mut outbox, receiver, hop) = outbox(16_795, OffloadSwitches::ALL_ON);
+        // The kernel cuts no datagrams that it must not put a checksum on.
+        socket::forbid_checksums(&shared.sockets[0]).unwrap();
+        for byte in 0..10 {
+            push(&mut outbox, &hop, 100, byte);
+        }
+        outbox.flush(&Share::default());
+
+        assert_eq!(received(&receiver), (0..10).map(|byte| (100, byte)).collect::<Vec<_>>());
+        assert_eq!(outbox.take_lost(), Lost::default());
+        let state = shared.offloads.state(Offload::UdpSegment);
+        assert!(matches!(state, OffloadState::FellBack(_)), "{state}");
+
+        for byte in 0..3 {
+            push(&mut outbox, &hop, 100, byte);
+        }
+        assert_eq!(outbox.runs.len(), 3);
+        outbox.flush(&Share::default());
+        assert_eq!(received(&receiver).len(), 3);
+        assert_eq!(shared.offloads.refused(Offload::UdpSegment), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_at_all_is_counted_and_costs_no_offload() {
+        let (shared, mut outbox, receiver, _) = outbox(16_797, OffloadSwitches::ALL_ON);
+        let nowhere = "240.0.0.1:9".parse::<std::net::SocketAddr>().unwrap();
+        push(&mut outbox, &Hop { socket: 0, to: nowhere.into() }, 100, 1);
+        outbox.flush(&Share::default());
+        assert_eq!(outbox.take_lost(), Lost { no_path: 1, ..Lost::default() });
+        assert!(shared.offloads.is_on(Offload::UdpSegment));
+        assert!(received(&receiver).is_empty());
+    }
+}

@@ -44,7 +44,10 @@ impl Capture {
     ) -> anyhow::Result<Self> {
         let mut process = Command::new("nsenter")
             .arg(format!("--net={}", namespace.display()))
-            .args(["--", "tcpdump", "-Z", "root", "-U", "--immediate-mode", "-B", "8192"])
+            .args(["--", "tcpdump", "-Z", "root", "-U", "--immediate-mode"])
+            // In this mode each packet takes a slot for the largest there may be, which is a
+            // super-packet: some 500 of them.
+            .args(["--snapshot-length", "66000", "--buffer-size", "32768"])
             .args(["-i", interface])
             .arg("-w")
             .arg(&file)

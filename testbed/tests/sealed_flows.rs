@@ -1,10 +1,14 @@
 //! What established flows notice of new keys and of an agent that is gone for a moment.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use anyhow::ensure;
-use weft_testbed::{Bulk, Flow, Host, Lab, Pair, PingStream, Sequence, Stop, bulk, eventually};
+use weft_testbed::{
+    Bulk, Capture, Flow, Host, Lab, Pair, PingStream, Sequence, Stop, bulk, eventually,
+};
 
+/// Of the first lane.
+const PORT: u16 = 6791;
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// What TCP carries across new keys: `WEFT_SEALED_BYTES`, or enough for four of them.
@@ -65,6 +69,44 @@ fn datagrams_across_new_keys_arrive_once_and_in_order() -> anyhow::Result<()> {
         let arrived = numbers.arrived;
         ensure!(numbers.lost() == 0, "{direction}: {numbers:?}");
         ensure!(arrived.twice == 0 && arrived.late == 0, "{direction}: {numbers:?}");
+    }
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn flows_spread_over_lanes_stay_in_order_and_hosts_may_differ_in_lanes() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(2).build()?;
+    for (index, lanes) in [(1, 4), (2, 3)] {
+        lab.host(index).configure(&format!("sealed_lanes = {lanes}\n"))?;
+    }
+    lab.form_cluster()?;
+    lab.create_network("secret --encrypted --subnet 10.213.77.0/24")?;
+    let pair = Pair::attach(&lab, "secret", "walrus")?;
+    let file = lab.dir().join("lanes.pcap");
+    let capture = Capture::start(&lab.underlay_namespace(), "p1", "udp", file)?;
+    let flows: Vec<Sequence> = (0..8)
+        .map(|_| Sequence::start(&pair.one, &pair.two, pair.far, 200, MILLISECOND))
+        .chain((0..8).map(|_| Sequence::start(&pair.two, &pair.one, pair.near, 200, MILLISECOND)))
+        .collect::<anyhow::Result<_>>()?;
+    bulk(&pair.one, &pair.two, pair.far, 10_000_000)?;
+    bulk(&pair.two, &pair.one, pair.near, 10_000_000)?;
+    for flow in flows {
+        let numbers = flow.stop()?;
+        ensure!(numbers.sent > 10 && numbers.lost() == 0, "{numbers:?}");
+        ensure!(numbers.arrived.twice == 0 && numbers.arrived.late == 0, "{numbers:?}");
+    }
+    let recording = capture.record()?;
+    for (host, lanes) in [(1, 4), (2, 3)] {
+        let address = lab.host(host).address();
+        let ports: BTreeSet<u16> = (PORT..PORT + 8)
+            .filter(|&port| {
+                let datagrams = recording.datagrams(port);
+                datagrams.iter().any(|d| d.source == SocketAddr::new(address, port))
+            })
+            .collect();
+        let own = PORT..PORT + lanes;
+        ensure!(ports.len() > 1 && ports.iter().all(|port| own.contains(port)), "{ports:?}");
     }
     lab.finish();
     Ok(())

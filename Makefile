@@ -21,6 +21,11 @@ test: deps build ## All tests: pure, simulated, kernel and end to end
 	RUST_BACKTRACE=0 $(CARGO) test --workspace --exclude weft-testbed
 	RUST_BACKTRACE=0 $(CARGO) test -p weft-testbed -- --test-threads=1
 
+test-engines-next: deps build ## The Docker driver with the engines of Debian 13, fetched once (550 MB)
+	testbed/engines-tree target/engines/trixie
+	WEFT_ENGINES_TREE=$(CURDIR)/target/engines/trixie/tree RUST_BACKTRACE=0 \
+	$(CARGO) test -p weft-testbed --test docker -- --test-threads=1
+
 check: ## Format, lints, crate walls, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
@@ -67,4 +72,4 @@ clean: ## Take down labs that were left up, and remove what was built
 sweep: ## Take down labs that were left up
 	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; else echo "no testbed was built"; fi
 
-.PHONY: help build release demo test check bench-converge bench-docker bench-plain bench-sealed bench-deps bench-build fuzz install deps clean sweep
+.PHONY: help build release demo test test-engines-next check bench-converge bench-docker bench-plain bench-sealed bench-deps bench-build fuzz install deps clean sweep

@@ -24,11 +24,14 @@ pub struct Docker {
     host: Arc<Host>,
     /// The parent of all control groups of its containers.
     cgroup: String,
+    /// Another system's tree, from which daemon and client are taken.
+    tree: Option<PathBuf>,
     entered: Mutex<Option<Child>>,
 }
 
 impl Docker {
-    /// Starts a daemon on host `index` of `lab`, and gives it the image.
+    /// Starts a daemon on host `index` of `lab`, and gives it the image. Where `WEFT_ENGINES_TREE`
+    /// names the tree of another system, it is that one's Docker.
     ///
     /// # Errors
     ///
@@ -39,7 +42,8 @@ impl Docker {
         let host = Arc::clone(lab.host(index));
         let name = lab.dir().file_name().and_then(|name| name.to_str()).context("no name")?;
         let cgroup = format!("{name}-{}", host.name());
-        let docker = Self { host, cgroup, entered: Mutex::default() };
+        let tree = std::env::var_os("WEFT_ENGINES_TREE").map(PathBuf::from);
+        let docker = Self { host, cgroup, tree, entered: Mutex::default() };
         docker.start_daemon(&[])?;
         let tar = image(lab.dir())?;
         docker.run(&["import", "-c", "CMD [\"/bin/sh\"]", &tar.display().to_string(), IMAGE])?;
@@ -53,10 +57,16 @@ impl Docker {
     /// It ends instead, or does not answer within 30 s.
     pub fn start_daemon(&self, options: &[&str]) -> anyhow::Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
-        let entered = self
-            .host
-            .enter()?
-            .args(["sh", "-ec", r#"echo $$ >/run/dockerd.pid; exec dockerd "$@""#, "dockerd"])
+        if let Some(tree) = &self.tree {
+            let tree = tree.display().to_string();
+            let dir = self.host.dir().display().to_string();
+            let lab = self.host.dir().parent().context("a host is in a lab")?.display().to_string();
+            self.host.exec(&["sh", "-ec", TREE_SCRIPT, "tree", &tree, &dir, &lab])?.ok()?;
+        }
+        let mut entered = self.host.enter()?;
+        let entered = entered
+            .args(["sh", "-ec", r#"echo $$ >/run/dockerd.pid; exec "$@""#, "dockerd"])
+            .args(self.within(&["dockerd"]))
             .args(["--cgroup-parent", &format!("/{}", self.cgroup), "--pidfile", "/run/docker.pid"])
             // A lab has no resolver beyond its hosts: nobody shall wait long for one.
             .args(["--dns-opt", "timeout:1", "--dns-opt", "attempts:1"])
@@ -124,7 +134,8 @@ impl Docker {
         // The daemon's own client, where there are several.
         let own = "/usr/bin/docker";
         let client = if Path::new(own).exists() { own } else { "docker" };
-        self.host.exec(&[&[client], args].concat())
+        let line = [self.within(&[client]), args.iter().map(|arg| (*arg).to_owned()).collect()];
+        self.host.exec(&line.concat().iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Starts a container that waits, with `options` of `docker run`.
@@ -189,6 +200,13 @@ impl Docker {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
+    /// A command, run in the other system's tree if there is one.
+    fn within(&self, command: &[&str]) -> Vec<String> {
+        let enter = r#"exec nsenter --mount=/proc/$(cat /run/tree.pid)/ns/mnt "$@""#;
+        let prefix = self.tree.iter().flat_map(|_| ["sh", "-c", enter, "tree"]);
+        prefix.chain(command.iter().copied()).map(str::to_owned).collect()
+    }
+
     fn log_path(&self) -> PathBuf {
         self.host.dir().join("dockerd.log")
     }
@@ -247,6 +265,30 @@ echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
 tar -C "$root" --numeric-owner --owner=0 --group=0 -cf "$out.new" .
 mv "$out.new" "$out"
 rm -rf "$root"
+"#;
+
+/// Makes another system's tree the root of a mount namespace of its own, which outlives daemons, with
+/// the host's own /run and /var/lib in it. What is mounted below /run on one side shows on the other:
+/// namespaces of sandboxes, above all.
+const TREE_SCRIPT: &str = r#"
+[ ! -e /run/tree.pid ] || exit 0
+tree=$1 dir=$2 lab=$3 root=$2/root
+mkdir -p "$root" "$dir/upper" "$dir/work"
+mount -t overlay overlay -o "lowerdir=$tree,upperdir=$dir/upper,workdir=$dir/work" "$root"
+mount --make-shared /run
+for name in /run /var/lib /proc /dev /sys; do mount --rbind "$name" "$root$name"; done
+mkdir -p "$root$lab" "$root/.old"
+mount --bind "$lab" "$root$lab"
+: >"$root/etc/resolv.conf"
+setsid unshare --mount --propagation unchanged sh -ec '
+  cd "$1"
+  pivot_root . .old
+  mount --make-rprivate /.old
+  umount -l /.old
+  echo $$ >/run/tree.new
+  mv /run/tree.new /run/tree.pid
+  exec sleep infinity' sh "$root" >/dev/null 2>&1 </dev/null &
+until [ -e /run/tree.pid ]; do kill -0 $! && sleep 0.05; done
 "#;
 
 /// Removes what the daemons of labs whose process has died left of control groups.

@@ -74,7 +74,9 @@ impl Opening {
             shared.syscalls.opening[self.lane].add(1);
             match self.receives.receive(&shared.sockets[self.lane]) {
                 Ok(count) => self.open_batch(count),
-                Err(Errno::EAGAIN) => self.wait(),
+                // Nobody calls again for parcels that did not fit the batch.
+                Err(Errno::EAGAIN) if handed == 0 => self.wait(),
+                Err(Errno::EAGAIN) => {}
                 // An ICMP error about something that was sent is told to whoever receives.
                 Err(_) => {}
             }
@@ -346,3 +348,35 @@ pub(crate) fn reason(refused: Refused) -> DropReason {
 
 /// How often the control thread is told that a peer is heard.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::{TunnelConfig, key::OVERHEAD};
+
+    #[test]
+    fn however_many_parcels_come_at_once_none_waits_for_the_next_one() {
+        let (shared, ends) = Shared::open(TunnelConfig::on_loopback(16_811)).unwrap();
+        let parcels = Arc::new(ends.parcels.into_iter().next().unwrap());
+        let count = 4 * Rooms::PACKETS.count as u64 + 1;
+        // Of lane 0, of a session that nobody knows: opened, and counted as that.
+        let parcel = [&[0x11][..], &[0; OVERHEAD - 1]].concat();
+        for _ in 0..count {
+            assert!(shared.hand_over(0, parcel.clone()));
+        }
+
+        let own = Arc::clone(&shared);
+        let thread = thread::spawn(move || Opening::new(own, 0, parcels).run());
+        let opened = || shared.ledger.read().dropped(DropReason::UnknownPeer);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while opened() < count && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        let opened = opened();
+        shared.stop.set();
+        thread.join().unwrap();
+        assert_eq!(opened, count, "parcels are left lying");
+    }
+}

@@ -156,10 +156,13 @@ fn networks(
         NetworkRecord::Defined(network) => Some(network),
         NetworkRecord::Removed => None,
     });
-    let mut networks = BTreeMap::new();
-    for network in known.values().chain(heard) {
-        if !removed.contains(&network.id) {
-            networks.entry(network.id).or_insert_with(|| Arc::new(network.clone()));
+    let mut networks: BTreeMap<NetworkId, Arc<Network>> = BTreeMap::new();
+    for network in known.values().chain(heard).filter(|network| !removed.contains(&network.id)) {
+        let first = networks.entry(network.id).or_insert_with(|| Arc::new(network.clone()));
+        // A definition never changes, and all who carry it repeat it. Whoever says otherwise must
+        // not bring a host that hears of the network for the first time to send it in clear.
+        if network.encrypted && !first.encrypted {
+            Arc::make_mut(first).encrypted = true;
         }
     }
     networks
@@ -328,6 +331,22 @@ mod tests {
             .build();
         assert!(cluster.network(app.id).is_none());
         assert!(cluster.is_removed(app.id));
+    }
+
+    #[test]
+    fn no_member_can_take_the_encryption_off_a_network() {
+        let secret = Network { encrypted: true, ..network(1, "secret") };
+        let plain = Network { encrypted: false, ..secret.clone() };
+        for [first, second] in [[&plain, &secret], [&secret, &plain]] {
+            let cluster = Builder::default().node(1).node(2).network(1, first).network(2, second);
+            let view = cluster.view();
+            for known in [None, Some(&plain), Some(&secret)] {
+                let known = known.into_iter().map(|network| (network.id, network.clone()));
+                let cluster =
+                    Cluster::resolve(Arc::clone(&view), &known.collect(), &BTreeSet::new());
+                assert_eq!(cluster.network(secret.id).map(AsRef::as_ref), Some(&secret));
+            }
+        }
     }
 
     #[test]

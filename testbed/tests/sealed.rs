@@ -2,12 +2,15 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
-use weft_testbed::{Capture, Container, Lab, Marker, Pair, Question, Recording, Stop, bulk, query};
+use weft_testbed::{
+    Capture, Container, Lab, Marker, Pair, Question, Recording, Stop, bulk, eventually, query,
+    transfer,
+};
 
 const SOON: Duration = Duration::from_secs(5);
 const SEALED_PORT: u16 = 6791;
@@ -108,6 +111,59 @@ fn an_encrypted_network_has_no_vxlan_and_lives_beside_a_plain_one() -> anyhow::R
     one.reaches(two.name(), SOON)?;
     ensure!(four.resolve(two.name()).is_err(), "{} resolves {}", four.name(), two.name());
     ensure!(one.resolve(five.name()).is_err(), "{} resolves {}", one.name(), five.name());
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn packets_of_every_size_and_groups_cross_an_encrypted_network() -> anyhow::Result<()> {
+    let lab = Lab::builder().hosts(2).mtu(2, 1400).build()?;
+    lab.form_cluster()?;
+    let secret = lab.create_network(
+        "secret --encrypted --subnet 10.213.77.0/24 --subnet fd5e:a1ed::/64 --opt multicast=true",
+    )?;
+    ensure!(secret.mtu_bytes == 1318, "1400 less 82 of sealing over IPv4: {secret:?}");
+    let Pair { one, two, .. } = &Pair::attach(&lab, "secret", "walrus")?;
+    let file = lab.dir().join("fragments.pcap");
+    let fragments = Capture::start(&lab.underlay_namespace(), "p1", "ip[6:2] & 0x3fff != 0", file)?;
+    for (from, to) in [(one, two), (two, one)] {
+        for ip in to.on("secret")?.ips() {
+            transfer(from, to, ip, 3_000_000)?;
+            let receiver = to.inside(|| Ok(UdpSocket::bind(SocketAddr::new(ip, 0))?))?;
+            receiver.set_read_timeout(Some(SOON))?;
+            let unspecified = if ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let sender = from.inside(|| Ok(UdpSocket::bind(unspecified)?))?;
+            sender.connect(receiver.local_addr()?)?;
+            let mut buffer = vec![0; 65536];
+            for length in [0, 1, 17, 1269, 1270, 1271, 1290, 1291, 4000, 60000] {
+                let payload: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
+                sender.send(&payload)?;
+                let received = receiver.recv(&mut buffer).with_context(|| {
+                    format!("{length} bytes of {} do not arrive at {ip}", from.name())
+                })?;
+                ensure!(buffer[..received] == payload, "{length} bytes arrive as {received}");
+            }
+        }
+    }
+    let cut = fragments.stop("")?;
+    ensure!(cut.is_empty(), "{} sealed packets were cut: {:?}", cut.len(), cut.first());
+
+    let group: Ipv4Addr = "239.77.1.2".parse()?;
+    let member = two.inside(|| Ok(UdpSocket::bind((group, 0))?))?;
+    let own = two.on("secret")?.ip4.context("no IPv4")?;
+    member.join_multicast_v4(&group, &own)?;
+    member.set_read_timeout(Some(Duration::from_millis(200)))?;
+    // By the source address the kernel knows the interface.
+    let from = one.on("secret")?.ip4.context("no IPv4")?;
+    let speaker = one.inside(|| Ok(UdpSocket::bind((from, 0))?))?;
+    let target = SocketAddr::new(group.into(), member.local_addr()?.port());
+    eventually(SOON, "a group hears what is said to it", || {
+        speaker.send_to(DATAGRAM, target)?;
+        let mut buffer = [0; 64];
+        let length = member.recv(&mut buffer)?;
+        ensure!(&buffer[..length] == DATAGRAM, "{:?}", &buffer[..length]);
+        Ok(())
+    })?;
     lab.finish();
     Ok(())
 }

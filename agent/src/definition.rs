@@ -57,6 +57,7 @@ pub fn define(
     let network = Network {
         id,
         name: request.name.clone(),
+        driver: request.driver,
         vni: free_vni(id, cluster),
         pools,
         internal: request.internal,

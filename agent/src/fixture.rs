@@ -8,8 +8,8 @@ use std::{
 
 use weft_gossip::{ClusterView, Liveness, Member};
 use weft_model::{
-    AddressGrant, Endpoint, EndpointId, Hold, Loan, MacAddr, Network, NetworkId, NetworkOptions,
-    NetworkRecord, Node, NodeId, NodeState, Pool, Unit, Vni,
+    AddressGrant, Driver, Endpoint, EndpointId, Hold, Loan, MacAddr, Network, NetworkId,
+    NetworkOptions, NetworkRecord, Node, NodeId, NodeState, Pool, Unit, Vni,
 };
 
 use crate::{
@@ -111,6 +111,7 @@ pub(crate) fn network(n: u8, name: &str) -> Network {
     Network {
         id: network_id(n),
         name: name.parse().unwrap(),
+        driver: Driver::Overlay,
         vni: Vni::try_from(5000 + u32::from(n)).unwrap(),
         pools: vec![Pool {
             subnet,

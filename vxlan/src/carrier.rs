@@ -65,8 +65,8 @@ pub(crate) struct CarrierSettings {
 }
 
 impl Carrier {
-    /// The carrier of `network`, and its name.
-    pub(crate) fn of(network: &OverlayNetwork) -> (&'static str, Self) {
+    /// The carrier of `network`, and its name; none if it goes nowhere.
+    pub(crate) fn of(network: &OverlayNetwork) -> Option<(&'static str, Self)> {
         let settings = CarrierSettings {
             mtu: network.mtu.into(),
             bridged: true,
@@ -95,8 +95,9 @@ impl Carrier {
                 // worth waking it.
                 CarrierSettings { queue_length: Some(QUEUE_LENGTH), ..settings },
             ),
+            Transport::Local => return None,
         };
-        (network.transport.device(), Self { identity, settings, up: true })
+        Some((network.transport.device()?, Self { identity, settings, up: true }))
     }
 
     /// What is called `name` in a namespace with `bridge`.
@@ -129,11 +130,12 @@ impl Carrier {
 }
 
 impl Transport {
-    /// The name of what carries a network.
-    pub(crate) fn device(self) -> &'static str {
+    /// The name of what carries a network, if anything does.
+    pub(crate) fn device(self) -> Option<&'static str> {
         match self {
-            Self::Vxlan { .. } => VXLAN,
-            Self::Sealed => TAP,
+            Self::Vxlan { .. } => Some(VXLAN),
+            Self::Sealed => Some(TAP),
+            Self::Local => None,
         }
     }
 }

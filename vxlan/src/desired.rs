@@ -19,14 +19,14 @@ pub struct Desired {
     pub host: HostRules,
 }
 
-/// One network as this host carries it.
+/// One network as this host carries it, for all hosts or for itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct OverlayNetwork {
     pub id: NetworkId,
     /// For people; decides nothing.
     pub name: Label,
     pub transport: Transport,
-    /// Bytes: the MTU of bridge, VXLAN device or TAP, and ports.
+    /// Bytes: the MTU of bridge, ports, and VXLAN device or TAP.
     pub mtu: u16,
     /// The anycast gateway's MAC, which is the bridge's on every host.
     pub gateway_mac: MacAddr,
@@ -36,6 +36,8 @@ pub struct OverlayNetwork {
     pub internal: bool,
     /// Replicate broadcast and multicast to `flood`.
     pub multicast: bool,
+    /// Nothing passes from one local port to another, neither by the bridge nor by the gateway.
+    pub isolated: bool,
     /// Whether `remotes` and `flood` may lack some that exist: then none is taken out of the
     /// kernel. So an agent that has just started cuts off nobody that it has not heard of yet.
     pub provisional: bool,
@@ -65,6 +67,8 @@ pub enum Transport {
     /// Sealed, by the tunnel that [`Config`](crate::Config) has, or not at all: a TAP is in the
     /// place of the VXLAN device, and nothing in the host's namespace has to do with it.
     Sealed,
+    /// Not at all: the network is this host's alone. It has no remote stations, whatever is said.
+    Local,
 }
 
 impl Transport {
@@ -72,7 +76,7 @@ impl Transport {
     pub fn vni(self) -> Option<Vni> {
         match self {
             Self::Vxlan { vni, .. } => Some(vni),
-            Self::Sealed => None,
+            Self::Sealed | Self::Local => None,
         }
     }
 }

@@ -20,6 +20,8 @@ pub(crate) enum Beyond {
     Vxlan(Neighbours),
     /// The tunnel's snapshot.
     Sealed(Forwarding),
+    /// No other host.
+    Nothing,
 }
 
 impl Destinations {
@@ -35,7 +37,7 @@ impl Destinations {
         let flood = network.flood.iter().filter(|_| connected && network.multicast);
         let (mut fdb, mut neighbours) = (Fdb::default(), Neighbours::new());
         for (&mac, station) in remotes.clone() {
-            fdb.bridged.insert(mac, network.transport.device().to_owned());
+            fdb.bridged.extend(network.transport.device().map(|name| (mac, name.to_owned())));
             neighbours.extend(here.others(&station.ips).map(|ip| (ip, mac)));
         }
         for port in ports.values() {
@@ -63,6 +65,7 @@ impl Destinations {
                 };
                 Self { fdb, beyond: Beyond::Sealed(forwarding) }
             }
+            Transport::Local => Self { fdb, beyond: Beyond::Nothing },
         }
     }
 }
@@ -208,5 +211,16 @@ mod tests {
         let answers = [(5, 5), (6, 6), (8, 9)].map(|(of, by)| (ip(of), mac(by)));
         assert_eq!(forwarding.neighbours, answers.into());
         assert_eq!(forwarding.flood, [NodeId::from(HOST)].into());
+    }
+
+    #[test]
+    fn a_network_of_this_host_alone_has_nothing_beyond() {
+        let network = network(Transport::Local, &[7, 8]);
+        for connected in [true, false] {
+            let Destinations { fdb, beyond } = Destinations::of(&network, &port(9, 9), connected);
+            assert_eq!(beyond, Beyond::Nothing);
+            assert_eq!(fdb.bridged.into_iter().collect::<Vec<_>>(), [(mac(9), "v01".to_owned())]);
+            assert!(fdb.unicast.is_empty() && fdb.flood.is_empty());
+        }
     }
 }

@@ -44,7 +44,7 @@ impl Links {
         Self {
             loopback_up: true,
             bridge: Some(Bridge::of(network)),
-            carriers: connected.then(|| Carrier::of(network)).into_iter().collect(),
+            carriers: connected.then(|| Carrier::of(network)).flatten().into_iter().collect(),
             addresses: network.gateways.iter().copied().chain([ROUTER]).collect(),
         }
     }
@@ -323,6 +323,8 @@ mod tests {
             transport: crate::Transport::Sealed,
             ..crate::ruleset::tests::network(true)
         };
+        let local = OverlayNetwork { transport: crate::Transport::Local, ..encrypted.clone() };
+        assert!(Links::of(&local, true).carriers.is_empty());
         let plain = crate::ruleset::tests::network(true);
         for (before, after, wrong) in [(&plain, &encrypted, VXLAN), (&encrypted, &plain, TAP)] {
             for connected in [true, false] {

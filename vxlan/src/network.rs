@@ -174,7 +174,11 @@ impl NetworkKernel {
 
     /// Whether there is something to carry `network` to other hosts.
     fn is_connected(&self, network: &OverlayNetwork) -> bool {
-        network.transport != Transport::Sealed || self.handover.missing().is_none()
+        match network.transport {
+            Transport::Vxlan { .. } => true,
+            Transport::Sealed => self.handover.missing().is_none(),
+            Transport::Local => false,
+        }
     }
 
     /// Opens for the tunnel what `links` have left in good order, if it is to carry `network`.
@@ -188,7 +192,7 @@ impl NetworkKernel {
                 self.handover.withdraw();
                 Err(missing)
             }
-            (Transport::Vxlan { .. }, _) => {
+            (Transport::Vxlan { .. } | Transport::Local, _) => {
                 self.handover.withdraw();
                 Ok(())
             }
@@ -227,6 +231,7 @@ impl NetworkKernel {
                 });
                 passes.insert(Table::Neighbours, pass);
             }
+            Beyond::Nothing => {}
             Beyond::Sealed(mut forwarding) => {
                 if let Some(before) = self.handover.last().filter(|_| network.provisional) {
                     destinations::keep(&mut forwarding, before, ports);
@@ -243,6 +248,7 @@ impl NetworkKernel {
         match network.map(|network| network.transport) {
             Some(Transport::Vxlan { .. }) => Some(Carriage::Vxlan),
             Some(Transport::Sealed) => Some(Carriage::Sealed { served }),
+            Some(Transport::Local) => Some(Carriage::Local),
             None => served.then_some(Carriage::Sealed { served }),
         }
     }

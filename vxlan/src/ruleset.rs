@@ -125,7 +125,8 @@ impl Ruleset {
         ports: &BTreeMap<String, Port>,
     ) -> Self {
         let mut input = Vec::new();
-        let mut forward = vec![format!("iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept")];
+        let between = if network.isolated { "counter drop" } else { "accept" };
+        let mut forward = vec![format!("iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" {between}")];
         for pool in pools {
             // Neither the other ends of uplinks nor the host by its end are for containers.
             input.push(format!("iifname \"{BRIDGE}\" {} daddr {pool} drop", ip(pool)));
@@ -158,10 +159,10 @@ impl Ruleset {
             let masquerade = [format!("oifname \"{UPLINK}\" masquerade")];
             body += &chain("postrouting", Some(&hook("nat", "postrouting", "srcnat")), &masquerade);
         }
-        let tables = vec![("inet weft", body), (BRIDGE_TABLE, bridge_rules())];
+        let tables = vec![("inet weft", body), (BRIDGE_TABLE, bridge_rules(network.isolated))];
         Self {
             tables,
-            carrier: Some(network.transport.device()),
+            carrier: network.transport.device(),
             ports: ports.iter().map(|(name, port)| port_chain(name, port)).collect(),
         }
     }
@@ -235,10 +236,18 @@ impl Ruleset {
 }
 
 /// Drops what a port sends from an address that is not its own, as Ethernet, ARP, IP or neighbour
-/// discovery source, and what only a router may say.
-fn bridge_rules() -> String {
+/// discovery source, and what only a router may say. If the ports are `isolated`, nothing passes
+/// between them.
+fn bridge_rules(isolated: bool) -> String {
     let hook = "type filter hook prerouting priority -300; policy accept;";
-    chain("prerouting", Some(hook), &["iifname vmap @ports".to_owned(), "counter drop".to_owned()])
+    let checked = ["iifname vmap @ports".to_owned(), "counter drop".to_owned()];
+    let mut body = chain("prerouting", Some(hook), &checked);
+    if isolated {
+        // What is for the gateway is not forwarded.
+        let hook = "type filter hook forward priority -300; policy accept;";
+        body += &chain("forward", Some(hook), &["counter drop".to_owned()]);
+    }
+    body
 }
 
 fn port_chain(name: &str, port: &Port) -> (String, String) {
@@ -380,6 +389,7 @@ pub(crate) mod tests {
             gateways: Vec::new(),
             internal,
             multicast: false,
+            isolated: false,
             provisional: false,
             remotes: BTreeMap::new(),
             flood: BTreeMap::new(),
@@ -456,6 +466,19 @@ pub(crate) mod tests {
         let ports = [("v01".to_owned(), port(&["10.0.0.7", "fd00::7"]))].into();
         let pools = ["169.254.192.0/18".parse().unwrap()];
         insta::assert_snapshot!(Ruleset::of_network(&network(false), &pools, &ports).script());
+    }
+
+    #[test]
+    fn isolated_ports_meet_neither_on_the_bridge_nor_by_the_gateway() {
+        let script = |isolated| {
+            let network = OverlayNetwork { isolated, ..network(false) };
+            Ruleset::of_network(&network, &[], &BTreeMap::new()).script()
+        };
+        let between = "iifname \"br0\" oifname \"br0\" counter drop";
+        let bridged = "hook forward priority -300; policy accept;\n\t\tcounter drop";
+        let (isolated, open) = (script(true), script(false));
+        assert!(isolated.contains(between) && isolated.contains(bridged), "{isolated}");
+        assert!(!open.contains(between) && !open.contains(bridged), "{open}");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub enum Carriage {
         /// Whether the tunnel has the TAP's queues: if not, nothing leaves the host.
         served: bool,
     },
+    /// Nothing: it is this host's alone.
+    Local,
 }
 
 impl Carriage {
@@ -51,6 +53,7 @@ impl Carriage {
         match self {
             Self::Vxlan => "vxlan",
             Self::Sealed { .. } => "sealed",
+            Self::Local => "local",
         }
     }
 }

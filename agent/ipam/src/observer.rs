@@ -58,7 +58,7 @@ fn borrowers_agree(view: &View<'_>, node: NodeId, grant: &AddressGrant) -> bool 
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use weft_model::{Family, Hold, HoldRecord, NetworkId, NetworkOptions, Pool, Vni};
+    use weft_model::{Driver, Family, Hold, HoldRecord, NetworkId, NetworkOptions, Pool, Vni};
 
     use super::*;
 
@@ -72,6 +72,7 @@ mod tests {
         Network {
             id: NetworkId::from([1; 16]),
             name: "app".parse().unwrap(),
+            driver: Driver::Overlay,
             vni: Vni::try_from(5000).unwrap(),
             pools: vec![pool],
             internal: false,

@@ -19,7 +19,9 @@ pub use id::{ClusterId, EndpointId, InvalidId, NetworkId, NodeId};
 pub use ipam::{BlockIndex, Family, Hold, HoldRecord, Loan, LoanRecord, Unit, WantRecord};
 pub use mac::{InvalidMac, MacAddr};
 pub use name::{DnsName, InvalidName, Label};
-pub use network::{InvalidNetwork, InvalidPool, Network, NetworkOptions, NetworkRecord, Pool};
+pub use network::{
+    Driver, InvalidNetwork, InvalidPool, Network, NetworkOptions, NetworkRecord, Pool,
+};
 pub use node::{Node, NodeState, Sealing, Suite, UnknownSuite};
 pub use subnet::{InvalidSubnet, Subnet};
 pub use vni::{InvalidVni, Vni};

@@ -1,5 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
 };
 
@@ -14,6 +15,9 @@ use crate::{Family, Label, Labels, NetworkId, NodeId, Subnet, Vni};
 pub struct Network {
     pub id: NetworkId,
     pub name: Label,
+    #[serde(default, skip_serializing_if = "Driver::is_overlay")]
+    pub driver: Driver,
+    /// On the wire of an overlay that is not encrypted only.
     pub vni: Vni,
     /// One pool a family, IPv4 first; at least one.
     pub pools: Vec<Pool>,
@@ -40,13 +44,20 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// There is no pool, two pools of one family, or no lender.
+    /// There is no pool, two pools of one family, or no lender; or others would have a part in what
+    /// is one host's alone.
     pub fn checked(self) -> Result<Self, InvalidNetwork> {
         let families: BTreeSet<_> = self.pools.iter().map(|pool| pool.subnet.family()).collect();
         let why = match () {
             () if self.pools.is_empty() => "it has no subnet",
             () if families.len() < self.pools.len() => "it has two subnets of one family",
             () if self.lenders.is_empty() => "no node lends its addresses",
+            () if self.driver.is_local() && self.lenders != [self.creator] => {
+                "its driver is for one host, but another one lends its addresses"
+            }
+            () if self.driver.is_local() && self.encrypted => {
+                "nothing of it goes between hosts, so nothing can be encrypted"
+            }
             () => return Ok(self),
         };
         Err(InvalidNetwork { name: self.name, why })
@@ -58,6 +69,45 @@ impl Network {
 
     pub fn pool_of(&self, ip: IpAddr) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.subnet.contains(ip))
+    }
+}
+
+/// What carries a network.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// All hosts of the cluster.
+    #[default]
+    Overlay,
+    /// The host that made it, alone.
+    Bridge,
+}
+
+impl Driver {
+    /// The name in records, commands and status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Overlay => "overlay",
+            Self::Bridge => "bridge",
+        }
+    }
+
+    /// Whether its networks are of no concern to other hosts.
+    pub fn is_local(self) -> bool {
+        match self {
+            Self::Overlay => false,
+            Self::Bridge => true,
+        }
+    }
+
+    fn is_overlay(&self) -> bool {
+        *self == Self::Overlay
+    }
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -112,6 +162,9 @@ pub struct NetworkOptions {
     /// Replicate broadcast and multicast to the hosts that have endpoints in the network.
     #[serde(default)]
     pub multicast: bool,
+    /// Its containers cannot reach each other, only what is outside; `icc=false` in Docker.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub isolated: bool,
 }
 
 /// What a node says about a network that it carries.
@@ -146,6 +199,8 @@ mod unchecked {
     pub(super) struct Network {
         id: NetworkId,
         name: Label,
+        #[serde(default)]
+        driver: Driver,
         vni: Vni,
         pools: Vec<super::Pool>,
         #[serde(default)]
@@ -166,11 +221,12 @@ mod unchecked {
         type Error = InvalidNetwork;
 
         fn try_from(raw: Network) -> Result<Self, InvalidNetwork> {
-            let Network { id, name, vni, pools, internal, encrypted, .. } = raw;
+            let Network { id, name, driver, vni, pools, internal, encrypted, .. } = raw;
             let Network { labels, options, creator, lenders, created, .. } = raw;
             let network = Self {
                 id,
                 name,
+                driver,
                 vni,
                 pools,
                 internal,
@@ -222,11 +278,40 @@ mod tests {
             ("pools", serde_json::json!([pool, pool])),
             ("pools", serde_json::json!([{"subnet": "10.32.0.0/24", "gateway": "10.33.0.1"}])),
             ("lenders", serde_json::json!([])),
+            ("driver", serde_json::json!("overlap")),
             ("vni", serde_json::json!(0)),
         ] {
             let mut bad = good.clone();
             bad[field] = value;
             assert!(serde_json::from_value::<Network>(bad.clone()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_network_of_one_host_has_no_other_lender_and_nothing_to_encrypt() {
+        let read = |lender: u8, encrypted: bool| {
+            let network = serde_json::json!({
+                "id": "00".repeat(16), "name": "app", "vni": 5000, "driver": "bridge",
+                "pools": [{"subnet": "10.32.0.0/24", "gateway": "10.32.0.1"}],
+                "creator": "01".repeat(16), "lenders": [format!("{lender:02}").repeat(16)],
+                "encrypted": encrypted,
+            });
+            serde_json::from_value::<Network>(network)
+        };
+        assert_eq!(read(1, false).unwrap().driver, Driver::Bridge);
+        assert!(read(2, false).is_err());
+        assert!(read(1, true).is_err());
+    }
+
+    #[test]
+    fn what_is_said_of_an_overlay_is_what_was_always_said() {
+        let network = serde_json::json!({
+            "id": "00".repeat(16), "name": "app", "vni": 5000,
+            "pools": [{"subnet": "10.32.0.0/24", "gateway": "10.32.0.1"}],
+            "creator": "01".repeat(16), "lenders": ["01".repeat(16)],
+        });
+        let network: Network = serde_json::from_value(network).unwrap();
+        let said = serde_json::to_string(&network).unwrap();
+        assert!(!said.contains("driver") && !said.contains("isolated"), "{said}");
     }
 }

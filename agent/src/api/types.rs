@@ -9,8 +9,8 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_model::{
-    DnsName, EndpointId, Family, Label, Labels, MacAddr, Network, NetworkId, NodeId, SandboxId,
-    Sealing, Subnet, Suite, VtepAddr,
+    DnsName, Driver, EndpointId, Family, Label, Labels, MacAddr, Network, NetworkId, NodeId,
+    SandboxId, Sealing, Subnet, Suite, VtepAddr,
 };
 
 /// `POST /v1/networks`
@@ -18,6 +18,9 @@ use weft_model::{
 #[serde(deny_unknown_fields)]
 pub struct CreateNetwork {
     pub name: Label,
+    /// `overlay`, for all hosts, or `bridge`, for this one alone.
+    #[serde(default)]
+    pub driver: Driver,
     /// At most one a family; an IPv4 one is picked when there is none.
     #[serde(default)]
     pub subnets: Vec<Subnet>,

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, io::Write, net::IpAddr};
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
-use weft_model::{Label, Subnet};
+use weft_model::{Driver, Label, Subnet};
 
 use super::{Client, Format, client::encode, output};
 use crate::api::types::{CreateNetwork, NetworkState, NetworkStatus};
@@ -150,6 +150,7 @@ impl Create {
     fn into_request(self) -> anyhow::Result<CreateNetwork> {
         Ok(CreateNetwork {
             name: self.name,
+            driver: Driver::Overlay,
             subnets: self.subnet,
             gateways: self.gateway,
             ip_ranges: self.ip_range,

@@ -5,7 +5,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use weft_model::{Family, MacAddr, Network, NetworkId, NodeId, VtepAddr};
+use weft_model::{Driver, Family, MacAddr, Network, NetworkId, NodeId, VtepAddr};
 use weft_vxlan::{
     AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Transport, Uplink,
 };
@@ -86,6 +86,8 @@ fn overlay_network(
     let before = cluster.conflict(network.id);
     let settled = before.is_none_or(|before| !is_mistakable(before, network));
     let others = cluster.endpoints(network.id).filter(|p| settled && p.node != context.me);
+    // Of what is one host's alone, no other host has a part, whatever it says.
+    let others = others.filter(|_| !network.driver.is_local());
     // Another node may not draw frames to itself that belong on this host.
     let own: BTreeSet<MacAddr> = book
         .endpoints_of(network.id)
@@ -114,9 +116,10 @@ fn overlay_network(
     OverlayNetwork {
         id: network.id,
         name: network.name.clone(),
-        transport: match network.encrypted {
-            true => Transport::Sealed,
-            false => Transport::Vxlan {
+        transport: match (network.driver, network.encrypted) {
+            (Driver::Bridge, _) => Transport::Local,
+            (Driver::Overlay, true) => Transport::Sealed,
+            (Driver::Overlay, false) => Transport::Vxlan {
                 vni: network.vni,
                 local: context.local,
                 port: context.vxlan_port,
@@ -127,6 +130,7 @@ fn overlay_network(
         gateways: gateways(network),
         internal: network.internal,
         multicast: network.options.multicast,
+        isolated: network.options.isolated,
         provisional: false,
         remotes,
         flood: if network.options.multicast { flood } else { BTreeMap::new() },
@@ -146,17 +150,25 @@ fn gateways(network: &Network) -> Vec<Prefix> {
 const LEAST_MTU_V4: u16 = 576;
 const LEAST_MTU_V6: u16 = 1280;
 
-/// Bytes that a packet in `network` may have, so that it fits every node's underlay. What no link
-/// could have, whoever says it, is raised to what it needs.
+/// Bytes that a packet in `network` may have, so that it fits the underlay of every node that may
+/// carry it. What no link could have, whoever says it, is raised to what it needs.
 pub fn mtu(network: &Network, cluster: &Cluster) -> u16 {
-    let inner = if network.encrypted { SEALED } else { PLAIN };
+    let around = |outer| match (network.driver, network.encrypted) {
+        (Driver::Bridge, _) => 0,
+        (Driver::Overlay, true) => outer + SEALED,
+        (Driver::Overlay, false) => outer + PLAIN,
+    };
     let fits = |node: &weft_model::Node| {
         let outer = if node.vtep.ip().is_ipv6() { IP_V6 } else { IP_V4 };
-        node.underlay_mtu.saturating_sub(outer + inner)
+        node.underlay_mtu.saturating_sub(around(outer))
     };
-    let least = cluster.members().filter_map(|member| member.node.as_ref()).map(fits).min();
+    let carriers = cluster
+        .members()
+        .filter(|member| !network.driver.is_local() || member.id == network.creator)
+        .filter_map(|member| member.node.as_ref());
     let floor = network.pool(Family::V6).map_or(LEAST_MTU_V4, |_| LEAST_MTU_V6);
-    network.options.mtu.or(least).unwrap_or(1500 - IP_V4 - inner).max(floor)
+    let least = carriers.map(fits).min();
+    network.options.mtu.or(least).unwrap_or(1500 - around(IP_V4)).max(floor)
 }
 
 /// How many networks of one host can have an uplink.

@@ -303,6 +303,9 @@ pub(crate) struct Net {
     pub(crate) internal: bool,
     pub(crate) multicast: bool,
     pub(crate) encrypted: bool,
+    /// Of one host alone.
+    pub(crate) local: bool,
+    pub(crate) isolated: bool,
 }
 
 impl Net {
@@ -313,7 +316,19 @@ impl Net {
             internal: true,
             multicast: false,
             encrypted: false,
+            local: false,
+            isolated: false,
         }
+    }
+
+    /// The same, of one host alone, with a way out.
+    pub(crate) fn local(n: u8, stations: &[(u8, u8)]) -> Self {
+        Self { local: true, internal: false, ..Self::new(n, stations) }
+    }
+
+    /// The same, its stations kept apart.
+    pub(crate) fn isolated(n: u8, stations: &[(u8, u8)]) -> Self {
+        Self { isolated: true, ..Self::local(n, stations) }
     }
 
     /// The same, encrypted.
@@ -356,9 +371,10 @@ impl Net {
         OverlayNetwork {
             id: self.id(),
             name: format!("net{}", self.n).parse().unwrap(),
-            transport: match self.encrypted {
-                true => Transport::Sealed,
-                false => Transport::Vxlan {
+            transport: match (self.encrypted, self.local) {
+                (true, _) => Transport::Sealed,
+                (false, true) => Transport::Local,
+                (false, false) => Transport::Vxlan {
                     vni: Vni::try_from(4096 + u32::from(self.n)).unwrap(),
                     local: underlay.vtep(host),
                     port: 4789,
@@ -373,6 +389,7 @@ impl Net {
             ],
             internal: self.internal,
             multicast: self.multicast,
+            isolated: self.isolated,
             provisional: false,
             remotes: remotes.collect(),
             flood: others.into_iter().map(|&at| (node(at), underlay.vtep(at))).collect(),

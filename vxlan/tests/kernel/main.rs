@@ -13,6 +13,7 @@ mod tunnels;
 
 mod hygiene;
 mod lifecycle;
+mod local;
 mod mtu;
 mod overlay;
 mod ports;

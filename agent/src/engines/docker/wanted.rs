@@ -105,6 +105,7 @@ impl Wanted {
         }
         types::CreateNetwork {
             name,
+            driver: weft_model::Driver::Overlay,
             subnets: self.ranges.iter().map(|range| range.subnet).collect(),
             gateways: self.ranges.iter().filter_map(|range| range.gateway).collect(),
             ip_ranges: self.ranges.iter().filter_map(|range| range.part).collect(),

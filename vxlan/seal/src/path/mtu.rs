@@ -27,7 +27,10 @@ const COMMON: [u16; 10] = [9000, 1500, 1492, 1480, 1460, 1450, 1420, 1400, 1380,
 #[derive(Debug)]
 pub(super) struct Mtu {
     floor: u16,
+    /// What could get through at best, as far as is known.
     ceiling: u16,
+    /// The ceiling before this host itself refused anything.
+    widest: u16,
     overhead: u16,
     packet: u16,
     search: Option<Search>,
@@ -63,6 +66,7 @@ impl Mtu {
         Self {
             floor,
             ceiling,
+            widest: ceiling,
             overhead,
             packet: ceiling,
             search: Some(Search { low: floor, high: ceiling, top: true }),
@@ -109,6 +113,8 @@ impl Mtu {
         }
         if self.search.is_none() && now >= self.upwards {
             self.upwards = now + UPWARDS;
+            // What this host's own link did not take it may take by now; if not, it says so at once.
+            self.ceiling = self.widest;
             if self.packet < self.ceiling {
                 self.begin(now, self.packet, self.ceiling);
             }
@@ -266,6 +272,21 @@ mod tests {
         search(&mut mtu, &mut now, 1472);
         assert_eq!(mtu.packet(), 1472);
         mtu.too_big(now, 1473);
+        assert_eq!(mtu.packet(), 1472);
+    }
+
+    #[test]
+    fn what_the_host_could_not_send_for_a_while_is_found_again() {
+        let mut now = Instant::now();
+        let mut mtu = Mtu::new(now, 1252, 1472, 28);
+        search(&mut mtu, &mut now, 1472);
+        mtu.too_big(now, 1472);
+        search(&mut mtu, &mut now, 1372);
+        assert_eq!(mtu.packet(), 1372);
+
+        now += UPWARDS;
+        mtu.due(now, TIMEOUT);
+        search(&mut mtu, &mut now, 1472);
         assert_eq!(mtu.packet(), 1472);
     }
 

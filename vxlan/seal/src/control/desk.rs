@@ -32,6 +32,8 @@ pub(super) struct Desk {
     members: Arc<Members>,
     keys: Keyring,
     book: Book,
+    /// What the book was told of last.
+    candidates: BTreeMap<NodeId, Candidate>,
     /// The roots that the book was told of last as not confirmed.
     unconfirmed: BTreeMap<NodeId, BTreeSet<RootId>>,
     /// Whose packets go where: to know whom an error of a socket concerns.
@@ -60,6 +62,7 @@ impl Desk {
             detoured,
             members: Arc::default(),
             book,
+            candidates: BTreeMap::new(),
             unconfirmed: BTreeMap::new(),
             destinations: BTreeMap::new(),
             doubt: true,
@@ -357,7 +360,10 @@ impl Desk {
                 candidates.insert(id, candidate);
             }
         }
-        self.book.set_peers(now, &candidates);
+        if candidates != self.candidates {
+            self.book.set_peers(now, &candidates);
+            self.candidates = candidates;
+        }
     }
 
     fn tell_unconfirmed(&mut self, now: Instant) {

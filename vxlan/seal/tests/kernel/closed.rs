@@ -1,10 +1,11 @@
-use std::net::UdpSocket;
+use std::{net::UdpSocket, sync::Arc, time::Duration};
 
-use weft_seal::{DropReason, PathStatus};
+use weft_seal::{DropReason, Forwarding, PathStatus};
 
 use crate::{
     capture::Capture,
-    lab::{Lab, Options, Underlay, inner_v4, inner_v6, node},
+    lab::{Lab, Options, Underlay, eventually, forwarding, inner_v4, inner_v6, network, node},
+    namespace::Namespace,
     stream,
 };
 
@@ -86,4 +87,30 @@ fn no_marker_no_inner_address_and_no_inner_mac_is_seen_on_the_underlay() {
             }
         }
     }
+}
+
+#[test]
+fn two_networks_that_packets_cannot_tell_apart_are_both_refused_and_say_so() {
+    let lab = Lab::new(Options::default());
+    let one = lab.host(1);
+    one.reaches(2);
+    let mut id = *network().as_bytes();
+    id[15] ^= 1;
+    let rival = Forwarding { network: id.into(), ..forwarding(1, 2) };
+    let elsewhere = Namespace::new();
+    let tap = elsewhere.run(|| one.tunnel.open_tap("tap0").unwrap());
+    one.tunnel.carry(tap, Arc::new(rival.clone()));
+
+    let status = one.tunnel.status();
+    let refused = eventually(Duration::from_secs(5), || {
+        let networks = status.borrow().networks.clone();
+        let faults = networks.values().filter(|network| network.fault.is_some()).count();
+        (faults == 2).then_some(())
+    });
+    assert!(refused.is_some(), "{:#?}", status.borrow().networks);
+    assert!(!one.container.pings(&inner_v4(2), 56));
+    assert!(one.counters().total.dropped(DropReason::UnknownNetwork) > 0);
+
+    one.tunnel.drop_network(rival.network);
+    one.reaches(2);
 }

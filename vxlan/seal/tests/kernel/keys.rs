@@ -1,5 +1,6 @@
 use std::{sync::Arc, thread, time::Duration};
 
+use weft_model::Suite;
 use weft_seal::{DropReason, key::Limits};
 
 use crate::{
@@ -23,6 +24,21 @@ fn a_rekey_every_megabyte_loses_nothing_and_changes_nothing() {
         for reason in [DropReason::Epoch, DropReason::Auth, DropReason::NoKey, DropReason::Replay] {
             assert_eq!(after.dropped(reason), before.dropped(reason), "{reason}: {after:#?}");
         }
+    }
+}
+
+#[test]
+fn every_suite_carries() {
+    use Suite::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
+    for suites in [
+        [Aes256Gcm, Aes128Gcm, Chacha20Poly1305],
+        // Whoever likes ChaCha20 best has no AES instructions.
+        [Chacha20Poly1305, Aes256Gcm, Aes128Gcm],
+    ] {
+        let lab = Lab::new(Options { suites, ..Options::default() });
+        let [one, two] = [lab.host(1), lab.host(2)];
+        assert_eq!(one.status(2).unwrap().suite, Some(suites[0]));
+        stream::tcp(&one.container, &two.container, &inner_v4(2), 8 << 20);
     }
 }
 

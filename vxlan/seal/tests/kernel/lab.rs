@@ -59,6 +59,8 @@ pub(crate) struct Options {
     pub(crate) lanes: u8,
     pub(crate) limits: Limits,
     pub(crate) offloads: OffloadSwitches,
+    /// What every host offers, the one it likes best first.
+    pub(crate) suites: [Suite; 3],
     /// Host 1 is behind a router that translates its address to the switch's .99.
     pub(crate) nat: bool,
 }
@@ -71,6 +73,7 @@ impl Default for Options {
             lanes: 2,
             limits: Limits::default(),
             offloads: OffloadSwitches::ALL_ON,
+            suites: Suite::ALL,
             nat: false,
         }
     }
@@ -212,7 +215,7 @@ impl Host {
             port: PORT,
             lanes: options.lanes,
             limits: options.limits,
-            suites: Suite::ALL.into(),
+            suites: options.suites.into(),
             offloads: options.offloads,
             underlay_mtu: 1500,
             relay: true,

@@ -5,7 +5,7 @@ TESTBED = target/debug/weft-testbed
 BENCH = target/release/weft-testbed
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build the weft binary and the testbed (dev profile)
 	$(CARGO) build -p weft-agent -p weft-testbed
@@ -59,6 +59,10 @@ fuzz: ## Fuzz the sealed path's parsers, a minute each; needs nightly and cargo-
 		$(CARGO) fuzz run --fuzz-dir . $$target -- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=70000 || exit 1; \
 	done
 
+docker-plugin: release ## Make the plugin for Docker in swarm mode, from the binary of this host
+	deploy/docker-plugin.sh target/release/weft target/docker-plugin
+	@echo "on each node: docker plugin create weft-swarm target/docker-plugin && docker plugin enable weft-swarm"
+
 install: release ## Install weft on this host: binary, systemd unit, configuration
 	deploy/install.sh --binary target/release/weft
 
@@ -72,4 +76,4 @@ clean: ## Take down labs that were left up, and remove what was built
 sweep: ## Take down labs that were left up
 	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; else echo "no testbed was built"; fi
 
-.PHONY: help build release demo test test-engines-next check bench-converge bench-docker bench-plain bench-sealed bench-deps bench-build fuzz install deps clean sweep
+.PHONY: help build release demo test test-engines-next check bench-converge bench-docker bench-plain bench-sealed bench-deps bench-build fuzz docker-plugin install deps clean sweep

@@ -33,7 +33,7 @@ use crate::{
     clock,
     config::{AGENT_PORT, Config},
     encryption::Encryption,
-    engines::docker::{Docker, Places},
+    engines::docker::{Docker, Places, SWARM_SOCKET},
     ledger::{self, BookFile, Keeper, Ledger, Links, Start},
     listeners::Listeners,
     metrics,
@@ -376,6 +376,7 @@ fn places(config: &Config) -> Places {
     Places {
         state_dir: config.state_dir.clone(),
         plugin_dir: config.docker_plugin_dir.clone(),
+        swarm_socket: config.socket.with_file_name(SWARM_SOCKET),
         socket: config.docker_socket.clone(),
     }
 }

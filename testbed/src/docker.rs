@@ -148,6 +148,21 @@ impl Docker {
             .map(drop)
     }
 
+    /// Makes the files of the plugin for swarms, and returns where they are.
+    ///
+    /// # Errors
+    ///
+    /// The binary's libraries are not found.
+    pub fn build_plugin(&self) -> anyhow::Result<String> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/docker-plugin.sh");
+        let (host, binary) = (self.host.dir(), self.host.dir().join("bin/weft"));
+        let dir = host.parent().context("a host is in a lab")?.join("docker-plugin");
+        let mut command = Command::new(script);
+        command.arg(binary).arg(&dir);
+        Ran::run(command, "make the plugin".into())?.ok()?;
+        Ok(dir.display().to_string())
+    }
+
     /// Runs a shell script in a container and returns what it printed.
     ///
     /// # Errors

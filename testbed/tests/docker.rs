@@ -366,6 +366,45 @@ fn containers_that_outlive_their_daemon_keep_their_names() -> anyhow::Result<()>
     Ok(())
 }
 
+/// In a swarm Docker gives out addresses and names; the packets go by weft.
+#[test]
+fn a_network_of_a_swarm_reaches_all_its_nodes() -> anyhow::Result<()> {
+    let (lab, dockers) = engines(2)?;
+    let [one, two] = &dockers[..] else { unreachable!() };
+    let plugin = one.build_plugin()?;
+    for docker in &dockers {
+        docker.docker(&format!("plugin create weft-swarm {plugin}"))?;
+        docker.docker("plugin enable weft-swarm")?;
+    }
+    let address = one.host().address();
+    one.docker(&format!("swarm init --advertise-addr {address}"))?;
+    let token = one.docker("swarm join-token -q worker")?;
+    let own = two.host().address();
+    two.docker(&format!("swarm join --advertise-addr {own} --token {token} {address}:2377"))?;
+    one.docker("network create -d weft-swarm:latest --attachable --subnet 10.85.0.0/24 far")?;
+    one.container("web", "--network far --network-alias www")?;
+    two.container("client", "--network far")?;
+    resolves(two, "client", "www", &[one.address("web", "far")?])?;
+    eventually(SOON, "web is reached", || two.ping("client", "web"))?;
+    one.ping("web", "client")?;
+    let shown = lab.host(2).weft("ps")?.ok()?;
+    ensure!(shown.contains("web") && shown.contains("swarm-"), "{shown}");
+
+    one.docker("rm -f web")?;
+    two.docker("rm -f client")?;
+    eventually(SOON, "the network can be removed", || one.docker("network rm far"))?;
+    eventually(SOON, "the cluster's network goes too", || {
+        let networks = lab.host(2).weft("network ls")?.ok()?;
+        ensure!(!networks.contains("swarm-"), "{networks}");
+        Ok(())
+    })?;
+    for docker in &dockers {
+        leaves_nothing(docker)?;
+    }
+    lab.finish();
+    Ok(())
+}
+
 /// Fetches a page from within a host.
 fn fetch(host: &Host, server: SocketAddr) -> anyhow::Result<String> {
     in_network_namespace(&host.namespace()?, || {

@@ -1,8 +1,11 @@
-use std::io::Write;
+use std::{io::Write, path::PathBuf};
 
 use clap::{Args, Subcommand};
+use tokio::{io, net::UnixStream};
+use tokio_util::task::TaskTracker;
 
 use super::{Client, Format, network::Create};
+use crate::api;
 
 /// Work with Docker on all hosts of the cluster
 #[derive(Args, Debug)]
@@ -15,6 +18,7 @@ pub(super) struct Docker {
 enum Command {
     /// Create networks in Docker on all hosts
     Network(Network),
+    Relay(Relay),
 }
 
 #[derive(Args, Debug)]
@@ -34,6 +38,37 @@ enum NetworkCommand {
     Create(Create),
 }
 
+/// Pass on what Docker asks of a plugin that it runs itself to the agent of its host
+#[derive(Args, Debug)]
+#[command(after_help = "Example, as the plugin's image starts it:
+  weft docker relay --listen /run/docker/plugins/weft.sock --to /run/weft/swarm.sock")]
+struct Relay {
+    /// Where Docker connects to
+    #[arg(long, value_name = "PATH", default_value = "/run/docker/plugins/weft.sock")]
+    listen: PathBuf,
+    /// The agent's socket for swarms
+    #[arg(long, value_name = "PATH", default_value = "/run/weft/swarm.sock")]
+    to: PathBuf,
+}
+
+impl Relay {
+    /// Passes on connections for as long as it lives.
+    async fn run(self) -> anyhow::Result<()> {
+        let listener = api::bind(&self.listen, None).await?;
+        let tracker = TaskTracker::new();
+        loop {
+            let (mut from, _) = listener.accept().await?;
+            let to = self.to.clone();
+            tracker.spawn(async move {
+                // Docker sees a connection that ends, and tries again.
+                if let Ok(mut agent) = UnixStream::connect(&to).await {
+                    let _ = io::copy_bidirectional(&mut from, &mut agent).await;
+                }
+            });
+        }
+    }
+}
+
 impl Docker {
     pub(super) async fn run(
         self,
@@ -41,7 +76,11 @@ impl Docker {
         format: Format,
         out: &mut impl Write,
     ) -> anyhow::Result<()> {
-        let Command::Network(Network { command: NetworkCommand::Create(create) }) = self.command;
-        create.run("/v1/docker/networks", agent, format, out).await
+        match self.command {
+            Command::Network(Network { command: NetworkCommand::Create(create) }) => {
+                create.run("/v1/docker/networks", agent, format, out).await
+            }
+            Command::Relay(relay) => relay.run().await,
+        }
     }
 }

@@ -9,6 +9,7 @@ use weft_model::{EndpointId, NetworkId};
 use weft_vxlan::Namespace;
 
 use super::{
+    PLUGIN, SWARM_PLUGIN,
     client::{ClientError, Event, Events, NetworkInspect},
     driver::Driver,
     names,
@@ -126,7 +127,7 @@ impl Follower {
         let attribute = |key: &str| event.actor.attributes.get(key).cloned();
         let id = &event.actor.id;
         match (event.kind.as_str(), event.action.as_str()) {
-            ("network", "connect") if attribute("type").as_deref() == Some("weft") => {
+            ("network", "connect") if attribute("type").is_some_and(|driver| is_ours(&driver)) => {
                 if let Some(container) = attribute("container") {
                     self.ours.insert(container.clone());
                     self.describe(container);
@@ -310,6 +311,13 @@ impl Driver {
             .read(|known| known.networks.values().filter_map(|n| n.network).collect())
             .await
     }
+}
+
+/// A plugin that Docker itself runs may have a registry before its name, and has a tag behind it.
+fn is_ours(driver: &str) -> bool {
+    let image = driver.rsplit('/').next().unwrap_or(driver);
+    let name = image.split(':').next().unwrap_or(image);
+    [PLUGIN, SWARM_PLUGIN].contains(&name)
 }
 
 fn age(since: u64) -> Duration {

@@ -30,7 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_model::NetworkId;
 
 pub use self::registry::RegistryError;
-use self::{client::Client, driver::Driver, registry::Registry};
+use self::{client::Client, driver::Driver, plugin::Scope, registry::Registry};
 use crate::{
     api::{self, SocketError, types::CreateNetwork},
     chain::Chain,
@@ -41,8 +41,12 @@ use crate::{
 
 /// What the drivers are called.
 const PLUGIN: &str = "weft";
+/// What the plugin for swarms is called, which Docker itself runs.
+const SWARM_PLUGIN: &str = "weft-swarm";
 /// The address space that all pools are in.
 const ADDRESS_SPACE: &str = "weft";
+/// What the socket is called, beside the API's, at which swarms are served.
+pub const SWARM_SOCKET: &str = "swarm.sock";
 /// The label of a network that every host's Docker shall have.
 pub const DOCKER_LABEL: &str = "weft.docker";
 
@@ -52,6 +56,8 @@ pub struct Places {
     pub state_dir: PathBuf,
     /// Where Docker looks for the sockets of its plugins.
     pub plugin_dir: PathBuf,
+    /// Where a plugin that Docker itself runs passes on what swarms ask.
+    pub swarm_socket: PathBuf,
     /// Docker's own socket.
     pub socket: PathBuf,
 }
@@ -77,7 +83,7 @@ impl Everywhere {
 /// The running plugin.
 pub struct Docker {
     everywhere: Everywhere,
-    socket: PathBuf,
+    sockets: [PathBuf; 2],
     stop: CancellationToken,
     calls: TaskTracker,
 }
@@ -99,21 +105,23 @@ impl Docker {
         let registry = Registry::open(&places.state_dir)?;
         let client = Client::new(&places.socket, tracker.clone());
         let driver = Arc::new(Driver::new(registry, ledger, snapshots, client));
-        let socket = places.plugin_dir.join(format!("{PLUGIN}.sock"));
-        let listener = api::bind(&socket, None).await.map_err(|source| StartError::Socket {
-            plugin_dir: places.plugin_dir.clone(),
-            source,
-        })?;
+        let local = places.plugin_dir.join(format!("{PLUGIN}.sock"));
         let everywhere = Everywhere { driver: Arc::clone(&driver) };
-        let docker =
-            Self { everywhere, socket, stop: stop.child_token(), calls: TaskTracker::new() };
-        let served = axum::serve(listener, plugin::router(Arc::clone(&driver)))
-            .with_graceful_shutdown(docker.stop.clone().cancelled_owned());
-        docker.calls.spawn(async move {
-            if let Err(error) = served.await {
-                tracing::error!(error = %Chain(&error), "Docker's plugin has ended");
-            }
-        });
+        let (stop_calls, calls) = (stop.child_token(), TaskTracker::new());
+        for (socket, scope) in [(&local, Scope::Local), (&places.swarm_socket, Scope::Swarm)] {
+            let listener = api::bind(socket, None)
+                .await
+                .map_err(|source| StartError::Socket { socket: socket.clone(), source })?;
+            let served = axum::serve(listener, plugin::router(Arc::clone(&driver), scope))
+                .with_graceful_shutdown(stop_calls.clone().cancelled_owned());
+            calls.spawn(async move {
+                if let Err(error) = served.await {
+                    tracing::error!(error = %Chain(&error), "Docker's plugin has ended");
+                }
+            });
+        }
+        let sockets = [local, places.swarm_socket.clone()];
+        let docker = Self { everywhere, sockets, stop: stop_calls, calls };
         tracker.spawn(resolver::serve(Arc::clone(&driver), listeners, stop.child_token()));
         tracker.spawn(follow::follow(driver, tracker.clone(), stop.child_token()));
         Ok(docker)
@@ -126,7 +134,7 @@ impl Docker {
     /// Takes no more calls, and waits for those under way.
     pub async fn stop(&self, grace: Duration) {
         // Docker tries again where there is no socket; a call that is cut off comes back empty.
-        remove(&self.socket);
+        self.sockets.iter().for_each(|socket| remove(socket));
         self.stop.cancel();
         self.calls.close();
         if tokio::time::timeout(grace, self.calls.wait()).await.is_err() {
@@ -146,8 +154,8 @@ pub enum StartError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error(
-        "cannot serve Docker in {}: change docker_plugin_dir, or set docker = false",
-        plugin_dir.display()
+        "cannot serve Docker at {}: change docker_plugin_dir, or set docker = false",
+        socket.display()
     )]
-    Socket { plugin_dir: PathBuf, source: SocketError },
+    Socket { socket: PathBuf, source: SocketError },
 }

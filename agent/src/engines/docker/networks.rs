@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_model::Family;
+use serde_json::json;
+use weft_model::{Family, Label, Subnet};
 
 use super::{
     ADDRESS_SPACE,
     driver::Driver,
-    protocol::{CreateNetwork, DeleteNetwork, EngineId, IpamData},
+    protocol::{AllocateNetwork, CreateNetwork, DeleteNetwork, EngineId, IpamData},
     registry::{DockerNetwork, Known},
-    wanted::{Range, Wanted},
+    wanted::{GENERIC, Range, Wanted},
 };
 use crate::{
     clock,
@@ -33,13 +34,60 @@ impl Driver {
         let pools = self.registry.read(|known| pools_of(known, &data)).await?;
         let ranges = pools.values().cloned().collect();
         let wanted = Wanted::read(&asked.options, ranges)?;
+        self.take_up(id, wanted, pools.into_keys().collect()).await
+    }
+
+    /// Takes up a network that is the same on all nodes of a swarm.
+    pub(super) async fn create_swarm_network(&self, asked: CreateNetwork) -> Result<(), Refusal> {
+        let id = &asked.network_id;
+        if self.registry.read(|known| known.networks.contains_key(id)).await {
+            return Ok(());
+        }
+        let ranges = swarm_ranges(asked.ipv4.iter().chain(&asked.ipv6))?;
+        let mut wanted = Wanted::read(&asked.options, ranges)?;
+        wanted.name = Some(swarm_name(wanted.name, id));
+        self.take_up(id, wanted, Vec::new()).await
+    }
+
+    /// Makes the cluster's network of a swarm's network, on one of its managers, before any node uses
+    /// it. Returns the options that the nodes get.
+    pub(super) async fn allocate_network(
+        &self,
+        asked: AllocateNetwork,
+    ) -> Result<BTreeMap<String, String>, Refusal> {
+        let generic = BTreeMap::from([(GENERIC.to_owned(), json!(asked.options))]);
+        let ranges = swarm_ranges(asked.ipv4.iter().chain(&asked.ipv6))?;
+        let wanted = Wanted::read(&generic, ranges)?;
+        let name = swarm_name(wanted.name.clone(), &asked.network_id);
+        self.find_or_create(&wanted, name.clone()).await?;
+        // The nodes find it by its name, whatever the swarm calls it.
+        let mut options = asked.options;
+        options.insert("weft.network".into(), name.to_string());
+        Ok(options)
+    }
+
+    /// Removes the cluster's network of a swarm's network, unless somebody named it.
+    pub(super) async fn free_network(&self, asked: DeleteNetwork) -> Result<(), Refusal> {
+        let name = swarm_name(None, &asked.network_id);
+        match self.ledger.remove_network(name.to_string(), false).await {
+            Err(refusal) if refusal.kind == RefusalKind::Missing => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn take_up(
+        &self,
+        id: &EngineId,
+        wanted: Wanted,
+        pools: Vec<String>,
+    ) -> Result<(), Refusal> {
         let network = match &wanted.name {
             Some(name) => Some(self.find_or_create(&wanted, name.clone()).await?.id),
             None => None,
         };
         let since = clock::unix_seconds();
         self.change(|known| {
-            for pool in pools.keys() {
+            for pool in &pools {
                 if let Some(pool) = known.pools.get_mut(pool) {
                     pool.network = Some(id.clone());
                 }
@@ -69,6 +117,30 @@ impl Driver {
         })
         .await
     }
+}
+
+/// What a swarm's network is called in the cluster, if nobody gave a name.
+fn swarm_name(given: Option<Label>, id: &EngineId) -> Label {
+    given.unwrap_or_else(|| {
+        format!("swarm-{}", id.short()).parse().expect("a short id is letters and digits")
+    })
+}
+
+/// The address ranges of a swarm's network. Its addresses come from the swarm, which gives out each
+/// once.
+fn swarm_ranges<'a>(data: impl Iterator<Item = &'a IpamData>) -> Result<Vec<Range>, Refusal> {
+    data.map(|data| {
+        let subnet = Subnet::try_from(data.pool)
+            .map_err(|error| Refusal::field("subnets", error.to_string()))?;
+        Ok(Range {
+            subnet,
+            picked: false,
+            part: None,
+            gateway: data.gateway.map(|net| net.addr()),
+            aux: BTreeMap::new(),
+        })
+    })
+    .collect()
 }
 
 /// The pools that a new network is made of, and what it says about them.

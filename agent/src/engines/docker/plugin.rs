@@ -21,7 +21,7 @@ use super::{
     ADDRESS_SPACE,
     driver::Driver,
     protocol::{
-        CreateEndpoint, CreateNetwork, DeleteNetwork, EndpointNamed, Join,
+        AllocateNetwork, CreateEndpoint, CreateNetwork, DeleteNetwork, EndpointNamed, Join,
         ProgramExternalConnectivity, ReleaseAddress, ReleasePool, RequestAddress, RequestPool,
     },
 };
@@ -30,17 +30,29 @@ use crate::refusal::{Refusal, RefusalKind};
 /// How long one call may take; longer than any wait inside.
 const DEADLINE: Duration = Duration::from_secs(12);
 
+/// How far a network of Docker's reaches.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Scope {
+    /// One daemon. The cluster's network reaches other hosts all the same.
+    Local,
+    /// A swarm, which knows the network on all its nodes by one id and gives out the addresses.
+    Swarm,
+}
+
 /// All calls.
-pub(super) fn router(driver: Arc<Driver>) -> Router {
-    Router::new().route("/{method}", post(call)).fallback(no_such_method).with_state(driver)
+pub(super) fn router(driver: Arc<Driver>, scope: Scope) -> Router {
+    Router::new()
+        .route("/{method}", post(call))
+        .fallback(no_such_method)
+        .with_state((driver, scope))
 }
 
 async fn call(
-    State(driver): State<Arc<Driver>>,
+    State((driver, scope)): State<(Arc<Driver>, Scope)>,
     Path(method): Path<String>,
     body: Bytes,
 ) -> Response {
-    let answered = time::timeout(DEADLINE, answer(&driver, &method, &body)).await;
+    let answered = time::timeout(DEADLINE, answer(&driver, scope, &method, &body)).await;
     let refusal = match answered {
         Ok(Ok(Some(value))) => return Json(value).into_response(),
         Ok(Ok(None)) => return unimplemented(&method),
@@ -67,12 +79,31 @@ fn unimplemented(method: &str) -> Response {
 }
 
 /// Makes one call; nothing if there is none of that name.
-async fn answer(driver: &Driver, method: &str, body: &[u8]) -> Result<Option<Value>, Refusal> {
+async fn answer(
+    driver: &Driver,
+    scope: Scope,
+    method: &str,
+    body: &[u8],
+) -> Result<Option<Value>, Refusal> {
     match method {
+        "Plugin.Activate" if scope == Scope::Swarm => {
+            written(json!({"Implements": ["NetworkDriver"]}))
+        }
         "Plugin.Activate" => written(json!({"Implements": ["NetworkDriver", "IpamDriver"]})),
 
         "NetworkDriver.GetCapabilities" => {
-            written(json!({"Scope": "local", "ConnectivityScope": "global"}))
+            let reach = if scope == Scope::Local { "local" } else { "global" };
+            written(json!({"Scope": reach, "ConnectivityScope": "global"}))
+        }
+        "NetworkDriver.CreateNetwork" if scope == Scope::Swarm => {
+            done(driver.create_swarm_network(read::<CreateNetwork>(method, body)?).await)
+        }
+        "NetworkDriver.AllocateNetwork" if scope == Scope::Swarm => {
+            let options = driver.allocate_network(read::<AllocateNetwork>(method, body)?).await?;
+            written(json!({"Options": options}))
+        }
+        "NetworkDriver.FreeNetwork" if scope == Scope::Swarm => {
+            done(driver.free_network(read::<DeleteNetwork>(method, body)?).await)
         }
         "NetworkDriver.CreateNetwork" => {
             done(driver.create_network(read::<CreateNetwork>(method, body)?).await)

@@ -137,11 +137,27 @@ pub(super) struct CreateNetwork {
 pub(super) struct IpamData {
     pub(super) address_space: String,
     pub(super) pool: IpNet,
+    #[serde(default, deserialize_with = "optional")]
+    pub(super) gateway: Option<IpNet>,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) aux_addresses: BTreeMap<String, IpNet>,
 }
 
-/// `NetworkDriver.DeleteNetwork`
+/// `NetworkDriver.AllocateNetwork`, on a manager of a swarm: the options are what `-o` gave.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct AllocateNetwork {
+    #[serde(rename = "NetworkID")]
+    pub(super) network_id: EngineId,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) options: BTreeMap<String, String>,
+    #[serde(rename = "IPv4Data", default, deserialize_with = "nullable")]
+    pub(super) ipv4: Vec<IpamData>,
+    #[serde(rename = "IPv6Data", default, deserialize_with = "nullable")]
+    pub(super) ipv6: Vec<IpamData>,
+}
+
+/// `NetworkDriver.DeleteNetwork`, `FreeNetwork`
 #[derive(Debug, Deserialize)]
 pub(super) struct DeleteNetwork {
     #[serde(rename = "NetworkID")]

@@ -16,6 +16,9 @@ use crate::{
     refusal::{Refusal, RefusalKind, refuse},
 };
 
+/// Where what `-o` gave is among the options of a network.
+pub(super) const GENERIC: &str = "com.docker.network.generic";
+
 /// One network as `docker network create` described it.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(super) struct Wanted {
@@ -58,7 +61,7 @@ impl Wanted {
         let mut wanted = Self { ranges, ..Self::default() };
         let internal = options.get("com.docker.network.internal").and_then(Value::as_bool);
         wanted.internal = internal.unwrap_or(false);
-        let given = options.get("com.docker.network.generic").and_then(Value::as_object);
+        let given = options.get(GENERIC).and_then(Value::as_object);
         for (key, value) in given.into_iter().flatten() {
             let Some(value) = value.as_str() else {
                 return refuse("options", format!("option {key}={value}: give a text"));

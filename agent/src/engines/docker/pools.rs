@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_model::{Family, Label, Network, NetworkId, Subnet};
+use weft_model::{Driver, Family, Label, Network, NetworkId, Subnet};
 
 use super::{
     protocol::RequestPool,
@@ -132,7 +132,8 @@ fn pick(
     let pooled: BTreeSet<Subnet> = pools.map(|pool| pool.range.subnet).collect();
     let mut open = cluster
         .networks()
-        .filter(|network| !bound.contains(&network.id) && cluster.conflict(network.id).is_none())
+        .filter(|network| network.driver == Driver::Overlay && !bound.contains(&network.id))
+        .filter(|network| cluster.conflict(network.id).is_none())
         .filter_map(|network| subnet(network))
         .filter(|subnet| !pooled.contains(subnet));
     match (open.next(), open.next()) {

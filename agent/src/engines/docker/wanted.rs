@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use weft_model::{Family, Label, Network, Subnet};
+use weft_model::{Driver, Family, Label, Network, Subnet};
 
 use crate::{
     api::types,
@@ -108,7 +108,7 @@ impl Wanted {
         }
         types::CreateNetwork {
             name,
-            driver: weft_model::Driver::Overlay,
+            driver: Driver::Overlay,
             subnets: self.ranges.iter().map(|range| range.subnet).collect(),
             gateways: self.ranges.iter().filter_map(|range| range.gateway).collect(),
             ip_ranges: self.ranges.iter().filter_map(|range| range.part).collect(),
@@ -139,6 +139,12 @@ impl Wanted {
 
     fn differences(&self, network: &Network) -> Vec<String> {
         let mut found = Vec::new();
+        if network.driver != Driver::Overlay {
+            found.push(format!(
+                "its driver is {}, and Docker's network is for all hosts: take another name",
+                network.driver
+            ));
+        }
         for family in [Family::V4, Family::V6] {
             let range = self.ranges.iter().find(|range| range.subnet.family() == family);
             match (range, network.pool(family)) {
@@ -318,6 +324,14 @@ mod tests {
                 .check_same(&app)
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn a_network_of_one_host_is_not_taken_for_one_of_all() {
+        let mut app = fixture::network(1, "app");
+        app.driver = Driver::Bridge;
+        let wanted = Wanted { ranges: vec![range("10.1.0.0/24")], ..Wanted::default() };
+        assert!(wanted.check_same(&app).unwrap_err().message.contains("bridge"));
     }
 
     #[test]

@@ -1,8 +1,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use weft_agent::cli::Cli;
+use weft_agent::{cli::Cli, engines::Role};
 
 fn main() -> ExitCode {
-    Cli::parse().execute()
+    match Role::of(std::env::args_os().next().as_deref()) {
+        Role::Weft => Cli::parse().execute(),
+        Role::Cni => weft_agent::engines::cni::run(),
+    }
 }

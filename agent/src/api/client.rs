@@ -55,7 +55,7 @@ impl Client {
                 error: format!("{status}: {}", String::from_utf8_lossy(&body)),
                 field: None,
             });
-            return Err(ClientError::Refused(problem));
+            return Err(ClientError::Refused { status, problem });
         }
         serde_json::from_slice(&body).map_err(ClientError::Answer)
     }
@@ -112,12 +112,32 @@ pub(crate) enum ClientError {
         socket.display()
     )]
     Unreachable { socket: PathBuf, source: io::Error },
-    #[error("{}", .0.error)]
-    Refused(Problem),
+    #[error("{}", .problem.error)]
+    Refused { status: StatusCode, problem: Problem },
     #[error("the agent broke off the answer; see its log, then try again")]
     Broken(#[source] hyper::Error),
     #[error("the agent's answer is not understood: agent and command are of different versions")]
     Answer(#[source] serde_json::Error),
+}
+
+impl ClientError {
+    /// The status and the words of a refusal; none where the agent did not refuse.
+    pub(crate) fn refusal(&self) -> Option<(StatusCode, &Problem)> {
+        match self {
+            Self::Refused { status, problem } => Some((*status, problem)),
+            Self::Unreachable { .. } | Self::Broken(_) | Self::Answer(_) => None,
+        }
+    }
+
+    /// Whether what was named does not exist.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.refusal().is_some_and(|(status, _)| status == StatusCode::NOT_FOUND)
+    }
+
+    /// Whether it does not fit what there is.
+    pub(crate) fn is_conflict(&self) -> bool {
+        self.refusal().is_some_and(|(status, _)| status == StatusCode::CONFLICT)
+    }
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use weft_model::NodeId;
 
 use super::{outbox::Outbox, sealers::Sealers};
 use crate::{
-    DropReason, Forwarding,
+    DropReason, Forwarding, Station,
     counters::Tallies,
     frame::{
-        ANSWER_ROOM, Answer, Excess, Fragments, Gateway, Headers, Part, REPORT_ROOM, Remedy,
+        ANSWER_ROOM, Answer, Excess, Fragments, Gateway, Headers, Network, Part, REPORT_ROOM, Remedy,
         Splitter, TokenBucket, VNET_LEN, VnetHeader, answer, too_big,
     },
     key::{Content, Flags, HEADER, META, Meta, OVERHEAD, Unsealed},
@@ -148,7 +148,7 @@ impl Carrier {
         match headers.destination {
             None => self.flood(routes, &mut frame),
             Some(mac) => {
-                let station = forwarding.stations.get(&mac);
+                let station = forwarding.stations.get(&mac).filter(|own| is_for(&headers, own));
                 let node = station.ok_or(DropReason::UnknownDestination)?.node;
                 self.seal(Target { network, node, route: routes.to(node)? }, &mut frame)
             }
@@ -338,6 +338,18 @@ fn unsealed(error: Unsealed) -> DropReason {
         Unsealed::Expired => DropReason::Expired,
         Unsealed::Size { .. } => DropReason::TooBig,
     }
+}
+
+/// Whether the station may get the packet: as the source of a packet must be its station's, so must
+/// the destination. Addresses are lent, MACs are only claimed: who claims another's gets nothing.
+#[inline]
+fn is_for(headers: &Headers, station: &Station) -> bool {
+    let Network::Ip(ip) = headers.network else { return true };
+    let group = match ip.destination {
+        IpAddr::V4(to) => to.is_multicast() || to.is_broadcast(),
+        IpAddr::V6(to) => to.is_multicast(),
+    };
+    group || station.ips.contains(&ip.destination)
 }
 
 fn gateway(forwarding: &Forwarding) -> Gateway {

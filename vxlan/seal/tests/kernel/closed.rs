@@ -4,7 +4,9 @@ use weft_seal::{DropReason, Forwarding, PathStatus};
 
 use crate::{
     capture::Capture,
-    lab::{Lab, Options, Underlay, eventually, forwarding, inner_v4, inner_v6, network, node},
+    lab::{
+        Host, Lab, Options, Underlay, eventually, forwarding, inner_v4, inner_v6, mac, network, node,
+    },
     namespace::Namespace,
     stream,
 };
@@ -113,4 +115,22 @@ fn two_networks_that_packets_cannot_tell_apart_are_both_refused_and_say_so() {
 
     one.tunnel.drop_network(rival.network);
     one.reaches(2);
+}
+
+#[test]
+fn who_claims_anothers_mac_does_not_get_what_is_for_its_addresses() {
+    let lab = Lab::new(Options { hosts: 3, ..Options::default() });
+    let [one, two, three] = [lab.host(1), lab.host(2), lab.host(3)];
+    one.reaches(2);
+    one.reaches(3);
+    // Its container goes on using what it was told of host 2's.
+    let mut claimed = forwarding(1, 3);
+    claimed.stations.insert(mac(2), claimed.stations[&mac(3)].clone());
+    assert!(one.tunnel.forward(Arc::new(claimed)));
+    let opened = |host: &Host| host.counters().networks[&network()].opened_packets;
+    let before = [two, three].map(opened);
+    assert!(!one.container.pings(&inner_v4(2), 56));
+    one.until_counted(|counters| counters.total.dropped(DropReason::UnknownDestination) > 0);
+    assert_eq!([two, three].map(opened), before);
+    one.reaches(3);
 }

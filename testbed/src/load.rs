@@ -1,16 +1,14 @@
 use std::{
-    fs,
     io::{BufRead as _, BufReader},
     net::IpAddr,
     process::{Child, Stdio},
-    time::Instant,
 };
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
-use crate::{Place, holder::pid_of, pace};
+use crate::{CpuTime, Place, holder::pid_of};
 
 /// What iperf3 sends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,8 +29,8 @@ pub struct Carried {
     /// The share of datagrams that did not arrive, 0 to 1; 0 for TCP.
     pub loss: f64,
     pub retransmits: u64,
-    /// CPU time of everything on the machine while the load ran, less what it takes when idle:
-    /// both hosts with all their processes and interrupts, and iperf3 itself.
+    /// CPU time that was spent while the load ran: by both hosts with all their processes, by
+    /// iperf3 and by the kernel, less what these take when idle.
     pub cpu_seconds: f64,
     /// Payload that arrived in all, in units of 10⁹ bytes.
     pub gigabytes: f64,
@@ -46,8 +44,8 @@ impl Carried {
 }
 
 impl Load {
-    /// Runs iperf3 between two places for `seconds`, TCP after one more that does not count; a
-    /// machine that is otherwise idle is `idle` busy, in CPUs.
+    /// Runs iperf3 between two places for `seconds`, TCP after one more that does not count; `idle`
+    /// is how many CPUs are busy without it, of those that [`CpuTime`] takes for ours.
     ///
     /// # Errors
     ///
@@ -75,9 +73,10 @@ impl Load {
                 argv.extend(["--udp", "--bitrate", "0", "--length", &payload]);
             }
         }
-        let (busy, start) = (busy_seconds()?, Instant::now());
+        let before = CpuTime::now()?;
         let text = from.exec(&argv)?.ok()?;
-        let cpu_seconds = busy_seconds()? - busy - idle * start.elapsed().as_secs_f64();
+        let spent = CpuTime::now()?.since(before);
+        let cpu_seconds = spent.ours - idle * spent.wall;
         server.0.wait()?;
         let report: Value = serde_json::from_str(&text)?;
         self.read(&report, cpu_seconds.max(0.0))
@@ -114,33 +113,6 @@ impl Load {
             gigabytes,
         })
     }
-}
-
-/// How many CPUs are busy while nothing is measured.
-///
-/// # Errors
-///
-/// `/proc/stat` cannot be read.
-pub fn idle_load(span: std::time::Duration) -> anyhow::Result<f64> {
-    let (busy, start) = (busy_seconds()?, Instant::now());
-    pace(span);
-    Ok((busy_seconds()? - busy) / start.elapsed().as_secs_f64())
-}
-
-/// The CPU time that the machine has spent on anything but idling since it booted, interrupts
-/// included and time that a hypervisor took away not (proc(5), the first line of `stat`).
-fn busy_seconds() -> anyhow::Result<f64> {
-    let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
-    let ticks = busy_ticks(&stat).with_context(|| format!("no CPU times in {stat:?}"))?;
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?;
-    Ok(ticks as f64 / per_second.context("the kernel has no clock tick")? as f64)
-}
-
-fn busy_ticks(stat: &str) -> Option<u64> {
-    let times = stat.lines().next()?.strip_prefix("cpu ")?;
-    let times: Vec<u64> = times.split_whitespace().map_while(|t| t.parse().ok()).collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = times[..] else { return None };
-    Some(user + nice + system + irq + softirq)
 }
 
 /// An iperf3 that serves one client. In this session, not a daemon: the kernel may give each
@@ -181,13 +153,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn busy_time_is_all_but_idle_waiting_and_stolen_time() {
-        let stat = "cpu  100 20 30 9000 500 4 6 77 8 9\ncpu0 1 2 3\n";
-        assert_eq!(busy_ticks(stat), Some(160));
-        assert_eq!(busy_ticks("intr 1 2"), None);
-    }
 
     #[test]
     fn datagrams_that_were_lost_do_not_count_as_carried() {

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
-use weft_testbed::{Capture, Carried, Lab, Load, Wire, idle_load};
+use weft_testbed::{Capture, Carried, CpuTime, Lab, Load, Wire, pace};
 
 use contender::{Contender, Ends, Ground};
 use summary::{Series, Summary};
@@ -48,9 +48,9 @@ container on one and a container on the other, at the MTU that it sets by itself
 The segmenting wire cuts super-packets before they cross, as most network cards do with packets
 they do not understand; that none crosses is checked for every contender.
 
-CPU seconds per GB: the busy time of the whole machine while a load runs (/proc/stat: user,
-system and interrupts; both hosts and iperf3), less what it takes when idle, by 10^9 bytes of
-payload that arrived.
+CPU seconds per GB: the busy time of the machine while a load runs (/proc/stat: user, system and
+interrupts), less that of other sessions' processes and less what the rest takes when idle, by
+10^9 bytes of payload that arrived. So it is both hosts, iperf3 and the kernel.
 
 To work on one data path: --only sealed,vxlan --wire segmenting --load tcp1 --rounds 3";
 
@@ -159,8 +159,12 @@ impl Field<'_> {
         }
         let mut series = Series::default();
         for round in 0..rounds {
-            let idle = idle_load(Duration::from_secs(1))?;
+            let before = CpuTime::now()?;
+            pace(Duration::from_secs(1));
+            let spent = CpuTime::now()?.since(before);
+            let idle = spent.ours / spent.wall;
             series.idle.push(idle);
+            series.others.push(spent.others / spent.wall);
             // Who goes first changes, so that a drift of the machine favours nobody.
             let first = round as usize % rows.len();
             for &row in rows[first..].iter().chain(&rows[..first]) {

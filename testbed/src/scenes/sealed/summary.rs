@@ -13,8 +13,10 @@ use super::{Cable, Contender, Workload, picture};
 pub(super) struct Series {
     runs: BTreeMap<Workload, BTreeMap<Contender, Vec<Carried>>>,
     mtus_bytes: BTreeMap<Contender, u16>,
-    /// How many CPUs were busy while nothing was measured, once a round.
+    /// How many CPUs this session and the kernel took while nothing was measured, once a round.
     pub(super) idle: Vec<f64>,
+    /// And other sessions.
+    pub(super) others: Vec<f64>,
 }
 
 impl Series {
@@ -95,10 +97,11 @@ impl Summary {
         for &load in series.runs.keys() {
             let _ = writeln!(text, "\n{wire}, medians\n{}", series.table(load));
         }
-        let idle = percentile(&series.idle, 50.0);
-        let _ = writeln!(text, "While nothing was measured, {idle:.2} CPUs were busy.");
-        if idle > IDLE_CPUS {
-            let _ = writeln!(text, "The machine had other work: CPU s/GB says little, rates less.");
+        let [idle, others] = [&series.idle, &series.others].map(|cpus| percentile(cpus, 50.0));
+        let _ = writeln!(text, "While nothing was measured, {idle:.2} CPUs were busy with this.");
+        if others > IDLE_CPUS {
+            let _ =
+                writeln!(text, "Other sessions had {others:.2} CPUs: measure on a quiet machine.");
         }
         text
     }
@@ -146,7 +149,7 @@ fn median(runs: &[Carried], of: impl Fn(&Carried) -> f64) -> f64 {
     percentile(&runs.iter().map(of).collect::<Vec<_>>(), 50.0)
 }
 
-/// More than agents and a terminal take when there is nothing to do.
+/// More than is left of a machine that does nothing.
 const IDLE_CPUS: f64 = 0.2;
 
 /// A figure's name, its load, the rows of which the best is what sealed is divided by, the least.

@@ -157,11 +157,13 @@ fn networks(
         NetworkRecord::Removed => None,
     });
     let mut networks: BTreeMap<NetworkId, Arc<Network>> = BTreeMap::new();
+    // Of what is another host's alone nothing is to be heard.
+    let heard = heard.filter(|network| !network.driver.is_local());
     for network in known.values().chain(heard).filter(|network| !removed.contains(&network.id)) {
         let first = networks.entry(network.id).or_insert_with(|| Arc::new(network.clone()));
         // A definition never changes, and all who carry it repeat it. Whoever says otherwise must
         // not bring a host that hears of the network for the first time to send it in clear.
-        if network.encrypted && !first.encrypted {
+        if network.encrypted && !first.encrypted && !first.driver.is_local() {
             Arc::make_mut(first).encrypted = true;
         }
     }
@@ -170,6 +172,8 @@ fn networks(
 
 /// Settles who has a name, a VNI or a tag that two networks claim: the lower id. Only two sides of
 /// a partition, or two hosts in the same moment, can claim the same name or VNI.
+///
+/// A network of this host alone goes behind those of all hosts, which must agree on them.
 fn settle(
     networks: &BTreeMap<NetworkId, Arc<Network>>,
 ) -> (BTreeMap<Label, NetworkId>, BTreeMap<NetworkId, NetworkId>) {
@@ -177,9 +181,14 @@ fn settle(
     let mut vnis: BTreeMap<Vni, NetworkId> = BTreeMap::new();
     let mut tags: BTreeMap<[u8; 4], NetworkId> = BTreeMap::new();
     let mut conflicts = BTreeMap::new();
-    for network in networks.values() {
+    let (local, shared): (Vec<_>, Vec<_>) =
+        networks.values().partition(|network| network.driver.is_local());
+    for network in shared.into_iter().chain(local) {
         let name = *names.entry(network.name.clone()).or_insert(network.id);
-        let vni = *vnis.entry(network.vni).or_insert(network.id);
+        let vni = match network.driver.is_local() {
+            true => network.id,
+            false => *vnis.entry(network.vni).or_insert(network.id),
+        };
         let tag = match sealed_tag(network) {
             Some(tag) => *tags.entry(tag).or_insert(network.id),
             None => network.id,
@@ -198,6 +207,9 @@ fn sealed_tag(network: &Network) -> Option<[u8; 4]> {
 
 /// Whether packets of one of the two networks could be taken for packets of the other.
 pub(crate) fn is_mistakable(one: &Network, other: &Network) -> bool {
+    if one.driver.is_local() || other.driver.is_local() {
+        return false;
+    }
     one.vni == other.vni || sealed_tag(one).is_some_and(|tag| sealed_tag(other) == Some(tag))
 }
 
@@ -241,6 +253,8 @@ fn registers(view: &ClusterView, network: NetworkId) -> weft_ipam::View<'_> {
 
 #[cfg(test)]
 mod tests {
+    use weft_model::Driver;
+
     use super::*;
     use crate::fixture::{Builder, endpoint, network, network_id, node_id};
 
@@ -380,6 +394,28 @@ mod tests {
         assert_eq!(conflict([true, true]), Some(network_id(1)));
         assert_eq!(conflict([true, false]), None);
         assert_eq!(conflict([false, false]), None);
+    }
+
+    #[test]
+    fn a_network_of_one_host_goes_behind_those_of_all_and_no_member_has_a_part_in_it() {
+        let (shared, other) = (network(2, "app"), network(3, "db"));
+        let local = Network { driver: Driver::Bridge, vni: other.vni, ..network(1, "app") };
+        let foreign = Network { driver: Driver::Bridge, ..network(4, "foreign") };
+        let view = Builder::default()
+            .node(1)
+            .node(2)
+            .network(2, &shared)
+            .network(2, &other)
+            .network(2, &foreign)
+            .network(2, &Network { encrypted: true, ..network(1, "app") })
+            .view();
+        let known = BTreeMap::from([(local.id, local.clone())]);
+        let cluster = Cluster::resolve(view, &known, &BTreeSet::new());
+        assert_eq!(cluster.find_network("app").unwrap().id, shared.id);
+        assert_eq!(cluster.conflict(local.id).unwrap().id, shared.id);
+        assert!(cluster.conflict(other.id).is_none());
+        assert_eq!(cluster.network(local.id).map(AsRef::as_ref), Some(&local));
+        assert!(cluster.network(foreign.id).is_none());
     }
 
     #[test]

@@ -170,7 +170,7 @@ impl Agent {
         let lost = book.mark_lost(&present);
         tracing::info!(endpoints = book.endpoints.len(), lost, "took up the book");
         let spaces = ledger::restore_spaces(&book, me, timing, clock::unix_seconds())?;
-        let published = own_records(me, &node_updates.borrow(), &book, &spaces);
+        let own = own_records(me, &node_updates.borrow(), &book, &spaces);
 
         let view: ViewCell = Arc::default();
         // Nobody is revoked in this version: removal of nodes is not there yet.
@@ -180,7 +180,7 @@ impl Agent {
         let generation = identity.next_generation(OffsetDateTime::now_utc())?;
         let mut gossip_config = GossipConfig::new(me, identity.cluster(), generation);
         gossip_config.seeds = seeds(&identity, config, advertise);
-        gossip_config.records = published.iter().map(|(k, r)| (*k, r.clone())).collect();
+        gossip_config.records = own.public.iter().map(|(k, r)| (*k, r.clone())).collect();
         let gossip =
             Gossip::start(gossip_config, Arc::clone(&carrier), tracker, stop.child_token());
         let _ = view.set(gossip.view());
@@ -232,7 +232,7 @@ impl Agent {
             file,
             book,
             spaces,
-            published,
+            own,
             remembered,
             names: NamesProjection::new(config.domain.clone()),
         };

@@ -1,12 +1,14 @@
 //! From what a user asks for to the definition of a network. Pure.
 
+mod options;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use weft_model::{Family, Network, NetworkId, NetworkOptions, NodeId, Pool, Subnet, Vni};
+use weft_model::{Driver, Family, Network, NetworkId, NodeId, Pool, Subnet, Vni};
 
 use crate::{
     api::types::CreateNetwork,
@@ -14,14 +16,15 @@ use crate::{
     cluster::Cluster,
     refusal::{Refusal, refuse},
 };
+use options::options;
 
-/// Where IPv4 subnets that nobody asked for by number come from, a /24 each.
+/// Where IPv4 subnets that nobody asked for by number come from, a /24 each. Those of one host alone
+/// have a range of their own: other hosts do not know which are taken.
 const DEFAULT_POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 32, 0, 0), 12);
+const LOCAL_POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 48, 0, 0), 12);
 const DEFAULT_PREFIX: u8 = 24;
 /// How many nodes share the lending of a network's addresses.
 const LENDERS: usize = 5;
-/// Bytes: the least that IPv6 needs (RFC 8200 §5), and the most that a VXLAN packet can carry.
-const MTU_RANGE: std::ops::RangeInclusive<u16> = 1280..=65_450;
 
 /// Defines the network that `request` asks for.
 ///
@@ -38,9 +41,69 @@ pub fn define(
     cluster: &Cluster,
     now: u64,
 ) -> Result<Network, Refusal> {
+    if let Some(what) = predefined(request.name.as_str()) {
+        return Err(Refusal::conflict(
+            "name",
+            format!("{} is predefined, {what}: take another name", request.name),
+        ));
+    }
+    define_any(request, id, me, cluster, now)
+}
+
+/// The name of the network of this host that is made when it is first asked for.
+pub(crate) const DEFAULT_BRIDGE: &str = "bridge";
+
+/// What a name stands for that no network may be given.
+fn predefined(name: &str) -> Option<&'static str> {
+    match name {
+        DEFAULT_BRIDGE => Some("a network of each host alone"),
+        "host" => Some("the host's own network"),
+        "none" => Some("no network at all"),
+        _ => None,
+    }
+}
+
+/// Defines this host's network [`DEFAULT_BRIDGE`].
+///
+/// # Errors
+///
+/// As [`define`].
+pub fn define_default_bridge(
+    id: NetworkId,
+    me: NodeId,
+    cluster: &Cluster,
+    now: u64,
+) -> Result<Network, Refusal> {
+    let request = CreateNetwork {
+        name: DEFAULT_BRIDGE.parse().expect("a label"),
+        driver: Driver::Bridge,
+        subnets: Vec::new(),
+        gateways: Vec::new(),
+        ip_ranges: Vec::new(),
+        aux_addresses: BTreeMap::new(),
+        internal: false,
+        encrypted: false,
+        ipv6: false,
+        labels: BTreeMap::new(),
+        options: BTreeMap::new(),
+    };
+    define_any(&request, id, me, cluster, now)
+}
+
+fn define_any(
+    request: &CreateNetwork,
+    id: NetworkId,
+    me: NodeId,
+    cluster: &Cluster,
+    now: u64,
+) -> Result<Network, Refusal> {
     let taken = cluster.find_network(request.name.as_str());
     if let Some(network) = taken.filter(|network| network.name == request.name) {
-        let kind = if network.encrypted { "encrypted" } else { "not encrypted" };
+        let kind = match (network.driver, network.encrypted) {
+            (Driver::Bridge, _) => "on this host alone",
+            (Driver::Overlay, true) => "encrypted",
+            (Driver::Overlay, false) => "not encrypted",
+        };
         return Err(Refusal::conflict(
             "name",
             format!(
@@ -53,7 +116,7 @@ pub fn define(
     let chosen = options(request)?;
     refuse_bulk("labels", label_bytes(&request.labels))?;
     refuse_bulk("aux_addresses", request.aux_addresses.keys().map(String::len).sum())?;
-    let pools = pools(request, id, cluster)?;
+    let pools = pools(request, id, me, cluster)?;
     let network = Network {
         id,
         name: request.name.clone(),
@@ -65,13 +128,25 @@ pub fn define(
         labels: request.labels.clone(),
         options: chosen.options,
         creator: me,
-        lenders: lenders(me, cluster),
+        lenders: match request.driver {
+            Driver::Overlay => lenders(me, cluster),
+            Driver::Bridge => vec![me],
+        },
         created: now,
     };
     network.checked().map_err(|error| Refusal::field("subnets", error.to_string()))
 }
 
-fn pools(request: &CreateNetwork, id: NetworkId, cluster: &Cluster) -> Result<Vec<Pool>, Refusal> {
+fn pools(
+    request: &CreateNetwork,
+    id: NetworkId,
+    me: NodeId,
+    cluster: &Cluster,
+) -> Result<Vec<Pool>, Refusal> {
+    let carriers = match request.driver {
+        Driver::Overlay => Carriers::All,
+        Driver::Bridge => Carriers::Only(me),
+    };
     let mut subnets: BTreeMap<Family, Subnet> = BTreeMap::new();
     for subnet in &request.subnets {
         if let Some(other) = subnets.insert(subnet.family(), *subnet) {
@@ -80,10 +155,10 @@ fn pools(request: &CreateNetwork, id: NetworkId, cluster: &Cluster) -> Result<Ve
                 format!("{other} and {subnet} are both {}: give one a family", subnet.family()),
             );
         }
-        refuse_overlap(*subnet, cluster)?;
+        refuse_overlap(*subnet, carriers, cluster)?;
     }
     if subnets.is_empty() {
-        subnets.insert(Family::V4, free_subnet(cluster, &[])?);
+        subnets.insert(Family::V4, free_subnet(carriers, cluster, &[])?);
     }
     if request.ipv6 {
         subnets.entry(Family::V6).or_insert_with(|| unique_local(id));
@@ -157,10 +232,21 @@ fn one<T: ToString>(
     }
 }
 
-/// Refuses a subnet that some node's host routes or asks for names: containers of that host could
-/// no longer reach what is there.
-fn refuse_overlap(subnet: Subnet, cluster: &Cluster) -> Result<(), Refusal> {
-    for member in cluster.members() {
+/// The nodes that may carry a network.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Carriers {
+    All,
+    Only(NodeId),
+}
+
+/// Refuses a subnet that the host of some carrier routes or asks for names: containers of that host
+/// could no longer reach what is there.
+fn refuse_overlap(subnet: Subnet, carriers: Carriers, cluster: &Cluster) -> Result<(), Refusal> {
+    let carries = |node| match carriers {
+        Carriers::All => true,
+        Carriers::Only(only) => node == only,
+    };
+    for member in cluster.members().filter(|member| carries(member.id)) {
         let Some(node) = &member.node else { continue };
         if let Some(route) = node.routes.iter().find(|route| subnet.overlaps(**route)) {
             return refuse(
@@ -184,24 +270,33 @@ fn refuse_overlap(subnet: Subnet, cluster: &Cluster) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The first /24 of the default pool that is not in `besides`, no network has and no host routes.
-pub(crate) fn free_subnet(cluster: &Cluster, besides: &[Subnet]) -> Result<Subnet, Refusal> {
+/// The first /24 of the carriers' pool that is not in `besides`, no network has and none of their
+/// hosts routes.
+pub(crate) fn free_subnet(
+    carriers: Carriers,
+    cluster: &Cluster,
+    besides: &[Subnet],
+) -> Result<Subnet, Refusal> {
+    let pool = match carriers {
+        Carriers::All => DEFAULT_POOL,
+        Carriers::Only(_) => LOCAL_POOL,
+    };
     let taken: Vec<IpNet> = cluster
         .networks()
         .flat_map(|network| network.pools.iter().map(|pool| pool.subnet.net()))
         .chain(besides.iter().map(|subnet| subnet.net()))
         .collect();
-    let mut candidates = DEFAULT_POOL.subnets(DEFAULT_PREFIX).expect("24 lies between 12 and 32");
+    let mut candidates = pool.subnets(DEFAULT_PREFIX).expect("24 lies between 12 and 32");
     candidates
         .find_map(|net| {
             let subnet = Subnet::try_from(IpNet::V4(net)).expect("a /24 of a private range");
             let free = !taken.iter().any(|other| subnet.overlaps(*other));
-            (free && refuse_overlap(subnet, cluster).is_ok()).then_some(subnet)
+            (free && refuse_overlap(subnet, carriers, cluster).is_ok()).then_some(subnet)
         })
         .ok_or_else(|| {
             Refusal::conflict(
                 "subnets",
-                format!("every /{DEFAULT_PREFIX} of {DEFAULT_POOL} is in use by a network or a host route: give a subnet of your own"),
+                format!("every /{DEFAULT_PREFIX} of {pool} is in use by a network or a host route: give a subnet of your own"),
             )
         })
 }
@@ -223,61 +318,6 @@ fn free_vni(id: NetworkId, cluster: &Cluster) -> Vni {
 fn lenders(me: NodeId, cluster: &Cluster) -> Vec<NodeId> {
     let others = cluster.alive().into_iter().filter(|node| *node != me);
     [me].into_iter().chain(others).take(LENDERS).collect()
-}
-
-/// What `options` and the fields that mean the same ask for.
-struct Chosen {
-    encrypted: bool,
-    options: NetworkOptions,
-}
-
-fn options(request: &CreateNetwork) -> Result<Chosen, Refusal> {
-    let mut encrypted = request.encrypted;
-    let mut options = NetworkOptions::default();
-    for (key, value) in &request.options {
-        match key.as_str() {
-            "mtu" => {
-                let mtu = value.parse().ok().filter(|mtu| MTU_RANGE.contains(mtu));
-                let (least, most) = (MTU_RANGE.start(), MTU_RANGE.end());
-                let Some(mtu) = mtu else {
-                    return refuse(
-                        "options",
-                        format!("mtu={value} is no usable MTU: give {least} to {most} bytes"),
-                    );
-                };
-                options.mtu = Some(mtu);
-            }
-            "multicast" => options.multicast = switch(key, value)?,
-            "encrypted" => {
-                encrypted = switch(key, value)?;
-                if request.encrypted && !encrypted {
-                    return refuse(
-                        "options",
-                        format!("encrypted={value} contradicts encrypted: give one of them"),
-                    );
-                }
-            }
-            _ => {
-                return refuse(
-                    "options",
-                    format!(
-                        "{key} is no option of network {}: there are mtu, multicast and encrypted",
-                        request.name
-                    ),
-                );
-            }
-        }
-    }
-    Ok(Chosen { encrypted, options })
-}
-
-/// Reads an option that is on or off. Its name alone switches it on, as in Docker.
-fn switch(key: &str, value: &str) -> Result<bool, Refusal> {
-    match value {
-        "" | "true" => Ok(true),
-        "false" => Ok(false),
-        _ => refuse("options", format!("{key}={value}: give true or false")),
-    }
 }
 
 #[cfg(test)]
@@ -412,5 +452,48 @@ mod tests {
             let network = define_in(&cluster, json.clone()).unwrap();
             assert_eq!(network.encrypted, encrypted, "{json}");
         }
+    }
+
+    #[test]
+    fn a_network_of_one_host_looks_at_that_host_only() {
+        let cluster = three_nodes()
+            .change_node(2, |node| node.routes = vec!["10.48.0.0/13".parse().unwrap()])
+            .build();
+        let local = |json: serde_json::Value| {
+            let mut request = serde_json::json!({"name": "local", "driver": "bridge"});
+            request.as_object_mut().unwrap().extend(json.as_object().unwrap().clone());
+            define_in(&cluster, request)
+        };
+        let network = local(serde_json::json!({})).unwrap();
+        assert_eq!(network.pools[0].subnet.to_string(), "10.48.0.0/24");
+        assert_eq!(network.lenders, [node_id(1)]);
+        assert!(!network.options.isolated);
+        for icc in ["icc", "com.docker.network.bridge.enable_icc"] {
+            let network = local(serde_json::json!({"options": {icc: "false"}})).unwrap();
+            assert!(network.options.isolated, "{icc}");
+        }
+        for bad in [
+            serde_json::json!({"encrypted": true}),
+            serde_json::json!({"options": {"encrypted": "true"}}),
+            serde_json::json!({"options": {"multicast": "true"}}),
+            serde_json::json!({"options": {"icc": "no"}}),
+            serde_json::json!({"driver": "overlay", "options": {"icc": "false"}}),
+        ] {
+            assert!(local(bad.clone()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_predefined_is_not_created_by_hand() {
+        let cluster = three_nodes().build();
+        for name in ["bridge", "host", "none"] {
+            for driver in ["bridge", "overlay"] {
+                let request = serde_json::json!({"name": name, "driver": driver});
+                let refusal = define_in(&cluster, request).unwrap_err();
+                assert_eq!(refusal.field, Some("name"), "{refusal}");
+            }
+        }
+        let network = define_default_bridge(network_id(9), node_id(1), &cluster, 0).unwrap();
+        assert_eq!((network.name.as_str(), network.driver), ("bridge", Driver::Bridge));
     }
 }

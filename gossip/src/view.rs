@@ -107,7 +107,8 @@ impl Member {
         self.liveness == Liveness::Left
     }
 
-    fn add(&mut self, key: Key, record: &Record) {
+    /// Takes in one record of this member's.
+    pub fn add(&mut self, key: Key, record: &Record) {
         match record {
             Record::Node(node) => self.node = Some(node.clone()),
             Record::Network(network) => insert(&mut self.networks, key, network),

@@ -40,16 +40,20 @@ enum Command {
     },
 }
 
-/// Create a network on all hosts of the cluster, and print its id
+/// Create a network, on all hosts of the cluster or on this one alone, and print its id
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   weft network create app
   weft network create db --subnet 10.40.0.0/24 --gateway 10.40.0.254 --internal
   weft network create dual --subnet 10.41.0.0/24 --subnet fd00:41::/64
-  weft network create secret --encrypted")]
+  weft network create secret --encrypted
+  weft network create -d bridge local --icc=false")]
 pub(super) struct Create {
     /// Letters, digits and inner hyphens
     name: Label,
+    /// overlay: all hosts of the cluster; bridge: this host alone, unknown to the others
+    #[arg(long, short, value_name = "DRIVER", value_parser = parse_driver, default_value = "overlay")]
+    driver: Driver,
     /// Address range, one a family; an IPv4 one is picked when there is none
     #[arg(long, value_name = "CIDR")]
     subnet: Vec<Subnet>,
@@ -74,7 +78,10 @@ pub(super) struct Create {
     /// A label of yours
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
     label: Vec<(String, String)>,
-    /// mtu=BYTES, multicast, encrypted
+    /// Whether its containers reach each other, not only what is outside; false needs driver bridge
+    #[arg(long, value_name = "BOOL", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
+    icc: Option<bool>,
+    /// mtu=BYTES, multicast, encrypted, icc=BOOL
     #[arg(long, short, value_name = "KEY[=VALUE]", value_parser = parse_option)]
     opt: Vec<(String, String)>,
 }
@@ -148,9 +155,10 @@ impl Create {
     }
 
     fn into_request(self) -> anyhow::Result<CreateNetwork> {
+        let icc = self.icc.map(|icc| ("icc".to_owned(), icc.to_string()));
         Ok(CreateNetwork {
             name: self.name,
-            driver: Driver::Overlay,
+            driver: self.driver,
             subnets: self.subnet,
             gateways: self.gateway,
             ip_ranges: self.ip_range,
@@ -159,7 +167,7 @@ impl Create {
             encrypted: self.encrypted,
             ipv6: self.ipv6,
             labels: unique("--label", self.label)?,
-            options: unique("--opt", self.opt)?,
+            options: unique("--opt", self.opt.into_iter().chain(icc).collect())?,
         })
     }
 }
@@ -169,8 +177,11 @@ fn row(status: &NetworkStatus) -> [String; 8] {
     [
         network.id.short(),
         network.name.to_string(),
-        "overlay".into(),
-        network.vni.to_string(),
+        network.driver.to_string(),
+        match network.driver {
+            Driver::Overlay => network.vni.to_string(),
+            Driver::Bridge => String::new(),
+        },
         output::list(network.pools.iter().map(|pool| pool.subnet)),
         if network.encrypted { "yes" } else { "no" }.into(),
         status.endpoints.len().to_string(),
@@ -199,6 +210,17 @@ pub(super) fn parse_pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err("give KEY=VALUE".into()),
+    }
+}
+
+fn parse_driver(name: &str) -> Result<Driver, String> {
+    match name {
+        "overlay" => Ok(Driver::Overlay),
+        "bridge" => Ok(Driver::Bridge),
+        "host" | "none" | "null" => {
+            Err("it is predefined: weft run --network host, or --network none".into())
+        }
+        _ => Err("there are overlay and bridge".into()),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     api::types::Attach,
     bulk::{label_bytes, refuse_bulk},
     chain::Chain,
+    definition::DEFAULT_BRIDGE,
     projection::{free_slot, uplink_capacity},
     refusal::{Refusal, RefusalKind, refuse},
 };
@@ -202,6 +203,9 @@ impl Keeper {
     fn grant_endpoint(&mut self, id: EndpointId, claim: &Claim) -> Result<(), Obstacle> {
         let request = &claim.request;
         let Some(network) = self.cluster.find_network(&request.network).cloned() else {
+            if request.network == DEFAULT_BRIDGE && !self.has_default_bridge() {
+                self.create_default_bridge()?;
+            }
             return Err(Obstacle::Waits {
                 reason: Refusal {
                     field: Some("network"),

@@ -23,6 +23,9 @@ pub struct Book {
     /// Networks whose removal this node tells the others, for good.
     #[serde(default)]
     pub removed: BTreeSet<NetworkId>,
+    /// Networks of this host alone that were removed, until all that is theirs has gone.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub ended: BTreeSet<NetworkId>,
     #[serde(default)]
     pub endpoints: BTreeMap<EndpointId, LocalEndpoint>,
     /// Address space, per network.
@@ -83,10 +86,27 @@ impl Book {
         let removed = &mut self.removed;
         self.networks.retain(|id, network| {
             let ended = is_removed(*id);
-            if ended && (network.creator == me || network.lenders.contains(&me)) {
+            let told = !network.driver.is_local();
+            if ended && told && (network.creator == me || network.lenders.contains(&me)) {
                 removed.insert(*id);
             }
             !ended
+        });
+    }
+
+    /// The networks whose removal this node knows of by itself.
+    pub fn gone(&self) -> BTreeSet<NetworkId> {
+        self.removed.union(&self.ended).copied().collect()
+    }
+
+    /// Forgets the networks of this host alone that nothing is left of.
+    pub fn forget_ended(&mut self) {
+        let Self { networks, ended, endpoints, spaces, uplinks, .. } = self;
+        ended.retain(|id| {
+            networks.contains_key(id)
+                || spaces.contains_key(id)
+                || uplinks.contains_key(id)
+                || endpoints.values().any(|local| local.endpoint.network == *id)
         });
     }
 

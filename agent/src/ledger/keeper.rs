@@ -26,7 +26,7 @@ use crate::{
     cluster::Cluster,
     encryption::Encryption,
     listeners::Listeners,
-    projection::{NamesProjection, PlaneContext, own_records, plane},
+    projection::{NamesProjection, OwnRecords, PlaneContext, own_records, plane, with_private},
     remembered::Remembered,
 };
 
@@ -54,8 +54,8 @@ pub struct Start {
     pub file: BookFile,
     pub book: Book,
     pub spaces: BTreeMap<NetworkId, Ipam>,
-    /// The records that gossip was started with.
-    pub published: BTreeMap<Key, Record>,
+    /// The public ones are those that gossip was started with.
+    pub own: OwnRecords,
     /// What other nodes said before this start.
     pub remembered: Remembered,
     pub names: NamesProjection,
@@ -81,7 +81,8 @@ pub struct Keeper {
     settled: (Instant, bool),
     /// Whether the cluster must be understood anew although the view is the same.
     pub(super) stale: bool,
-    published: BTreeMap<Key, Record>,
+    /// What was last told, to the others and to itself.
+    own: OwnRecords,
     names: NamesProjection,
     snapshot: watch::Sender<Arc<Snapshot>>,
     inbox: mpsc::Receiver<Command>,
@@ -119,11 +120,11 @@ impl Keeper {
         start: Start,
         inbox: mpsc::Receiver<Command>,
     ) -> (Self, Snapshots) {
-        let Start { context, timing, file, book, spaces, published, remembered, names } = start;
+        let Start { context, timing, file, book, spaces, own, remembered, names } = start;
         let view = links.gossip.view();
         let plane_status = links.plane.status();
-        let heard = remembered.complete(&view.borrow());
-        let cluster = Arc::new(Cluster::resolve(heard, &book.networks, &book.removed));
+        let heard = with_private(&remembered.complete(&view.borrow()), context.me, &own.private);
+        let cluster = Arc::new(Cluster::resolve(heard, &book.networks, &book.gone()));
         let book = Arc::new(book);
         let snapshot =
             Snapshot { me: context.me, cluster: Arc::clone(&cluster), book: Arc::clone(&book) };
@@ -145,7 +146,7 @@ impl Keeper {
             started: Instant::now(),
             settled: (Instant::now(), true),
             stale: true,
-            published,
+            own,
             names,
             snapshot,
             inbox,
@@ -281,8 +282,9 @@ impl Keeper {
         let heard = Arc::clone(&self.view.borrow_and_update());
         self.remembered.forget_heard(&heard);
         let view = self.remembered.complete(&heard);
-        let (known, ended) = (&self.book.networks, &self.book.removed);
-        self.cluster = Arc::new(Cluster::resolve(view, known, ended));
+        let view = with_private(&view, self.context.me, &self.own.private);
+        let known = &self.book.networks;
+        self.cluster = Arc::new(Cluster::resolve(view, known, &self.book.gone()));
         if known.keys().any(|id| self.cluster.is_removed(*id)) {
             let cluster = Arc::clone(&self.cluster);
             Arc::make_mut(&mut self.book).bury(self.context.me, |id| cluster.is_removed(id));
@@ -326,29 +328,35 @@ impl Keeper {
         self.links.directory.send_replace(Arc::new(directory));
     }
 
-    /// Tells the others what changed of this node's records; returns whether anything did.
+    /// Tells the others what changed of this node's records, and itself what is of no concern to
+    /// them; returns whether anything did.
     async fn publish(&mut self) -> bool {
         let node = self.links.node.borrow_and_update().clone();
-        let mut records = own_records(self.context.me, &node, &self.book, &self.spaces);
-        keep_empty_buckets(&mut records, &self.published, &self.book);
+        let OwnRecords { public: mut records, private } =
+            own_records(self.context.me, &node, &self.book, &self.spaces);
+        let changed_here = self.own.private != private;
+        self.own.private = private;
+        self.stale |= changed_here;
+        let published = &self.own.public;
+        keep_empty_buckets(&mut records, published, &self.book);
         let set = records
             .iter()
-            .filter(|(key, record)| self.published.get(key) != Some(record))
+            .filter(|(key, record)| published.get(key) != Some(record))
             .map(|(key, record)| (*key, Some(record.clone())));
         let withdrawn =
-            self.published.keys().filter(|key| !records.contains_key(key)).map(|key| (*key, None));
+            published.keys().filter(|key| !records.contains_key(key)).map(|key| (*key, None));
         let changes: Vec<_> = set.chain(withdrawn).collect();
         if changes.is_empty() {
-            return false;
+            return changed_here;
         }
         if let Err(error) = self.links.gossip.publish(changes).await {
             tracing::error!(error = %Chain(&error), "cannot tell the others what changed");
             // Records that were refused would be refused again; the rest is published.
             if !matches!(error, PublishError::Refused(_)) {
-                return false;
+                return changed_here;
             }
         }
-        self.published = records;
+        self.own.public = records;
         true
     }
 }

@@ -1,23 +1,43 @@
 use std::sync::Arc;
 
-use weft_model::NetworkId;
+use weft_model::{Network, NetworkId};
 
 use super::keeper::Keeper;
 use crate::{
     api::types::CreateNetwork,
-    clock, definition,
+    clock,
+    definition::{self, DEFAULT_BRIDGE},
     refusal::{Refusal, RefusalKind},
 };
 
 impl Keeper {
     pub(super) fn create_network(&mut self, request: &CreateNetwork) -> Result<NetworkId, Refusal> {
-        let id = NetworkId::from(rand::random::<[u8; 16]>());
+        let id = fresh_id();
         let now = clock::unix_seconds();
         let network = definition::define(request, id, self.context.me, &self.cluster, now)?;
-        tracing::info!(network = %network.name, %id, vni = %network.vni, "network created");
+        self.begin_network(network);
+        Ok(id)
+    }
+
+    /// Makes this host's network that was never asked to be made.
+    pub(super) fn create_default_bridge(&mut self) -> Result<(), Refusal> {
+        let (me, now) = (self.context.me, clock::unix_seconds());
+        let network = definition::define_default_bridge(fresh_id(), me, &self.cluster, now)?;
+        self.begin_network(network);
+        Ok(())
+    }
+
+    /// Whether it is made already, though the cluster may not be understood anew yet.
+    pub(super) fn has_default_bridge(&self) -> bool {
+        let is_default = |network: &Network| network.name.as_str() == DEFAULT_BRIDGE;
+        self.book.networks.values().any(|network| network.driver.is_local() && is_default(network))
+    }
+
+    fn begin_network(&mut self, network: Network) {
+        let Network { id, driver, .. } = network;
+        tracing::info!(network = %network.name, %id, %driver, vni = %network.vni, "network created");
         Arc::make_mut(&mut self.book).networks.insert(id, network);
         self.stale = true;
-        Ok(id)
     }
 
     pub(super) fn remove_network(&mut self, network: &str, force: bool) -> Result<(), Refusal> {
@@ -36,7 +56,11 @@ impl Keeper {
             ));
         }
         tracing::info!(network = %found.name, id = %found.id, "network removed");
-        Arc::make_mut(&mut self.book).removed.insert(found.id);
+        let book = Arc::make_mut(&mut self.book);
+        match found.driver.is_local() {
+            true => book.ended.insert(found.id),
+            false => book.removed.insert(found.id),
+        };
         self.stale = true;
         Ok(())
     }
@@ -81,5 +105,12 @@ impl Keeper {
                 book.uplinks.remove(&id);
             }
         }
+        if !self.book.ended.is_empty() {
+            Arc::make_mut(&mut self.book).forget_ended();
+        }
     }
+}
+
+fn fresh_id() -> NetworkId {
+    NetworkId::from(rand::random::<[u8; 16]>())
 }

@@ -8,4 +8,4 @@ mod records;
 pub use names::NamesProjection;
 pub use plane::{PlaneContext, SealedPorts, mtu, plane, uplink_capacity};
 pub(crate) use plane::{free_slot, gateway_ips};
-pub use records::own_records;
+pub use records::{OwnRecords, own_records, with_private};

@@ -1,11 +1,11 @@
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use weft_model::{Driver, Family, MacAddr, Network, NetworkId, NodeId, VtepAddr};
+use weft_model::{Driver, Endpoint, Family, MacAddr, Network, NetworkId, NodeId, VtepAddr};
 use weft_vxlan::{
     AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Transport, Uplink,
 };
@@ -103,7 +103,14 @@ fn overlay_network(
         }
         let ips = placed.endpoint.ips().collect();
         let station = Station { node: placed.node, vtep: node.vtep, ips };
-        remotes.insert(placed.endpoint.mac, station);
+        // Nobody takes a MAC by a record that is made of the addresses of another's.
+        match remotes.entry(placed.endpoint.mac) {
+            Entry::Vacant(entry) => drop(entry.insert(station)),
+            Entry::Occupied(mut entry) if is_made_of(placed.endpoint, network.id) => {
+                entry.insert(station);
+            }
+            Entry::Occupied(_) => {}
+        }
         flood.insert(placed.node, node.vtep);
     }
     let ports = book
@@ -139,6 +146,11 @@ fn overlay_network(
     }
 }
 
+/// Whether an endpoint's MAC follows from its addresses, which others cannot have.
+fn is_made_of(endpoint: &Endpoint, network: NetworkId) -> bool {
+    endpoint.ips().any(|ip| MacAddr::for_address(network, ip) == endpoint.mac)
+}
+
 fn gateways(network: &Network) -> Vec<Prefix> {
     let gateway =
         |pool: &weft_model::Pool| Prefix { ip: pool.gateway, len: pool.subnet.prefix_len() };
@@ -168,7 +180,7 @@ pub fn mtu(network: &Network, cluster: &Cluster) -> u16 {
         .filter_map(|member| member.node.as_ref());
     let floor = network.pool(Family::V6).map_or(LEAST_MTU_V4, |_| LEAST_MTU_V6);
     let least = carriers.map(fits).min();
-    network.options.mtu.or(least).unwrap_or(1500 - around(IP_V4)).max(floor)
+    network.options.mtu.or(least).unwrap_or_else(|| 1500 - around(IP_V4)).max(floor)
 }
 
 /// How many networks of one host can have an uplink.
@@ -304,6 +316,28 @@ mod tests {
     }
 
     #[test]
+    fn a_network_of_this_host_alone_has_its_mtu_and_no_remotes() {
+        let app = Network { driver: Driver::Bridge, ..network(1, "app") };
+        let cluster = Builder::default()
+            .node(1)
+            .node(2)
+            .change_node(2, |node| node.underlay_mtu = 1400)
+            .build();
+        assert_eq!(mtu(&app, &cluster), 1500);
+        let cluster = Builder::default()
+            .node(1)
+            .node(2)
+            .network(1, &network(1, "app"))
+            .endpoint(2, &app, "far", "10.1.0.9")
+            .build();
+        let mut book = book_with(&app, "web", "10.1.0.8");
+        book.networks.insert(app.id, app.clone());
+        let carried = overlay_network(plane_context(), &cluster, &book, &app);
+        assert_eq!(carried.transport, Transport::Local);
+        assert!(carried.remotes.is_empty());
+    }
+
+    #[test]
     fn no_node_can_make_links_impossible_by_a_senseless_mtu() {
         let mut app = network(1, "app");
         let cluster =
@@ -336,6 +370,31 @@ mod tests {
                 .build();
             let desired = plane(plane_context(), &cluster, &book, false);
             assert!(desired.networks[&app.id].remotes.is_empty(), "{mac}");
+        }
+    }
+
+    #[test]
+    fn no_node_can_take_the_mac_that_belongs_to_anothers_address() {
+        let app = network(1, "app");
+        let mac = MacAddr::for_address(app.id, "10.1.0.9".parse().unwrap());
+        // Whatever the order of the endpoints is.
+        for name in ["a", "b", "c", "d", "e", "f"] {
+            let cluster = Builder::default()
+                .node(1)
+                .node(2)
+                .node(3)
+                .network(1, &app)
+                .endpoint(2, &app, "far", "10.1.0.9")
+                .endpoint(3, &app, name, "10.1.0.10")
+                .change(3, |member| {
+                    let endpoints = member.endpoints.get_mut(&app.id).unwrap();
+                    endpoints.values_mut().for_each(|endpoint| endpoint.mac = mac);
+                })
+                .build();
+            let desired =
+                plane(plane_context(), &cluster, &book_with(&app, "web", "10.1.0.8"), false);
+            let station = &desired.networks[&app.id].remotes[&mac];
+            assert_eq!(station.node, crate::fixture::node_id(2), "{name}");
         }
     }
 

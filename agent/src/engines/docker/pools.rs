@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     cluster::Cluster,
-    definition::{free_subnet, unique_local},
+    definition::{Carriers, free_subnet, unique_local},
     refusal::{Refusal, RefusalKind, refuse},
 };
 
@@ -83,7 +83,7 @@ pub(super) fn fresh(
 ) -> Result<Subnet, Refusal> {
     let pooled: Vec<Subnet> = known.pools.values().map(|pool| pool.range.subnet).collect();
     match family {
-        Family::V4 => free_subnet(cluster, &pooled),
+        Family::V4 => free_subnet(Carriers::All, cluster, &pooled),
         Family::V6 => Ok(unique_local(NetworkId::from(random))),
     }
 }

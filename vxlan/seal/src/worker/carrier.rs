@@ -12,8 +12,8 @@ use crate::{
     DropReason, Forwarding, Station,
     counters::Tallies,
     frame::{
-        ANSWER_ROOM, Answer, Excess, Fragments, Gateway, Headers, Network, Part, REPORT_ROOM, Remedy,
-        Splitter, TokenBucket, VNET_LEN, VnetHeader, answer, too_big,
+        ANSWER_ROOM, Answer, Excess, Fragments, Gateway, Headers, Network, Part, REPORT_ROOM,
+        Remedy, Splitter, TokenBucket, VNET_LEN, VnetHeader, answer, too_big,
     },
     key::{Content, Flags, HEADER, META, Meta, OVERHEAD, Unsealed},
     networks::Carried,

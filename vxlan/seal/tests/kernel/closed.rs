@@ -5,7 +5,8 @@ use weft_seal::{DropReason, Forwarding, PathStatus};
 use crate::{
     capture::Capture,
     lab::{
-        Host, Lab, Options, Underlay, eventually, forwarding, inner_v4, inner_v6, mac, network, node,
+        Host, Lab, Options, Underlay, eventually, forwarding, inner_v4, inner_v6, mac, network,
+        node,
     },
     namespace::Namespace,
     stream,

@@ -17,11 +17,11 @@ demo: deps build ## Three hosts, two networks, names and pings; KEEP=1 leaves th
 	$(TESTBED) demo $(if $(KEEP),--keep)
 
 # One test at a time: each has up to three agents, and measures how quick they are.
-test: deps build ## All tests: pure, simulated, kernel and end to end
+test: deps engine-deps build ## All tests: pure, simulated, kernel and end to end
 	RUST_BACKTRACE=0 $(CARGO) test --workspace --exclude weft-testbed
 	RUST_BACKTRACE=0 $(CARGO) test -p weft-testbed -- --test-threads=1
 
-test-engines-next: deps build ## The Docker driver with the engines of Debian 13, fetched once (550 MB)
+test-engines-next: deps engine-deps build ## The Docker driver with the engines of Debian 13, fetched once (550 MB)
 	testbed/engines-tree target/engines/trixie
 	WEFT_ENGINES_TREE=$(CURDIR)/target/engines/trixie/tree RUST_BACKTRACE=0 \
 	$(CARGO) test -p weft-testbed --test docker -- --test-threads=1
@@ -36,7 +36,7 @@ check: ## Format, lints, crate walls, licences
 bench-converge: deps bench-build ## From attach on one host to reached on another, 200 times
 	$(BENCH) bench-converge
 
-bench-docker: deps bench-build ## Docker's containers on weft against Docker's own overlay in swarm mode
+bench-docker: deps engine-deps bench-build ## Docker's containers on weft against Docker's own overlay in swarm mode
 	$(BENCH) bench-docker
 
 bench-plain: deps bench-build ## Throughput against the same topology made by hand
@@ -69,6 +69,9 @@ install: release ## Install weft on this host: binary, systemd unit, configurati
 deps:
 	@deploy/deps.sh
 
+engine-deps:
+	@deploy/deps.sh engines
+
 clean: ## Take down labs that were left up, and remove what was built
 	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; fi
 	$(CARGO) clean
@@ -76,4 +79,4 @@ clean: ## Take down labs that were left up, and remove what was built
 sweep: ## Take down labs that were left up
 	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; else echo "no testbed was built"; fi
 
-.PHONY: help build release demo test test-engines-next check bench-converge bench-docker bench-plain bench-sealed bench-deps bench-build fuzz docker-plugin install deps clean sweep
+.PHONY: help build release demo test test-engines-next check bench-converge bench-docker bench-plain bench-sealed bench-deps bench-build fuzz docker-plugin install deps engine-deps clean sweep

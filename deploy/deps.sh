@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs the Debian packages that building, running and testing weft need, if they are missing;
-# with the word `peers`, also those that benchmarks compare with.
+# Installs the Debian packages that building, running and showing weft need, if they are missing;
+# with the word `engines`, also the container engines that tests run, and with `peers`, those that
+# benchmarks compare with. No engine is started.
 set -eu
 
 missing=
@@ -22,15 +23,20 @@ need iperf3 iperf3
 need ethtool ethtool
 need unshare util-linux
 need ps procps
-# To compare with.
-if [ "${1-}" = peers ]; then
-  need nebula nebula
-  need wireguard-go wireguard-go
-  need wg wireguard-tools
-fi
-# To test the Docker driver: daemons of its own, which policy-rc.d need not start.
-need dockerd docker.io
-need busybox busybox-static
+for word in "$@"; do
+  case $word in
+    engines)
+      need dockerd docker.io
+      need busybox busybox-static
+      ;;
+    peers)
+      need nebula nebula
+      need wireguard-go wireguard-go
+      need wg wireguard-tools
+      ;;
+    *) echo "deps.sh: $word is neither engines nor peers" >&2; exit 2 ;;
+  esac
+done
 
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -ne 0 ]; then
@@ -43,6 +49,13 @@ if ! command -v apt-get >/dev/null 2>&1; then
 fi
 echo "deps.sh: installing$missing"
 export DEBIAN_FRONTEND=noninteractive
+# The tests start engines of their own: the packages shall start none of this host's.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' > "$policy"
+  chmod 755 "$policy"
+fi
 apt-get -q -o DPkg::Lock::Timeout=300 update
 # shellcheck disable=SC2086 # one word a package
 apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing

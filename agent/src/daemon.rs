@@ -289,7 +289,7 @@ impl Agent {
             ledger: self.ledger.clone(),
             tokens: Arc::clone(&self.tokens),
             report: self.report.clone(),
-            docker: self.docker.as_ref().map(Docker::everywhere),
+            docker: self.docker.as_ref().map(Docker::handle),
         };
         let stop = stop.clone();
         tracker.spawn(async move {

@@ -243,6 +243,19 @@ fn options_of_docker_mean_what_they_say() -> anyhow::Result<()> {
     )?;
     refused(two, &format!("{CREATE} -o weft.network=inner open"), &["--internal"])?;
 
+    // Docker does not tell the driver a network's name: what does not fit is seen a moment later.
+    lab.create_network("other --subnet 10.86.0.0/24")?;
+    two.docker(&format!("{CREATE} --subnet 10.87.0.0/24 other"))?;
+    eventually(SOON, "the status says so", || {
+        let status = lab.host(2).weft("status")?.ok()?;
+        ensure!(status.contains("--subnet 10.86.0.0/24"), "{status}");
+        Ok(())
+    })?;
+    refused(two, "run --rm --network other weft-test true", &["--subnet 10.86.0.0/24"])?;
+    two.docker("network rm other")?;
+    let status = lab.host(2).weft("status")?.ok()?;
+    ensure!(!status.contains("10.86.0.0/24"), "{status}");
+
     // Range, reserved address, gateway and MTU.
     for docker in &dockers {
         let name = format!("a-{}", docker.host().name());

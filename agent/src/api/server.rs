@@ -17,7 +17,7 @@ use super::{
     },
 };
 use crate::{
-    engines::docker::Everywhere,
+    engines::docker::Handle,
     ledger::Ledger,
     refusal::{Refusal, RefusalKind},
     status::Report,
@@ -31,7 +31,7 @@ pub struct Api {
     pub tokens: Arc<Tokens>,
     pub report: Report,
     /// Absent where Docker is switched off.
-    pub docker: Option<Everywhere>,
+    pub docker: Option<Handle>,
 }
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -55,7 +55,9 @@ pub fn router(api: Api) -> Router {
 }
 
 async fn status(State(api): State<Api>) -> Json<Status> {
-    Json(api.report.status())
+    let mut status = api.report.status();
+    status.findings.extend(api.docker.iter().flat_map(Handle::findings));
+    Json(status)
 }
 
 async fn nodes(State(api): State<Api>) -> Json<Vec<NodeStatus>> {
@@ -88,7 +90,7 @@ async fn create_docker_network(
             "this agent does not serve Docker: set docker = true, or ask the agent of a host with Docker",
         )
     })?;
-    let id = docker.create(request).await?;
+    let id = docker.create_everywhere(request).await?;
     let created = api.report.network(&id.to_string()).await?;
     Ok((StatusCode::CREATED, Json(created)).into_response())
 }

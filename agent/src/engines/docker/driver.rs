@@ -35,6 +35,8 @@ pub(super) struct Driver {
     snapshots: Snapshots,
     /// Addresses that Docker has and no endpoint yet.
     reserved: Mutex<BTreeMap<(NetworkId, IpAddr), Reserved>>,
+    /// Docker's networks that cannot be used, and why.
+    unusable: Mutex<BTreeMap<EngineId, String>>,
     /// Held while a network is looked for or made: Docker's calls overlap.
     binding: tokio::sync::Mutex<()>,
     /// Tells of every network, endpoint or sandbox that came or went.
@@ -60,6 +62,7 @@ impl Driver {
             client,
             snapshots,
             reserved: Mutex::default(),
+            unusable: Mutex::default(),
             binding: tokio::sync::Mutex::default(),
             changed: watch::channel(()).0,
         }
@@ -86,6 +89,36 @@ impl Driver {
     ///
     /// Docker's network is unknown, or the cluster's is another one or was removed.
     pub(super) async fn bind(&self, id: &EngineId) -> Result<Arc<Network>, Refusal> {
+        // One that is unknown is no network of ours to speak of.
+        self.docker_network(id).await?;
+        let bound = self.look_up(id).await;
+        match &bound {
+            Ok(_) => self.forget_finding(id),
+            Err(refusal) => {
+                self.unusable_mut().insert(id.clone(), refusal.message.clone());
+            }
+        }
+        bound
+    }
+
+    /// What an operator should look at.
+    pub(super) fn findings(&self) -> Vec<String> {
+        let unusable = self.unusable_mut();
+        unusable
+            .iter()
+            .map(|(id, why)| format!("Docker's network {id} cannot be used: {why}"))
+            .collect()
+    }
+
+    pub(super) fn forget_finding(&self, network: &EngineId) {
+        self.unusable_mut().remove(network);
+    }
+
+    fn unusable_mut(&self) -> MutexGuard<'_, BTreeMap<EngineId, String>> {
+        self.unusable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn look_up(&self, id: &EngineId) -> Result<Arc<Network>, Refusal> {
         let _one = self.binding.lock().await;
         let docker = self.docker_network(id).await?;
         let Some(bound) = docker.network else {

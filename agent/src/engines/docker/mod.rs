@@ -62,27 +62,32 @@ pub struct Places {
     pub socket: PathBuf,
 }
 
-/// Makes networks in the Docker of every host. Cheap to clone.
+/// Asks the driver. Cheap to clone.
 #[derive(Clone)]
-pub struct Everywhere {
+pub struct Handle {
     driver: Arc<Driver>,
 }
 
-impl Everywhere {
+impl Handle {
+    /// What an operator should look at; empty when all is well.
+    pub fn findings(&self) -> Vec<String> {
+        self.driver.findings()
+    }
+
     /// Creates a network that every host's Docker gets, also those of hosts that join later. On
     /// return this host's Docker has it.
     ///
     /// # Errors
     ///
     /// Docker does not answer on this host, the network cannot be created, or Docker refuses it.
-    pub async fn create(&self, request: CreateNetwork) -> Result<NetworkId, Refusal> {
+    pub async fn create_everywhere(&self, request: CreateNetwork) -> Result<NetworkId, Refusal> {
         self.driver.create_everywhere(request).await
     }
 }
 
 /// The running plugin.
 pub struct Docker {
-    everywhere: Everywhere,
+    handle: Handle,
     sockets: [PathBuf; 2],
     stop: CancellationToken,
     calls: TaskTracker,
@@ -106,7 +111,7 @@ impl Docker {
         let client = Client::new(&places.socket, tracker.clone());
         let driver = Arc::new(Driver::new(registry, ledger, snapshots, client));
         let local = places.plugin_dir.join(format!("{PLUGIN}.sock"));
-        let everywhere = Everywhere { driver: Arc::clone(&driver) };
+        let handle = Handle { driver: Arc::clone(&driver) };
         let (stop_calls, calls) = (stop.child_token(), TaskTracker::new());
         for (socket, scope) in [(&local, Scope::Local), (&places.swarm_socket, Scope::Swarm)] {
             let listener = api::bind(socket, None)
@@ -121,14 +126,14 @@ impl Docker {
             });
         }
         let sockets = [local, places.swarm_socket.clone()];
-        let docker = Self { everywhere, sockets, stop: stop_calls, calls };
+        let docker = Self { handle, sockets, stop: stop_calls, calls };
         tracker.spawn(resolver::serve(Arc::clone(&driver), listeners, stop.child_token()));
         tracker.spawn(follow::follow(driver, tracker.clone(), stop.child_token()));
         Ok(docker)
     }
 
-    pub fn everywhere(&self) -> Everywhere {
-        self.everywhere.clone()
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// Takes no more calls, and waits for those under way.

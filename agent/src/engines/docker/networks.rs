@@ -111,6 +111,7 @@ impl Driver {
         for endpoint in &endpoints {
             self.forget_endpoint(endpoint).await?;
         }
+        self.forget_finding(id);
         self.change(|known| {
             known.networks.remove(id);
             known.pools.retain(|_, pool| pool.network.as_ref() != Some(id));

@@ -170,8 +170,9 @@ fn networks(
     networks
 }
 
-/// Settles who has a name, a VNI or a tag that two networks claim: the lower id. Only two sides of
-/// a partition, or two hosts in the same moment, can claim the same name or VNI.
+/// Settles who has a name, a VNI or a tag that two networks claim: an encrypted one, so that nobody
+/// is led to a plain one by its name, then the lower id. Only two sides of a partition, or two hosts
+/// in the same moment, can claim the same name or VNI.
 ///
 /// A network of this host alone goes behind those of all hosts, which must agree on them.
 fn settle(
@@ -181,8 +182,9 @@ fn settle(
     let mut vnis: BTreeMap<Vni, NetworkId> = BTreeMap::new();
     let mut tags: BTreeMap<[u8; 4], NetworkId> = BTreeMap::new();
     let mut conflicts = BTreeMap::new();
-    let (local, shared): (Vec<_>, Vec<_>) =
+    let (local, mut shared): (Vec<_>, Vec<_>) =
         networks.values().partition(|network| network.driver.is_local());
+    shared.sort_by_key(|network| !network.encrypted);
     for network in shared.into_iter().chain(local) {
         let name = *names.entry(network.name.clone()).or_insert(network.id);
         let vni = match network.driver.is_local() {
@@ -380,6 +382,16 @@ mod tests {
         assert_eq!(cluster.conflict(second.id).unwrap().id, first.id);
         assert_eq!(cluster.conflict(third.id).unwrap().id, first.id);
         assert!(cluster.conflict(first.id).is_none());
+    }
+
+    #[test]
+    fn a_plain_network_never_takes_the_name_of_an_encrypted_one() {
+        let secret = Network { encrypted: true, ..network(2, "secret") };
+        let plain = network(1, "secret");
+        let cluster = Builder::default().node(1).network(1, &plain).network(1, &secret).build();
+        assert_eq!(cluster.find_network("secret").unwrap().id, secret.id);
+        assert_eq!(cluster.conflict(plain.id).unwrap().id, secret.id);
+        assert!(cluster.conflict(secret.id).is_none());
     }
 
     #[test]

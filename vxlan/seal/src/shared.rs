@@ -170,7 +170,11 @@ impl Shared {
             why,
             "a thread of the sealed data path failed and is started again"
         );
-        lock(&self.warnings).insert(format!("thread {thread} failed and was started again: {why}"));
+        let mut warnings = lock(&self.warnings);
+        // Whoever can make a thread fail may choose the words as well.
+        if warnings.len() < WARNINGS {
+            warnings.insert(format!("thread {thread} failed and was started again: {why}"));
+        }
     }
 
     fn ledger_of(&self, network: NetworkId) -> Arc<Ledger> {
@@ -198,3 +202,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Packets that wait for the lane that opens them.
 const PARCELS: usize = 1024;
+
+/// Warnings that are kept at most.
+const WARNINGS: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_fail_again_and_again_leave_no_heap_of_warnings() {
+        let (shared, _ends) = Shared::open(TunnelConfig::on_loopback(16_813)).unwrap();
+        for time in 0..2 * WARNINGS {
+            shared.worker_failed("seal-test", &format!("for the {time}th time"));
+        }
+        assert_eq!(shared.warnings().len(), WARNINGS);
+    }
+}

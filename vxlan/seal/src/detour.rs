@@ -49,7 +49,8 @@ impl Detour {
 }
 
 impl DetourSender {
-    /// The most that one datagram may have, in bytes: it fits any path to a relay.
+    /// The most that one datagram may have, in bytes: the least that QUIC needs (RFC 9000 section
+    /// 14). Relayed, it fits an underlay MTU of 1284 bytes, or 1304 over IPv6.
     pub const MAX_LEN: usize = 1200;
 
     /// Sends `datagram` to `to` by whichever relay there is. Whether it arrives is as uncertain as

@@ -7,7 +7,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use weft_model::SandboxId;
-use weft_vxlan::{Namespace, NamespaceError};
+use weft_vxlan::{Namespace, NamespaceError, NetlinkError};
 
 use crate::api::types::Sandbox;
 
@@ -19,20 +19,57 @@ impl Sandbox {
     ///
     /// There is no such process or file, or it is no network namespace.
     pub fn identify(&self) -> Result<SandboxId, NamespaceError> {
-        let namespace = match self {
-            Self::Pid(pid) => Namespace::of_process(*pid),
-            Self::Path(path) => Namespace::open(path),
+        self.identity_of(|| self.open())
+    }
+
+    /// Opens the namespace behind the reference, if it is still the one called `id`.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process or file, or it is no network namespace.
+    pub fn open_if(&self, id: &SandboxId) -> Result<Option<Namespace>, NamespaceError> {
+        let namespace = self.open()?;
+        let found = self.identity_of(|| Ok(namespace.clone()))?;
+        Ok((found == *id).then_some(namespace))
+    }
+
+    fn identity_of(
+        &self,
+        namespace: impl FnOnce() -> Result<Namespace, NamespaceError>,
+    ) -> Result<SandboxId, NamespaceError> {
+        match self {
+            Self::Pid(_) | Self::Path(_) => Ok(namespace()?.cookie()?.to_string()),
             // It may not be there yet; engines never give out a path twice.
-            Self::Engine(path) => return Ok(path.display().to_string()),
-        };
-        Ok(namespace?.cookie()?.to_string())
+            Self::Engine(path) => Ok(path.display().to_string()),
+        }
+    }
+
+    fn open(&self) -> Result<Namespace, NamespaceError> {
+        match self {
+            Self::Pid(pid) => Namespace::of_process(*pid),
+            Self::Path(path) | Self::Engine(path) => Namespace::open(path),
+        }
     }
 }
 
-/// Moves this process into new network, mount and UTS namespaces. The process must have one
-/// thread.
+/// Moves this process into new network, mount and UTS namespaces; of the network there is the
+/// loopback interface only. The process must have one thread.
 pub fn enter_new(hostname: &str) -> Result<(), SandboxError> {
-    let flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(SandboxError::Unshare)?;
+    leave_host(hostname)?;
+    Namespace::current()?.take_up_loopback().map_err(SandboxError::Loopback)
+}
+
+/// Moves this process into `network`, which others are in too, and new mount and UTS namespaces. The
+/// process must have one thread.
+pub fn enter_shared(network: &Namespace, hostname: &str) -> Result<(), SandboxError> {
+    network.enter()?;
+    leave_host(hostname)
+}
+
+/// Moves this process into new mount and UTS namespaces. The process must have one thread.
+pub fn leave_host(hostname: &str) -> Result<(), SandboxError> {
+    let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
     unshare(flags).map_err(SandboxError::Unshare)?;
     // What is mounted here must not show on the host; what the host mounts still shows here.
     let none = None::<&str>;
@@ -66,6 +103,10 @@ pub fn silence_output() -> Result<(), SandboxError> {
 pub enum SandboxError {
     #[error("cannot make new namespaces; weft run needs root")]
     Unshare(#[source] nix::Error),
+    #[error(transparent)]
+    Network(#[from] NamespaceError),
+    #[error("cannot take up the loopback interface")]
+    Loopback(#[source] NetlinkError),
     #[error("cannot lay a resolver file over /etc/resolv.conf; the file must exist")]
     ResolvConf { source: io::Error },
     #[error("cannot silence the background process")]

@@ -129,6 +129,7 @@ impl Report {
             domain: self.domain.clone(),
             default_route: local.default_route,
             sandbox: local.endpoint.sandbox.clone(),
+            reference: Some(local.sandbox.clone()),
         })
     }
 

@@ -13,26 +13,30 @@ fn a_bridge_network_is_of_its_host_alone() -> anyhow::Result<()> {
     lab.create_network("app --subnet 10.40.0.0/24")?;
     let (here, there) = (lab.host(1), lab.host(2));
     // Each host has its own of that name, with the same subnet.
-    let create = "network create -d bridge local --subnet 10.60.0.0/24 --subnet fd00:60::/64";
+    let create = "network create -d bridge lan --subnet 10.60.0.0/24 --subnet fd00:60::/64";
     for host in [here, there] {
         host.weft(create)?.ok()?;
     }
-    let local = NetworkView::read(here, "local")?;
-    ensure!(local.mtu_bytes == 1500, "nothing is around its packets: {local:?}");
-    ensure!(local.id != NetworkView::read(there, "local")?.id, "{local:?}");
+    let lan = NetworkView::read(here, "lan")?;
+    ensure!(lan.mtu_bytes == 1500, "nothing is around its packets: {lan:?}");
+    ensure!(lan.id != NetworkView::read(there, "lan")?.id, "{lan:?}");
     let listed = there.weft("network ls")?.ok()?;
-    ensure!(listed.matches(" local ").count() == 1, "{listed}");
+    ensure!(listed.matches(" lan ").count() == 1, "{listed}");
+    for predefined in ["bridge", "host", "none"] {
+        let line = listed.lines().find(|line| line.contains(&format!(" {predefined} ")));
+        ensure!(line.is_some_and(|line| line.contains(" local ")), "{predefined}: {listed}");
+    }
 
     let (one, two) = (here.container("one")?, here.container("two")?);
     let far = there.container("far")?;
     for container in [&one, &two, &far] {
-        container.attach("local", "")?;
+        container.attach("lan", "")?;
     }
-    for ip in two.on("local")?.ips() {
+    for ip in two.on("lan")?.ips() {
         one.ping(&ip.to_string())?;
     }
     one.ping("two")?;
-    two.ping("one.local")?;
+    two.ping("one.lan")?;
     ensure!(one.resolve("far").is_err(), "a name of another host is answered");
     // The way out leads by the host; nothing leads in.
     one.ping(&there.address().to_string())?;
@@ -42,17 +46,17 @@ fn a_bridge_network_is_of_its_host_alone() -> anyhow::Result<()> {
     one.attach("app", "")?;
     one.reaches("far", SOON)?;
     one.ping("two")?;
-    one.detach("local")?;
+    one.detach("lan")?;
     ensure!(one.ping("10.60.0.3").is_err(), "a network that was left is reached");
     one.ping("far")?;
-    one.attach("local", "")?;
+    one.attach("lan", "")?;
 
-    let refusal = here.weft("network rm local")?;
-    refusal.refused(1, &["local", "one on h1", "two on h1"])?;
-    there.weft("network rm --force local")?.ok()?;
+    let refusal = here.weft("network rm lan")?;
+    refusal.refused(1, &["lan", "one on h1", "two on h1"])?;
+    there.weft("network rm --force lan")?.ok()?;
     eventually(SOON, "the network is gone", || {
         let left = there.weft("network ls")?.ok()?;
-        ensure!(!left.contains(" local "), "{left}");
+        ensure!(!left.contains(" lan "), "{left}");
         let namespaces = there.sh("ip netns list")?;
         ensure!(namespaces.matches("weft-").count() == 1, "{namespaces}");
         Ok(())
@@ -68,22 +72,22 @@ fn a_bridge_network_is_of_its_host_alone() -> anyhow::Result<()> {
 fn a_bridge_network_outlives_its_agent() -> anyhow::Result<()> {
     let lab = Lab::cluster(2)?;
     let host = lab.host(1);
-    host.weft("network create -d bridge local --subnet 10.60.0.0/24")?.ok()?;
+    host.weft("network create -d bridge lan --subnet 10.60.0.0/24")?.ok()?;
     let (one, two) = (host.container("one")?, host.container("two")?);
     for container in [&one, &two] {
-        container.attach("local", "")?;
+        container.attach("lan", "")?;
     }
-    let before = NetworkView::read(host, "local")?;
+    let before = NetworkView::read(host, "lan")?;
     host.stop_agent(Stop::Killed)?;
-    one.ping(&two.on("local")?.ip4.expect("an IPv4 network").to_string())?;
+    one.ping(&two.on("lan")?.ip4.expect("an IPv4 network").to_string())?;
     host.start_agent()?;
     eventually(SOON, "names are answered again", || one.ping("two"))?;
-    let after = NetworkView::read(host, "local")?;
+    let after = NetworkView::read(host, "lan")?;
     ensure!((&before.id, &before.endpoints) == (&after.id, &after.endpoints), "{after:?}");
     // Addresses that are in use are known to be.
     let three = host.container("three")?;
-    let ip = three.attach("local", "")?.ip4;
-    ensure!([&one, &two].iter().all(|other| other.on("local").unwrap().ip4 != ip), "{ip:?}");
+    let ip = three.attach("lan", "")?.ip4;
+    ensure!([&one, &two].iter().all(|other| other.on("lan").unwrap().ip4 != ip), "{ip:?}");
     lab.finish();
     Ok(())
 }
@@ -138,6 +142,60 @@ fn the_network_called_bridge_is_there_when_it_is_asked_for() -> anyhow::Result<(
     let ids = lab.hosts().iter().map(|host| Ok(NetworkView::read(host, "bridge")?.id));
     let ids = ids.collect::<anyhow::Result<Vec<_>>>()?;
     ensure!(ids[0] != ids[1], "{ids:?}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn a_command_runs_on_the_hosts_network_on_none_or_in_a_containers() -> anyhow::Result<()> {
+    let lab = Lab::cluster(2)?;
+    lab.create_network("app --subnet 10.40.0.0/24")?;
+    lab.create_network("db --subnet 10.41.0.0/24")?;
+    let (here, there) = (lab.host(1), lab.host(2));
+    let own = here.sh("readlink /proc/self/ns/net")?;
+    let on_host =
+        here.weft("run --network host --name tool -- readlink /proc/self/ns/net")?.ok()?;
+    ensure!(on_host == own, "{on_host} is not {own}");
+    ensure!(here.weft("run --network host --name tool -- hostname")?.ok()?.trim() == "tool");
+    ensure!(here.sh("hostname")?.trim() == here.name(), "the host has another name");
+
+    let links = here.weft("run --network none --name alone -- ip -o -br link")?.ok()?;
+    ensure!(links.lines().count() == 1 && links.contains("LOOPBACK,UP"), "{links}");
+    here.weft("run --network none --name alone -- ping -n -c1 -W1 127.0.0.1")?.ok()?;
+
+    let far = there.container("far")?;
+    far.attach("app", "")?;
+    let web = here.weft("run --network app --name web -d -- sleep 600")?.ok()?;
+    let beside = "run --network container:web --name beside";
+    let addresses = here.weft(&format!("{beside} -- ip -o -4 addr show eth0"))?.ok()?;
+    let web_on_app = NetworkView::read(here, "app")?;
+    ensure!(addresses.contains("10.40.0."), "{addresses}");
+    ensure!(web_on_app.endpoints == ["far", "web"], "{web_on_app:?}");
+    here.weft(&format!("{beside} -- ping -n -c1 -W2 far"))?.ok()?;
+    // The container of a name joins another network; whoever shares its namespace has it too.
+    here.weft("attach container:web --network db --name web")?.ok()?;
+    let links = here.weft(&format!("{beside} -- ip -o -br link"))?.ok()?;
+    ensure!(links.contains("eth0") && links.contains("eth1"), "{links}");
+    ensure!(NetworkView::read(here, "db")?.endpoints == ["web"]);
+
+    here.weft("run --network container:nobody --name x -- true")?.refused(1, &["nobody"])?;
+    there.weft("run --network container:web --name x -- true")?.refused(1, &["web"])?;
+    for args in
+        ["host --network app", "none --ip 10.40.0.9", "container:web --mac 02:00:00:00:00:01"]
+    {
+        let refusal = here.weft(&format!("run --network {args} --name x -- true"))?;
+        refusal.refused(1, &[args.split(' ').next().unwrap_or_default()])?;
+    }
+    // It shares the namespace and outlives its maker; then names and addresses go.
+    let keeper = here.weft(&format!("{beside} -d -- sleep 600"))?.ok()?;
+    here.sh(&format!("kill -KILL {web}"))?;
+    far.ping("web")?;
+    here.sh(&format!("kill -KILL {keeper}"))?;
+    eventually(SOON, "the endpoints are gone with the last process", || {
+        let app = NetworkView::read(there, "app")?;
+        ensure!(app.endpoints == ["far"], "{app:?}");
+        Ok(())
+    })?;
     lab.finish();
     Ok(())
 }

@@ -159,6 +159,17 @@ pub(crate) fn port_settings(data: Vec<InfoBridgePort>) -> LinkAttribute {
     ])
 }
 
+impl Namespace {
+    /// Takes the loopback interface up, which in a new namespace is down.
+    ///
+    /// # Errors
+    ///
+    /// The namespace cannot be entered (`CAP_NET_ADMIN` is missing).
+    pub fn take_up_loopback(&self) -> Result<(), NetlinkError> {
+        Netlink::open(self)?.set_up("lo")
+    }
+}
+
 impl Netlink {
     /// All links of the namespace by name.
     pub(crate) fn links(&mut self) -> Result<BTreeMap<String, Link>, NetlinkError> {

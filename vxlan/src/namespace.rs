@@ -144,7 +144,12 @@ impl Namespace {
         &self.file
     }
 
-    fn enter(&self) -> Result<(), NamespaceError> {
+    /// Moves the calling thread into it, for good.
+    ///
+    /// # Errors
+    ///
+    /// `CAP_SYS_ADMIN` is missing.
+    pub fn enter(&self) -> Result<(), NamespaceError> {
         setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| NamespaceError::Enter {
             path: self.path.clone(),
             source: errno.into(),

@@ -100,6 +100,11 @@ impl Driver {
         }
     }
 
+    /// Docker's word for where its networks are known.
+    pub fn scope(self) -> &'static str {
+        if self.is_local() { "local" } else { "global" }
+    }
+
     fn is_overlay(&self) -> bool {
         *self == Self::Overlay
     }

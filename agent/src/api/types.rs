@@ -153,6 +153,9 @@ pub struct Attached {
     pub default_route: bool,
     /// Names the sandbox on this host.
     pub sandbox: SandboxId,
+    /// What it was attached by, and where it can be found as long as it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Sandbox>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -4,24 +4,26 @@ use clap::Args;
 use weft_model::{DnsName, Label, MacAddr};
 
 use super::{
-    Client, Format,
+    Client, Format, container,
     network::{parse_pair, unique},
     output,
 };
 use crate::api::types::{self, Attached, Sandbox};
 
-/// Attach a network namespace to a network
+/// Attach a network namespace, or a container, to a network
 ///
 /// The namespace gets an interface with an address, and its name is answered on every host.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   ip netns add box
   weft attach /run/netns/box --network app --name box --alias db
-  weft attach 4711 --network app --name worker --ip 10.32.0.77")]
+  weft attach 4711 --network app --name worker --ip 10.32.0.77
+  weft attach container:worker --network db --name worker")]
 pub(super) struct Attach {
-    /// A process id, or the path of a network namespace
-    #[arg(value_name = "PID|NETNS", value_parser = parse_sandbox)]
-    sandbox: Sandbox,
+    /// A process id, the path of a network namespace, or container:NAME, one of this host that is on
+    /// some network already
+    #[arg(value_name = "PID|NETNS|container:NAME", value_parser = parse_target)]
+    target: Target,
     /// The network, by name or id
     #[arg(long, value_name = "NETWORK")]
     network: String,
@@ -30,6 +32,13 @@ pub(super) struct Attach {
     /// The interface's name in the namespace; the first free ethN when absent
     #[arg(long, value_name = "NAME")]
     ifname: Option<String>,
+}
+
+/// What is attached.
+#[derive(Clone, Debug)]
+enum Target {
+    Sandbox(Sandbox),
+    Container(Label),
 }
 
 /// What `attach` and `run` say about an endpoint.
@@ -59,6 +68,19 @@ pub(super) struct EndpointOptions {
 }
 
 impl EndpointOptions {
+    /// The first option that only an endpoint on a network can have.
+    pub(super) fn first_of_network(&self) -> Option<&'static str> {
+        let given = [
+            ("--alias", !self.alias.is_empty()),
+            ("--ip", self.ip.is_some()),
+            ("--ip6", self.ip6.is_some()),
+            ("--mac", self.mac.is_some()),
+            ("--service", self.service.is_some()),
+            ("--label", !self.label.is_empty()),
+        ];
+        given.into_iter().find(|(_, is_given)| *is_given).map(|(option, _)| option)
+    }
+
     pub(super) fn into_request(
         self,
         network: String,
@@ -89,7 +111,15 @@ impl Attach {
         format: Format,
         out: &mut impl Write,
     ) -> anyhow::Result<()> {
-        let body = self.endpoint.into_request(self.network, self.sandbox, self.ifname)?;
+        let sandbox = match self.target {
+            Target::Sandbox(sandbox) => sandbox,
+            Target::Container(name) => match container::find(agent, &name).await?.reference {
+                // Its engine has moved the interfaces; this one weft moves itself.
+                Sandbox::Engine(path) => Sandbox::Path(path),
+                reference => reference,
+            },
+        };
+        let body = self.endpoint.into_request(self.network, sandbox, self.ifname)?;
         let attached: Attached = agent.post("/v1/endpoints", &body).await?;
         show(&attached, format, out)
     }
@@ -116,12 +146,18 @@ pub(super) fn show(
     Ok(())
 }
 
-fn parse_sandbox(text: &str) -> Result<Sandbox, String> {
+fn parse_target(text: &str) -> Result<Target, String> {
     if text.starts_with('/') {
-        return Ok(Sandbox::Path(PathBuf::from(text)));
+        return Ok(Target::Sandbox(Sandbox::Path(PathBuf::from(text))));
+    }
+    if let Some(name) = container::parse(text) {
+        return Ok(Target::Container(name?));
     }
     match text.parse() {
-        Ok(pid) if pid > 0 => Ok(Sandbox::Pid(pid)),
-        _ => Err("give a process id, or an absolute path such as /run/netns/box".into()),
+        Ok(pid) if pid > 0 => Ok(Target::Sandbox(Sandbox::Pid(pid))),
+        _ => {
+            Err("give a process id, an absolute path such as /run/netns/box, or container:NAME"
+                .into())
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod agent;
 mod attach;
 mod completion;
+mod container;
 mod detach;
 mod docker;
 mod init;
@@ -14,6 +15,7 @@ mod ps;
 mod resolve;
 mod run;
 mod status;
+mod surroundings;
 mod token;
 
 use std::{io, path::PathBuf, process::ExitCode};

@@ -17,7 +17,7 @@ pub(super) struct Network {
 #[derive(Debug, Subcommand)]
 enum Command {
     Create(Create),
-    /// List the networks of the cluster
+    /// List the networks of the cluster, those of this host, and what is predefined
     #[command(after_help = "Example:
   weft network ls")]
     Ls,
@@ -107,13 +107,14 @@ impl Network {
                             "NETWORK",
                             "NAME",
                             "DRIVER",
+                            "SCOPE",
                             "VNI",
                             "SUBNET",
                             "ENCRYPTED",
                             "ENDPOINTS",
                             "STATE",
                         ],
-                        networks.iter().map(row),
+                        networks.iter().map(row).chain(predefined(&networks)),
                     )?,
                 }
             }
@@ -172,15 +173,23 @@ impl Create {
     }
 }
 
-fn row(status: &NetworkStatus) -> [String; 8] {
+/// What there is without being made; `bridge` is made when it is first asked for.
+fn predefined(networks: &[NetworkStatus]) -> impl Iterator<Item = [String; 9]> {
+    let is_made = |name: &str| networks.iter().any(|status| status.network.name.as_str() == name);
+    let rest = ["bridge", "host", "none"].into_iter().filter(move |name| !is_made(name));
+    rest.map(|name| ["-", name, name, "local", "-", "-", "no", "-", "ready"].map(String::from))
+}
+
+fn row(status: &NetworkStatus) -> [String; 9] {
     let network = &status.network;
     [
         network.id.short(),
         network.name.to_string(),
         network.driver.to_string(),
+        network.driver.scope().into(),
         match network.driver {
             Driver::Overlay => network.vni.to_string(),
-            Driver::Bridge => String::new(),
+            Driver::Bridge => "-".into(),
         },
         output::list(network.pools.iter().map(|pool| pool.subnet)),
         if network.encrypted { "yes" } else { "no" }.into(),

@@ -9,7 +9,9 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 
-use super::{Client, attach::EndpointOptions, client::encode};
+use super::{
+    Client, attach::EndpointOptions, client::encode, container, surroundings::Surroundings,
+};
 use crate::{
     api::types::{Attached, Sandbox},
     sandbox,
@@ -19,13 +21,17 @@ use crate::{
 ///
 /// The command sees only its networks; names are resolved by weft. It ends as any process does,
 /// and its endpoints with it.
+///
+/// In the place of a network may stand: host, for the host's own network; none, for a namespace
+/// without any; container:NAME, for the namespace of a container of this host, which it then shares.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   weft run --network app --name web -d -- python3 -m http.server 80
-  weft run --network app --network db --name worker -- ./worker")]
+  weft run --network app --network db --name worker -- ./worker
+  weft run --network container:web --name debug -- tcpdump -i eth0")]
 pub(super) struct Run {
     /// A network to attach to; the first one gives the default route and the fixed addresses
-    #[arg(long, value_name = "NETWORK", required = true)]
+    #[arg(long, value_name = "NETWORK|host|none|container:NAME", required = true)]
     network: Vec<String>,
     #[command(flatten)]
     endpoint: EndpointOptions,
@@ -50,13 +56,33 @@ impl Run {
     /// Turns this process into the command. Returns only upon failure.
     fn become_command(self, agent: &Client) -> anyhow::Result<()> {
         let hostname = self.endpoint.name.to_string();
+        let surroundings = Surroundings::read(&self.network, &self.endpoint)?;
         if self.background {
             nix::unistd::setsid().context("cannot leave the terminal's session")?;
         }
-        sandbox::enter_new(&hostname)?;
-
-        let attached = super::wait(attach_all(agent, self.network, self.endpoint))?;
-        sandbox::replace_resolv_conf(&resolv_conf(&attached))?;
+        let attached = match surroundings {
+            Surroundings::Networks(networks) => {
+                sandbox::enter_new(&hostname)?;
+                let attached = super::wait(attach_all(agent, networks, self.endpoint))?;
+                sandbox::replace_resolv_conf(&resolv_conf(&attached))?;
+                attached
+            }
+            Surroundings::Nothing => {
+                sandbox::enter_new(&hostname)?;
+                Vec::new()
+            }
+            Surroundings::Host => {
+                sandbox::leave_host(&hostname)?;
+                Vec::new()
+            }
+            Surroundings::Container(name) => {
+                let container = super::wait(container::find(agent, &name))?;
+                sandbox::enter_shared(&container.namespace, &hostname)?;
+                sandbox::replace_resolv_conf(&resolv_conf(&container.endpoints))?;
+                // The endpoints are the container's, and stay.
+                Vec::new()
+            }
+        };
         if self.background {
             sandbox::silence_output()?;
         }

@@ -25,7 +25,7 @@ fn stations_of_one_host_reach_each_other_and_the_outside_and_nothing_leads_to_ot
     in_lab(async |lab| {
         // Whatever is said of a station on another host.
         let net = Net::local(1, &[(1, 1), (2, 1), (3, 2)]);
-        let (_wire, one, _two, [first, second]) = two_stations(&lab, &net).await;
+        let (_wire, one, _two, [first, second]) = two_stations(lab, &net).await;
         for (from, station) in [(&first, 2), (&second, 1)] {
             for ip in net.ips(station) {
                 ping(from, ip).unwrap_or_else(|output| panic!("{ip}: {output}"));
@@ -56,7 +56,7 @@ fn stations_of_one_host_reach_each_other_and_the_outside_and_nothing_leads_to_ot
 fn isolated_stations_reach_the_gateway_and_the_outside_but_not_each_other() {
     in_lab(async |lab| {
         let net = Net::isolated(1, &[(1, 1), (2, 1)]);
-        let (_wire, one, _two, [first, second]) = two_stations(&lab, &net).await;
+        let (_wire, one, _two, [first, second]) = two_stations(lab, &net).await;
         let unreachable = || {
             for (from, station) in [(&first, 2), (&second, 1)] {
                 for ip in net.ips(station) {

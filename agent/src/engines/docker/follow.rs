@@ -14,6 +14,7 @@ use super::{
     driver::Driver,
     names,
     protocol::EngineId,
+    wishes::Refused,
 };
 use crate::{api::types::Sandbox, chain::Chain, clock, refusal::Refusal};
 
@@ -77,8 +78,7 @@ struct Follower {
 struct Failed {
     /// Docker's networks that cannot be used.
     unusable: BTreeSet<EngineId>,
-    /// The cluster's networks that Docker does not take.
-    refused: BTreeSet<NetworkId>,
+    refused: Refused,
 }
 
 enum Wake {
@@ -111,7 +111,11 @@ impl Follower {
                 _ = resync.tick() => Wake::Resync,
             };
             match wake {
-                Wake::Event(Ok(event)) => self.note(&event),
+                Wake::Event(Ok(event)) => {
+                    if self.note(&event) {
+                        self.settle_networks().await;
+                    }
+                }
                 Wake::Event(Err(error)) => return error,
                 Wake::Changed => self.settle_networks().await,
                 Wake::Resync => {
@@ -123,10 +127,14 @@ impl Follower {
         }
     }
 
-    fn note(&mut self, event: &Event) {
+    /// Takes note of an event; tells whether it is about a network that was made.
+    fn note(&mut self, event: &Event) -> bool {
         let attribute = |key: &str| event.actor.attributes.get(key).cloned();
         let id = &event.actor.id;
         match (event.kind.as_str(), event.action.as_str()) {
+            ("network", "create") => {
+                return attribute("type").is_some_and(|driver| is_ours(&driver));
+            }
             ("network", "connect") if attribute("type").is_some_and(|driver| is_ours(&driver)) => {
                 if let Some(container) = attribute("container") {
                     self.ours.insert(container.clone());
@@ -141,6 +149,7 @@ impl Follower {
             }
             _ => {}
         }
+        false
     }
 
     /// Asks what a container is called, in a task of its own: the answer waits until the container

@@ -31,6 +31,13 @@ fn is_marked(network: &Network) -> bool {
     network.labels.get(DOCKER_LABEL).is_some_and(|value| value == "true")
 }
 
+/// What Docker would not do, and need not be asked again at once.
+#[derive(Default)]
+pub(super) struct Refused {
+    creations: BTreeSet<NetworkId>,
+    removals: BTreeSet<EngineId>,
+}
+
 impl Driver {
     /// Creates a marked network, and waits until this host's Docker has it.
     pub(super) async fn create_everywhere(
@@ -56,21 +63,21 @@ impl Driver {
         Ok(id)
     }
 
-    /// Makes the marked networks in this host's Docker, but for those in `refused`, to which
-    /// it adds what Docker refuses; and removes there those that were made so and have ended.
-    pub(super) async fn fulfil(&self, refused: &mut BTreeSet<NetworkId>) {
+    /// Makes the marked networks in this host's Docker, and removes there those that were made so and
+    /// have ended; but for what is in `refused`, to which it adds what Docker refuses.
+    pub(super) async fn fulfil(&self, refused: &mut Refused) {
         let snapshot = self.snapshot();
         let cluster = &snapshot.cluster;
         let bound = self.bound().await;
         for id in marked(cluster).difference(&bound) {
-            if refused.contains(id) {
+            if refused.creations.contains(id) {
                 continue;
             }
             let Some(network) = cluster.network(*id) else { continue };
             match self.client.create_network(&creation(network)).await {
                 Ok(()) => tracing::info!(network = %network.name, "made the network in Docker"),
                 Err(error) => {
-                    refused.insert(*id);
+                    refused.creations.insert(*id);
                     tracing::warn!(network = %network.name, error = %Chain(&error), "cannot make the network in Docker");
                 }
             }
@@ -85,9 +92,13 @@ impl Driver {
             })
             .await;
         for id in ended {
+            if refused.removals.contains(&id) {
+                continue;
+            }
             match self.client.remove_network(&id).await {
                 Ok(()) => tracing::info!(network = %id, "removed the network from Docker"),
                 Err(error) => {
+                    refused.removals.insert(id.clone());
                     tracing::warn!(network = %id, error = %Chain(&error), "cannot remove the network from Docker");
                 }
             }

@@ -28,6 +28,10 @@ for word in "$@"; do
     engines)
       need dockerd docker.io
       need busybox busybox-static
+      need podman podman
+      need conmon conmon
+      need runc runc
+      [ -e /usr/lib/cni/portmap ] || missing="$missing containernetworking-plugins"
       ;;
     peers)
       need nebula nebula

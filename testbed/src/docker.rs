@@ -248,7 +248,7 @@ impl Drop for Docker {
 
 /// Makes the image's file system, once for a lab: a static shell, and the tools that use the system's
 /// resolver library with the libraries that they need.
-fn image(dir: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn image(dir: &Path) -> anyhow::Result<PathBuf> {
     let tar = dir.join("image.tar");
     if !tar.exists() {
         let mut command = Command::new("bash");
@@ -307,7 +307,7 @@ until [ -e /run/tree.pid ]; do kill -0 $! && sleep 0.05; done
 "#;
 
 /// Removes what the daemons of labs whose process has died left of control groups.
-fn sweep_cgroups() {
+pub(crate) fn sweep_cgroups() {
     let _ = remove_cgroups(|name| {
         let pid = name.strip_prefix("weft-lab-").and_then(|rest| rest.split('-').next());
         pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
@@ -315,7 +315,7 @@ fn sweep_cgroups() {
 }
 
 /// Removes the top control groups that `chosen` names, in every hierarchy.
-fn remove_cgroups(chosen: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+pub(crate) fn remove_cgroups(chosen: impl Fn(&str) -> bool) -> anyhow::Result<()> {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = fs::read_dir(root)?.flatten().map(|entry| entry.path());
     for hierarchy in [root.to_owned()].into_iter().chain(hierarchies) {

@@ -1,0 +1,162 @@
+//! Podman on a host of the lab, with CNI as its network back end.
+
+use std::{fs, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+
+use crate::{
+    Host, IMAGE, Lab,
+    command::Ran,
+    docker::{image, remove_cgroups, sweep_cgroups},
+    eventually,
+};
+
+/// A podman with an image and networks of its own. Dropping it powers its host off.
+#[derive(Debug)]
+pub struct Podman {
+    host: Arc<Host>,
+    /// The parent of all control groups of its containers.
+    cgroup: String,
+}
+
+impl Podman {
+    /// Furnishes podman on host `index` of `lab` with the image, and with networks: each the name of
+    /// a file and a list of plugins for it.
+    ///
+    /// # Errors
+    ///
+    /// Podman is not installed, or cannot import the image.
+    pub fn start(lab: &Lab, index: u8, conflists: &[(&str, &str)]) -> anyhow::Result<Self> {
+        sweep_cgroups();
+        let host = Arc::clone(lab.host(index));
+        let name = lab.dir().file_name().and_then(|name| name.to_str()).context("no name")?;
+        let podman = Self { cgroup: format!("{name}-{}-podman", host.name()), host };
+        let (dir, bin) = (podman.dir(), podman.host.dir().join("bin"));
+        fs::create_dir_all(dir.join("net.d"))?;
+        let plugin = bin.join("weft-cni");
+        if !plugin.exists() {
+            std::os::unix::fs::symlink("weft", plugin)?;
+        }
+        for (file, conflist) in conflists {
+            fs::write(dir.join("net.d").join(file), conflist)?;
+        }
+        let plugins = format!("{:?}, \"/usr/lib/cni\"", bin.display().to_string());
+        // Locks in files: those in shared memory would be of all hosts, and outlive them.
+        let conf = format!(
+            "[containers]\nlog_driver = \"k8s-file\"\n[engine]\nlock_type = \"file\"\n\
+             [network]\ncni_plugin_dirs = [{plugins}]\n"
+        );
+        fs::write(dir.join("containers.conf"), conf)?;
+        fs::write(dir.join("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)?;
+        let tar = image(lab.dir())?.display().to_string();
+        let policy = dir.join("policy.json").display().to_string();
+        let import =
+            ["import", "--signature-policy", &policy, "-c", "CMD [\"/bin/sh\"]", &tar, IMAGE];
+        podman.run(&import)?;
+        Ok(podman)
+    }
+
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Runs `podman ARGS`, split at white space, and returns what became of it.
+    ///
+    /// # Errors
+    ///
+    /// The host is off.
+    pub fn try_podman(&self, args: &str) -> anyhow::Result<Ran> {
+        self.try_run(&args.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// The same for what must succeed; returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// The command fails.
+    pub fn podman(&self, args: &str) -> anyhow::Result<String> {
+        self.try_podman(args)?.ok()
+    }
+
+    /// Starts a container that runs `command`, with `options` of `podman run`.
+    ///
+    /// # Errors
+    ///
+    /// The host is off.
+    pub fn try_container(&self, name: &str, options: &str, command: &str) -> anyhow::Result<Ran> {
+        let parent = &self.cgroup;
+        self.try_podman(&format!(
+            "run -d --name {name} --cgroup-parent /{parent} {options} {IMAGE} {command}"
+        ))
+    }
+
+    /// Starts a container that waits.
+    ///
+    /// # Errors
+    ///
+    /// The command fails.
+    pub fn container(&self, name: &str, options: &str) -> anyhow::Result<()> {
+        self.try_container(name, options, "sleep 1000000")?.ok().map(drop)
+    }
+
+    /// What the container's own resolver library answers for `name`, sorted.
+    ///
+    /// # Errors
+    ///
+    /// It finds no address.
+    pub fn resolve(&self, container: &str, name: &str) -> anyhow::Result<Vec<IpAddr>> {
+        let text = self.run(&["exec", container, "getent", "ahosts", name])?;
+        let mut found = Vec::new();
+        for line in text.lines() {
+            found.push(line.split_whitespace().next().context("an empty line")?.parse()?);
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Pings a name or an address once from a container.
+    ///
+    /// # Errors
+    ///
+    /// There is no answer within a second.
+    pub fn ping(&self, container: &str, target: &str) -> anyhow::Result<()> {
+        self.run(&["exec", container, "ping", "-n", "-c", "1", "-W", "1", target]).map(drop)
+    }
+
+    /// Runs a shell script in a container and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// The script fails.
+    pub fn sh(&self, container: &str, script: &str) -> anyhow::Result<String> {
+        self.run(&["exec", container, "sh", "-ec", script])
+    }
+
+    fn run(&self, args: &[&str]) -> anyhow::Result<String> {
+        self.try_run(args)?.ok()
+    }
+
+    fn try_run(&self, args: &[&str]) -> anyhow::Result<Ran> {
+        let dir = self.dir().display().to_string();
+        let script = r#"dir=$1; shift; export CONTAINERS_CONF=$dir/containers.conf
+            exec podman --root "$dir/root" --runroot /run/podman --tmpdir /run/libpod \
+            --storage-driver overlay --cgroup-manager cgroupfs --network-backend cni \
+            --network-config-dir "$dir/net.d" --events-backend file --runtime runc "$@""#;
+        self.host.exec(&[&["sh", "-c", script, "podman", &dir], args].concat())
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.host.dir().join("podman")
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        self.host.power_off();
+        // The last processes are still being reaped.
+        let _ = eventually(Duration::from_secs(5), "the control groups go", || {
+            remove_cgroups(|name| name == self.cgroup)
+        });
+    }
+}

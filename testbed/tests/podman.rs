@@ -1,0 +1,130 @@
+//! Real podmans with the CNI plugin, an agent beside each.
+
+use std::{net::IpAddr, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use weft_testbed::{Lab, Podman, eventually};
+
+const SOON: Duration = Duration::from_secs(5);
+const PLAIN: &str = include_str!("../../deploy/cni/weft.conflist");
+const PORTS: &str = include_str!("../../deploy/cni/weft-ports.conflist");
+
+fn podmans(hosts: u8) -> anyhow::Result<(Lab, Vec<Podman>)> {
+    let lab = Lab::cluster(hosts)?;
+    lab.create_network("app --subnet 10.40.0.0/24")?;
+    lab.create_network("db --subnet 10.41.0.0/24")?;
+    let db = PLAIN.replace("\"app\"", "\"db\"");
+    let conflists = [("app.conflist", PLAIN), ("db.conflist", &db), ("app-ports.conflist", PORTS)];
+    let podmans = (1..=hosts)
+        .map(|index| Podman::start(&lab, index, &conflists))
+        .collect::<Result<_, _>>()?;
+    Ok((lab, podmans))
+}
+
+fn resolves(podman: &Podman, container: &str, name: &str) -> anyhow::Result<IpAddr> {
+    let what = format!("{container} on {} finds {name}", podman.host().name());
+    let found = eventually(SOON, &what, || podman.resolve(container, name))?;
+    found.first().copied().context("no address")
+}
+
+fn does_not_resolve(podman: &Podman, container: &str, name: &str) -> anyhow::Result<()> {
+    eventually(SOON, &format!("{name} is gone"), || match podman.resolve(container, name) {
+        Ok(found) => anyhow::bail!("{container} finds {name}: {found:?}"),
+        Err(_) => Ok(()),
+    })
+}
+
+#[test]
+fn podmans_containers_find_and_reach_each_other_across_hosts() -> anyhow::Result<()> {
+    let (lab, podmans) = podmans(2)?;
+    let [one, two] = &podmans[..] else { unreachable!() };
+    one.container("c1", "--network app --network-alias first")?;
+    two.container("c2", "--network app --ip 10.40.0.77 --mac-address 02:11:22:33:44:55")?;
+    two.container("d1", "--network db")?;
+
+    let c2: IpAddr = "10.40.0.77".parse()?;
+    ensure!(resolves(one, "c1", "c2")? == c2, "c2 has another address");
+    for name in ["c1", "first", "c1.app"] {
+        resolves(two, "c2", name)?;
+    }
+    one.ping("c1", "c2")?;
+    two.ping("c2", "first")?;
+    does_not_resolve(one, "c1", "d1")?;
+    let mac = two.sh("c2", "ip link show eth0")?;
+    ensure!(mac.contains("02:11:22:33:44:55"), "{mac}");
+
+    // Live, with an alias.
+    two.podman("network connect --alias late db c2")?;
+    resolves(two, "d1", "late")?;
+    two.ping("d1", "c2")?;
+    two.ping("c2", "d1")?;
+    let routes = two.sh("c2", "ip route")?;
+    ensure!(routes.contains("10.41.0.0/24 dev eth1"), "{routes}");
+    two.podman("network disconnect db c2")?;
+    does_not_resolve(two, "d1", "late")?;
+    one.ping("c1", "c2")?;
+
+    // Again under the same name.
+    one.podman("restart -t 0 c1")?;
+    resolves(two, "c2", "c1")?;
+    eventually(SOON, "c1 answers after its restart", || two.ping("c2", "c1"))?;
+
+    // What cannot be done is said, and leaves nothing.
+    for (options, word) in [
+        ("--network app -p 8099:80", "portMappings"),
+        ("--network app --ip 10.40.0.77", "10.40.0.77"),
+        ("--network app --mac-address 02:11:22:33:44:55", "02:11:22:33:44:55"),
+    ] {
+        one.try_container("bad", options, "true")?.refused(126, &[word])?;
+        one.podman("rm -f bad")?;
+    }
+
+    one.podman("rm -f -t 0 c1")?;
+    does_not_resolve(two, "c2", "c1")?;
+    two.podman("rm -f -t 0 c2 d1")?;
+    for podman in [one, two] {
+        leaves_nothing(podman)?;
+    }
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn a_published_port_and_a_name_lead_to_one_container() -> anyhow::Result<()> {
+    let (lab, podmans) = podmans(2)?;
+    let [one, two] = &podmans[..] else { unreachable!() };
+    let serve = "busybox httpd -f -p 80 -h /etc";
+    one.try_container("web", "--network app-ports -p 8088:80", serve)?.ok()?;
+    two.container("client", "--network app")?;
+    let ask = "exec 3<>/dev/tcp/10.99.0.11/8088
+               printf 'GET /nsswitch.conf HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+    for from in lab.hosts() {
+        eventually(SOON, &format!("port 8088 answers to {}", from.name()), || {
+            let said = from.exec(&["timeout", "1", "bash", "-ec", ask])?.ok()?;
+            ensure!(said.contains("200 OK"), "{said}");
+            Ok(())
+        })?;
+    }
+    resolves(two, "client", "web")?;
+    two.ping("client", "web")?;
+    resolves(one, "web", "client")?;
+    one.podman("rm -f -t 0 web")?;
+    does_not_resolve(two, "client", "web")?;
+    two.podman("rm -f -t 0 client")?;
+    leaves_nothing(one)?;
+    lab.finish();
+    Ok(())
+}
+
+/// No endpoint or namespace of weft's is left on a host without containers.
+fn leaves_nothing(podman: &Podman) -> anyhow::Result<()> {
+    let host = podman.host();
+    eventually(SOON, &format!("nothing is left on {}", host.name()), || {
+        let endpoints = host.weft_json("ps")?;
+        let name = host.name();
+        let own = endpoints.as_array().into_iter().flatten().filter(|e| e["node"] == name).count();
+        let namespaces = host.sh("ls /run/netns")?;
+        ensure!(own == 0 && namespaces.is_empty(), "{endpoints} {namespaces}");
+        Ok(())
+    })
+}

@@ -119,7 +119,7 @@ impl Opening {
         self.refresh();
         for slot in 0..count {
             let received = self.receives.received(slot);
-            if received.truncated {
+            if received.truncated || received.run.bytes.is_empty() {
                 self.tallies().dropped(DropReason::Malformed, 1);
                 continue;
             }
@@ -367,16 +367,32 @@ mod tests {
             assert!(shared.hand_over(0, parcel.clone()));
         }
 
-        let own = Arc::clone(&shared);
+        let opened = counted(&shared, parcels, DropReason::UnknownPeer, count);
+        assert_eq!(opened, count, "parcels are left lying");
+    }
+
+    #[test]
+    fn a_datagram_of_nothing_is_counted_too() {
+        let (shared, ends) = Shared::open(TunnelConfig::on_loopback(16_815)).unwrap();
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..3 {
+            sender.send_to(&[], shared.sockets[0].local()).unwrap();
+        }
+        let parcels = Arc::new(ends.parcels.into_iter().next().unwrap());
+        assert_eq!(counted(&shared, parcels, DropReason::Malformed, 3), 3);
+    }
+
+    /// Runs lane 0 until it has dropped `count` packets for `reason`; tells how many it has.
+    fn counted(shared: &Arc<Shared>, parcels: Arc<Parcels>, reason: DropReason, count: u64) -> u64 {
+        let own = Arc::clone(shared);
         let thread = thread::spawn(move || Opening::new(own, 0, parcels).run());
-        let opened = || shared.ledger.read().dropped(DropReason::UnknownPeer);
+        let dropped = || shared.ledger.read().dropped(reason);
         let deadline = Instant::now() + Duration::from_secs(10);
-        while opened() < count && Instant::now() < deadline {
+        while dropped() < count && Instant::now() < deadline {
             thread::yield_now();
         }
-        let opened = opened();
         shared.stop.set();
         thread.join().unwrap();
-        assert_eq!(opened, count, "parcels are left lying");
+        dropped()
     }
 }

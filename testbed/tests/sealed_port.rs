@@ -119,11 +119,11 @@ fn random(source: SocketAddr, destination: SocketAddr) -> Vec<Datagram> {
         .collect()
 }
 
-/// One packet cut at each of its lengths.
+/// One packet cut at each of its lengths, down to none.
 fn cut(packets: &[Datagram]) -> Vec<Datagram> {
     let longest = packets.iter().max_by_key(|d| d.payload.len()).into_iter();
     longest
-        .flat_map(|d| (1..d.payload.len()).map(|length| with(d, d.payload[..length].to_vec())))
+        .flat_map(|d| (0..d.payload.len()).map(|length| with(d, d.payload[..length].to_vec())))
         .collect()
 }
 

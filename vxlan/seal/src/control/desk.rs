@@ -152,7 +152,10 @@ impl Desk {
                 self.send(now, peer, via, root, packet);
             }
             Action::Route { peer, route } => {
-                tracing::info!(%peer, ?route, "the path to a peer has changed");
+                match route {
+                    Some(route) => tracing::info!(%peer, %route, "the path to a peer has changed"),
+                    None => tracing::info!(%peer, "no path to a peer answers"),
+                }
                 self.stale = true;
             }
         }

@@ -9,7 +9,7 @@ use super::message::{RELAY_OVERHEAD, SMALL};
 use super::mtu::Mtu;
 use super::relay::{Choice, Offer};
 use super::route::{Kind, Route, Via, Way, datagram_overhead};
-use super::track::{BUSY, FAST, IDLE, Source, Track};
+use super::track::{BUSY, FAST, IDLE, SILENT, Source, Track};
 use crate::key::RootId;
 
 /// How long direct ways are waited for before a relay is asked.
@@ -298,7 +298,10 @@ impl Peer {
 
     /// Sends the probes of all tracks that are due.
     fn probe(&mut self, now: Instant, out: &mut Outbox<'_>) {
-        let slowest = if self.has_direct() { DORMANT } else { self.cadence() };
+        let slowest = match self.has_direct() {
+            true => DORMANT,
+            false => self.cadence().max(SILENT),
+        };
         for track in &mut self.tracks {
             if track.is_due(now) {
                 let id = out.probe(track.via, SMALL, None);
@@ -475,7 +478,7 @@ impl Peer {
                 track.remember(now, id);
             }
             backoff.next = now + backoff.wait;
-            backoff.wait = (backoff.wait * 2).min(BUSY);
+            backoff.wait = (backoff.wait * 2).min(SILENT);
         }
     }
 

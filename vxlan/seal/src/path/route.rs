@@ -1,3 +1,4 @@
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -71,6 +72,21 @@ impl Route {
     pub fn path_mtu(&self, underlay: IpAddr) -> u16 {
         let relayed = if self.relay.is_some() { RELAY_OVERHEAD } else { 0 };
         self.packet.saturating_add(relayed).saturating_add(datagram_overhead(underlay))
+    }
+}
+
+/// For people: where packets go, and whether they are known to arrive.
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.relay, self.ways.first()) {
+            (Some(relay), _) => write!(f, "by node {relay}")?,
+            (None, Some(way)) => write!(f, "straight to {}", way.remote)?,
+            (None, None) => f.write_str("none")?,
+        }
+        match self.up {
+            true => Ok(()),
+            false => f.write_str(", which does not answer"),
+        }
     }
 }
 

@@ -7,7 +7,10 @@ use super::route::Via;
 pub(super) const FAST: Duration = Duration::from_millis(20);
 
 /// Between the probes of a track that answers, while the pair shares traffic.
-pub(super) const BUSY: Duration = Duration::from_secs(5);
+pub(super) const BUSY: Duration = Duration::from_secs(2);
+
+/// Between the probes of a track that does not answer, at most, while the pair shares traffic.
+pub(super) const SILENT: Duration = Duration::from_secs(5);
 
 /// Between the probes of a track that answers, otherwise: NATs keep UDP mappings for 30 seconds
 /// and more (RFC 4787 section 4.3 asks for two minutes, not all do).
@@ -23,7 +26,7 @@ const LOST: u32 = 3;
 const LOST_THOUGH_HEARD: u32 = 10;
 
 /// Longer than the peer's own probes are apart on a busy track.
-const SILENCE: Duration = Duration::from_secs(6);
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Whatever makes a track be probed sooner does so no more often than this.
 const HURRY: Duration = Duration::from_secs(1);

@@ -45,7 +45,7 @@ fn each_lane_sends_from_its_own_socket_however_many_the_peer_has() {
 
 #[test]
 fn a_path_that_answers_is_probed_at_its_pace() {
-    for (busy, most) in [(true, 60), (false, 16)] {
+    for (busy, most) in [(true, 75), (false, 16)] {
         let mut world = World::new();
         world.add(1, 1, 1500, false);
         world.add(2, 1, 1500, false);
@@ -70,11 +70,11 @@ fn a_silent_peer_is_probed_ever_more_seldom() {
 }
 
 #[test]
-fn a_path_that_dies_is_known_within_ten_seconds_and_given_up_later() {
+fn a_path_that_dies_is_known_within_six_seconds_and_given_up_later() {
     let mut world = pair((2, 2));
     world.run(10 * SECOND);
     world.cut(1, 2);
-    let took = world.wait(10 * SECOND, |world| !world.route(1, 2).unwrap().up);
+    let took = world.wait(6 * SECOND, |world| !world.route(1, 2).unwrap().up);
     assert!(took >= 2 * SECOND, "{took:?}");
     world.run(20 * SECOND);
     assert!(world.route(1, 2).is_some(), "it may come back");

@@ -300,6 +300,7 @@ fn endpoint_status(
             .filter(|local| node == snapshot.me && !matches!(local.sandbox, Sandbox::Engine(_)))
             .and_then(|local| local.ifname.clone()),
         reachable: alive,
+        service: endpoint.service.clone(),
         labels: endpoint.labels.clone(),
     }
 }

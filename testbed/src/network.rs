@@ -21,7 +21,8 @@ impl NetworkView {
     /// The host knows no such network, or its answer lacks a field.
     pub fn read(host: &Host, name: &str) -> anyhow::Result<Self> {
         let answer = host.weft_json(&format!("network inspect {name}"))?;
-        let network = answer.get(0).with_context(|| format!("no network in {answer}"))?;
+        let network = answer.get(0).and_then(|shown| shown.get("Weft"));
+        let network = network.with_context(|| format!("no network in {answer}"))?;
         let missing = |field: &str| format!("no {field} in {network}");
         let texts = |list: &str, field: &str| -> anyhow::Result<Vec<String>> {
             let items =

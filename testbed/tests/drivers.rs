@@ -40,12 +40,22 @@ fn a_bridge_network_is_of_its_host_alone() -> anyhow::Result<()> {
     ensure!(one.resolve("far").is_err(), "a name of another host is answered");
     // The way out leads by the host; nothing leads in.
     one.ping(&there.address().to_string())?;
-    far.attach("app", "")?;
+    far.attach("app", "--service www")?;
 
     // A running container joins another network, of another driver, and leaves the first.
     one.attach("app", "")?;
     one.reaches("far", SOON)?;
     one.ping("two")?;
+    let shown = here.weft_json("network inspect --verbose app")?;
+    let has = |pointer: &str, value: &str| {
+        let found = shown.pointer(pointer).and_then(|found| found.as_str());
+        ensure!(found == Some(value), "{pointer} is {found:?}, not {value}: {shown}");
+        Ok(())
+    };
+    has("/0/Peers/0/Name", "h1")?;
+    has("/0/Peers/1/IP", &there.address().to_string())?;
+    has("/0/Services/www/Tasks/0/Name", "far")?;
+    has("/0/Driver", "overlay")?;
     one.detach("lan")?;
     ensure!(one.ping("10.60.0.3").is_err(), "a network that was left is reached");
     one.ping("far")?;
@@ -133,6 +143,11 @@ fn containers_that_may_not_meet_reach_the_outside_only() -> anyhow::Result<()> {
 fn the_network_called_bridge_is_there_when_it_is_asked_for() -> anyhow::Result<()> {
     let lab = Lab::cluster(2)?;
     let outside = lab.host(2).address();
+    for name in ["bridge", "host", "none"] {
+        let shown = lab.host(1).weft_json(&format!("network inspect {name}"))?;
+        let named = shown.pointer("/0/Name").and_then(|name| name.as_str());
+        ensure!(named == Some(name) && shown.pointer("/0/Scope").is_some(), "{shown}");
+    }
     for host in lab.hosts() {
         let run = format!("run --network bridge --name web -- ping -n -c1 -W2 {outside}");
         host.weft(&run)?.ok()?;

@@ -137,6 +137,8 @@ pub struct EndpointStatus {
     pub ifname: Option<String>,
     /// Whether names are answered with it: its node is alive and its lender agrees.
     pub reachable: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Label>,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }

@@ -7,6 +7,7 @@ mod container;
 mod detach;
 mod docker;
 mod init;
+mod inspect;
 mod join;
 mod network;
 mod nodes;

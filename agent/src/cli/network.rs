@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use weft_model::{Driver, Label, Subnet};
 
-use super::{Client, Format, client::encode, output};
-use crate::api::types::{CreateNetwork, NetworkState, NetworkStatus};
+use super::{Client, Format, client::encode, inspect, output};
+use crate::api::types::{CreateNetwork, NetworkState, NetworkStatus, NodeStatus};
 
 /// Create, list, inspect and remove networks
 #[derive(Args, Debug)]
@@ -21,10 +21,17 @@ enum Command {
     #[command(after_help = "Example:
   weft network ls")]
     Ls,
-    /// Show networks with their endpoints on all hosts
+    /// Show networks with their endpoints, as JSON in the shape of Docker's
+    ///
+    /// Containers are those of this host, as in Docker; what weft says of the network, with the
+    /// endpoints of all hosts, stands under Weft.
     #[command(after_help = "Example:
-  weft network inspect app")]
+  weft network inspect app
+  weft network inspect --verbose app")]
     Inspect {
+        /// Show peers and the endpoints of all hosts in Docker's shape, too
+        #[arg(long, short)]
+        verbose: bool,
         #[arg(required = true, value_name = "NETWORK")]
         networks: Vec<String>,
     },
@@ -119,10 +126,18 @@ impl Network {
                 }
             }
             // As in Docker, inspect prints JSON whatever the format.
-            Command::Inspect { networks } => {
-                let mut found: Vec<NetworkStatus> = Vec::new();
+            Command::Inspect { networks, verbose } => {
+                let nodes: Vec<NodeStatus> = agent.get("/v1/nodes").await?;
+                let mut found = Vec::new();
                 for network in &networks {
-                    found.push(agent.get(&format!("/v1/networks/{}", encode(network))).await?);
+                    let path = format!("/v1/networks/{}", encode(network));
+                    found.push(match agent.get::<NetworkStatus>(&path).await {
+                        Ok(status) => inspect::describe(&status, &nodes, verbose),
+                        Err(error) => match inspect::predefined(network) {
+                            Some(shown) if error.is_missing() => shown,
+                            _ => return Err(error.into()),
+                        },
+                    });
                 }
                 output::json(out, &found)?;
             }

@@ -41,11 +41,16 @@ unit=/etc/systemd/system/weft.service
 networkd=/etc/systemd/network
 networkmanager=/etc/NetworkManager/conf.d
 completion=/usr/share/bash-completion/completions
+# Where container runtimes look for CNI plugins, and podman for network drivers: links to the binary,
+# which is what it is called by.
+cni=/opt/cni/bin
+netavark=$prefix/lib/netavark
 
 if [ -n "$uninstall" ]; then
   if has_systemd && [ -e "$unit" ]; then systemctl disable --now weft.service; fi
   rm -f "$unit" "$networkd/80-weft.link" "$networkd/80-weft.network" \
-    "$networkmanager/80-weft.conf" "$completion/weft" "$prefix/bin/weft"
+    "$networkmanager/80-weft.conf" "$completion/weft" "$prefix/bin/weft" \
+    "$cni/weft-cni" "$netavark/weft" "$netavark/weft-netavark"
   if has_systemd; then systemctl daemon-reload; fi
   if [ -n "$purge" ]; then
     for name in $(ip netns list | awk '/^weft-/ {print $1}'); do ip netns delete "$name"; done
@@ -77,6 +82,10 @@ fi
 # By way of a new file: a weft that runs goes on running.
 install -D -m 0755 "$binary" "$prefix/bin/weft.new"
 mv -f "$prefix/bin/weft.new" "$prefix/bin/weft"
+install -d -m 0755 "$cni" "$netavark"
+ln -sfn "$prefix/bin/weft" "$cni/weft-cni"
+ln -sfn "$prefix/bin/weft" "$netavark/weft"
+ln -sfn "$prefix/bin/weft" "$netavark/weft-netavark"
 install -d -m 0755 /etc/weft
 [ -e /etc/weft/weft.toml ] || install -m 0644 "$here/weft.toml" /etc/weft/weft.toml
 if [ -d /etc/systemd ]; then

@@ -89,11 +89,23 @@ impl Tunnel {
             return Err(StartError::Port { port: config.port, lanes: config.lanes });
         }
         let (shared, ends) = Shared::open(config)?;
-        for (lane, parcels) in ends.parcels.into_iter().enumerate() {
-            worker::spawn(&shared, lane, parcels, || tracker.token())?;
+        let started = ends
+            .parcels
+            .into_iter()
+            .enumerate()
+            .try_for_each(|(lane, parcels)| {
+                worker::spawn(&shared, lane, parcels, || tracker.token())
+            })
+            .and_then(|()| {
+                control::spawn(&shared, ends.control, members, tracker.token(), stop.clone())
+            });
+        match started {
+            Ok(()) => Ok(Self { shared }),
+            Err(error) => {
+                shared.stop.set();
+                Err(error)
+            }
         }
-        control::spawn(&shared, ends.control, members, tracker.token(), stop.clone())?;
-        Ok(Self { shared })
     }
 
     /// What the node's record says of it.

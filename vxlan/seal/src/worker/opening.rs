@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     ops::Range,
     os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -328,9 +328,9 @@ impl Openers {
 
     /// Gives the openers of roots that are no longer valid back.
     fn retain(&mut self, sessions: &Sessions) {
-        self.by_root.retain(|(root, _), _| {
-            sessions.by_tag.values().flatten().any(|session| session.root.id() == *root)
-        });
+        let valid: BTreeSet<_> =
+            sessions.by_tag.values().flatten().map(|session| session.root.id()).collect();
+        self.by_root.retain(|(root, _), _| valid.contains(root));
     }
 }
 

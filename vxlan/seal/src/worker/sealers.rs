@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use crate::{
     DropReason,
@@ -34,9 +34,8 @@ impl Sealers {
 
     /// Gives back the lane, counter and all, of roots that are sent with no longer.
     pub(super) fn retain(&mut self, routes: &Routes) {
-        self.by_root.retain(|root, sealer| {
-            let used = |route: &Route| route.root.id() == *root && route.suite == sealer.suite();
-            routes.peers.values().flatten().any(used)
-        });
+        let used: BTreeSet<_> =
+            routes.peers.values().flatten().map(|route| (route.root.id(), route.suite)).collect();
+        self.by_root.retain(|root, sealer| used.contains(&(*root, sealer.suite())));
     }
 }

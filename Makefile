@@ -21,10 +21,12 @@ test: deps engine-deps build ## All tests: pure, simulated, kernel and end to en
 	RUST_BACKTRACE=0 $(CARGO) test --workspace --exclude weft-testbed
 	RUST_BACKTRACE=0 $(CARGO) test -p weft-testbed -- --test-threads=1
 
-test-engines-next: deps engine-deps build ## The Docker driver with the engines of Debian 13, fetched once (550 MB)
+test-engines-next: deps engine-deps build ## The drivers with Docker and podman of Debian 13, fetched once (700 MB)
 	testbed/engines-tree target/engines/trixie
 	WEFT_ENGINES_TREE=$(CURDIR)/target/engines/trixie/tree RUST_BACKTRACE=0 \
 	$(CARGO) test -p weft-testbed --test docker -- --test-threads=1
+	WEFT_ENGINES_TREE=$(CURDIR)/target/engines/trixie/tree RUST_BACKTRACE=0 \
+	$(CARGO) test -p weft-testbed --test podman -- --test-threads=1 --ignored
 
 check: ## Format, lints, crate walls, licences
 	$(CARGO) fmt --all --check

@@ -285,7 +285,7 @@ rm -rf "$root"
 /// Makes another system's tree the root of a mount namespace of its own, which outlives daemons, with
 /// the host's own /run and /var/lib in it. What is mounted below /run on one side shows on the other:
 /// namespaces of sandboxes, above all.
-const TREE_SCRIPT: &str = r#"
+pub(crate) const TREE_SCRIPT: &str = r#"
 [ ! -e /run/tree.pid ] || exit 0
 tree=$1 dir=$2 lab=$3 root=$2/root
 mkdir -p "$root" "$dir/upper" "$dir/work"

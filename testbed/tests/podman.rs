@@ -116,6 +116,62 @@ fn a_published_port_and_a_name_lead_to_one_container() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Podman 5 of Debian 13, from a tree beside this system: `make test-engines-next`.
+#[test]
+#[ignore = "needs WEFT_ENGINES_TREE, which `make test-engines-next` makes"]
+fn netavarks_containers_find_and_reach_each_other_across_hosts() -> anyhow::Result<()> {
+    let tree = std::env::var_os("WEFT_ENGINES_TREE").context("WEFT_ENGINES_TREE is not set")?;
+    let tree = std::path::PathBuf::from(tree);
+    let lab = Lab::cluster(2)?;
+    let (one, two) = (Podman::start_in(&tree, &lab, 1)?, Podman::start_in(&tree, &lab, 2)?);
+    // Without a subnet weft gives out the addresses; with one podman does, on each host by itself.
+    for (podman, range) in [(&one, "10.93.0.64/26"), (&two, "10.93.0.128/26")] {
+        podman.podman("network create -d weft app")?;
+        podman.podman(&format!(
+            "network create -d weft --subnet 10.93.0.0/24 --ip-range {range} -o weft.network=shop shop"
+        ))?;
+    }
+    one.container("c1", "--network app --network-alias first")?;
+    two.container("c2", "--network app --mac-address 02:11:22:33:44:55")?;
+    for name in ["c1", "first", "c1.app"] {
+        resolves(&two, "c2", name)?;
+    }
+    one.ping("c1", "c2")?;
+    two.ping("c2", "first")?;
+    let mac = two.sh("c2", "ip link show eth0")?;
+    ensure!(mac.contains("02:11:22:33:44:55"), "{mac}");
+
+    one.container("s1", "--network shop --ip 10.93.0.66")?;
+    two.container("s2", "--network shop")?;
+    ensure!(resolves(&two, "s2", "s1")?.to_string() == "10.93.0.66", "s1 has another address");
+    two.ping("s2", "s1")?;
+    does_not_resolve(&one, "c1", "s1")?;
+    two.podman("network connect --alias late shop c2")?;
+    resolves(&one, "s1", "late")?;
+    one.ping("s1", "c2")?;
+    two.podman("network disconnect shop c2")?;
+    does_not_resolve(&one, "s1", "late")?;
+    two.ping("c2", "c1")?;
+    one.podman("restart -t 0 c1")?;
+    eventually(SOON, "c1 answers after its restart", || two.ping("c2", "c1"))?;
+
+    for (options, word) in [
+        ("--network app -p 8099:80", "ports=elsewhere"),
+        ("--network app --mac-address 02:11:22:33:44:55", "02:11:22:33:44:55"),
+    ] {
+        one.try_container("bad", options, "true")?.refused(126, &[word])?;
+        one.podman("rm -f bad")?;
+    }
+    one.podman("rm -f -t 0 c1 s1")?;
+    does_not_resolve(&two, "c2", "c1")?;
+    two.podman("rm -f -t 0 c2 s2")?;
+    for podman in [&one, &two] {
+        leaves_nothing(podman)?;
+    }
+    lab.finish();
+    Ok(())
+}
+
 /// No endpoint or namespace of weft's is left on a host without containers.
 fn leaves_nothing(podman: &Podman) -> anyhow::Result<()> {
     let host = podman.host();

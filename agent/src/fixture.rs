@@ -172,6 +172,7 @@ pub(crate) fn book_with(network: &Network, name: &str, ip: &str) -> Book {
         ifname: None,
         state: EndpointState::Attached,
         default_route: true,
+        gateway_priority: Some(0),
     };
     book.endpoints.insert(id, local);
     book

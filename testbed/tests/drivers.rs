@@ -214,3 +214,49 @@ fn a_command_runs_on_the_hosts_network_on_none_or_in_a_containers() -> anyhow::R
     lab.finish();
     Ok(())
 }
+
+#[test]
+fn the_default_route_follows_the_priorities_of_a_containers_networks() -> anyhow::Result<()> {
+    let lab = Lab::cluster(2)?;
+    let (host, outside) = (lab.host(1), lab.host(2).address().to_string());
+    lab.create_network("app --subnet 10.40.0.0/24 --subnet fd00:40::/64")?;
+    lab.create_network("inner --subnet 10.41.0.0/24 --internal")?;
+    host.weft("network create -d bridge lan --subnet 10.60.0.0/24")?.ok()?;
+    let box1 = host.container("box1")?;
+    let leads_by = |gateway: &str| {
+        let routes = box1.sh("ip route show default; ip -6 route show default")?;
+        let v4: Vec<_> = routes.lines().filter(|line| !line.contains("fd00:")).collect();
+        match v4.as_slice() {
+            [route] if route.contains(&format!("via {gateway} ")) => Ok(()),
+            _ => anyhow::bail!("not by {gateway} alone: {routes}"),
+        }
+    };
+    box1.attach("app", "")?;
+    box1.attach("inner", "--gw-priority 100")?;
+    leads_by("10.40.0.1")?;
+    // A running container's route moves when a network of a higher priority is joined.
+    box1.attach("lan", "--gw-priority 7")?;
+    leads_by("10.60.0.1")?;
+    box1.ping(&outside)?;
+    let v6 = box1.sh("ip -6 route show default")?;
+    ensure!(v6.contains("via fd00:40::1 "), "of IPv6 there is no other way: {v6}");
+    box1.detach("lan")?;
+    eventually(SOON, "the route goes back to app", || leads_by("10.40.0.1"))?;
+    box1.ping(&outside)?;
+    box1.attach("lan", "--gw-priority 0")?;
+    leads_by("10.40.0.1")?;
+    box1.detach("app")?;
+    eventually(SOON, "lan takes over", || leads_by("10.60.0.1"))?;
+    box1.ping(&outside)?;
+    // What somebody else has set is left alone.
+    box1.sh("ip route replace default via 10.60.0.77")?;
+    box1.attach("app", "--gw-priority 9")?;
+    leads_by("10.60.0.77")?;
+
+    let run = "run --network app --network lan,gw-priority=1 --name task";
+    let routes = host.weft(&format!("{run} -- ip route show default"))?.ok()?;
+    ensure!(routes.starts_with("default via 10.60.0.1 "), "{routes}");
+    host.weft(&format!("{run} --network inner,weight=3 -- true"))?.refused(1, &["weight=3"])?;
+    lab.finish();
+    Ok(())
+}

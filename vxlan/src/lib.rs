@@ -43,6 +43,7 @@ mod table;
 mod task;
 mod underlay;
 mod uplink;
+mod way_out;
 mod work;
 
 pub use attach::AttachError;
@@ -58,3 +59,4 @@ pub use redirect::{redirect_dns, restore_dns};
 pub use status::{Carriage, NetworkStatus, Status, Table, TableStatus};
 pub use table::KernelError;
 pub use underlay::{Underlay, UnderlayError, advertise_address};
+pub use way_out::lead_out;

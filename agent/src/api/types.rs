@@ -94,10 +94,12 @@ pub struct Attach {
     /// The interface's name in the sandbox; the first free `ethN` when absent.
     #[serde(default)]
     pub ifname: Option<String>,
-    /// Whether the sandbox's default route may lead through it. It does for the first endpoint of
-    /// a sandbox on a network that is not internal.
+    /// Whether the sandbox's default route may lead through it, unless its network is internal.
     #[serde(default = "yes")]
     pub default_route: bool,
+    /// The endpoint of the highest priority has the sandbox's default route.
+    #[serde(default)]
+    pub gateway_priority: i32,
     #[serde(default)]
     pub service: Option<Label>,
     #[serde(default)]

@@ -32,6 +32,9 @@ pub(super) struct Attach {
     /// The interface's name in the namespace; the first free ethN when absent
     #[arg(long, value_name = "NAME")]
     ifname: Option<String>,
+    /// Of several networks, the one with the highest gives the default route; of equals the first
+    #[arg(long, value_name = "N", default_value_t, allow_negative_numbers = true)]
+    gw_priority: i32,
 }
 
 /// What is attached.
@@ -86,6 +89,7 @@ impl EndpointOptions {
         network: String,
         sandbox: Sandbox,
         ifname: Option<String>,
+        gateway_priority: i32,
     ) -> anyhow::Result<types::Attach> {
         let v4 = self.ip.map(IpAddr::V4);
         let v6 = self.ip6.map(IpAddr::V6);
@@ -98,6 +102,7 @@ impl EndpointOptions {
             mac: self.mac,
             ifname,
             default_route: true,
+            gateway_priority,
             service: self.service,
             labels: unique("--label", self.label)?,
         })
@@ -119,7 +124,8 @@ impl Attach {
                 reference => reference,
             },
         };
-        let body = self.endpoint.into_request(self.network, sandbox, self.ifname)?;
+        let body =
+            self.endpoint.into_request(self.network, sandbox, self.ifname, self.gw_priority)?;
         let attached: Attached = agent.post("/v1/endpoints", &body).await?;
         show(&attached, format, out)
     }

@@ -10,7 +10,11 @@ use anyhow::Context;
 use clap::Args;
 
 use super::{
-    Client, attach::EndpointOptions, client::encode, container, surroundings::Surroundings,
+    Client,
+    attach::EndpointOptions,
+    client::encode,
+    container,
+    surroundings::{Membership, Surroundings},
 };
 use crate::{
     api::types::{Attached, Sandbox},
@@ -30,8 +34,9 @@ use crate::{
   weft run --network app --network db --name worker -- ./worker
   weft run --network container:web --name debug -- tcpdump -i eth0")]
 pub(super) struct Run {
-    /// A network to attach to; the first one gives the default route and the fixed addresses
-    #[arg(long, value_name = "NETWORK|host|none|container:NAME", required = true)]
+    /// A network to attach to; the first one has the fixed addresses. The one of the highest
+    /// priority gives the default route (0 unless given; of equals the first)
+    #[arg(long, value_name = "NETWORK[,gw-priority=N]|host|none|container:NAME", required = true)]
     network: Vec<String>,
     #[command(flatten)]
     endpoint: EndpointOptions,
@@ -121,13 +126,14 @@ fn start_in_background(out: &mut impl Write) -> anyhow::Result<()> {
 
 async fn attach_all(
     agent: &Client,
-    networks: Vec<String>,
+    networks: Vec<Membership>,
     endpoint: EndpointOptions,
 ) -> anyhow::Result<Vec<Attached>> {
     let sandbox = Sandbox::Pid(std::process::id());
     let mut networks = networks.into_iter();
     let first = networks.next().expect("clap requires a network");
-    let mut request = endpoint.into_request(first, sandbox, None)?;
+    let Membership { network, gateway_priority } = first;
+    let mut request = endpoint.into_request(network, sandbox, None, gateway_priority)?;
     let mut attached = Vec::new();
     loop {
         match agent.post::<Attached>("/v1/endpoints", &request).await {
@@ -138,7 +144,8 @@ async fn attach_all(
             }
         }
         let Some(next) = networks.next() else { return Ok(attached) };
-        request.network = next;
+        request.network = next.network;
+        request.gateway_priority = next.gateway_priority;
         request.addresses.clear();
         request.mac = None;
     }

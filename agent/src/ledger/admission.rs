@@ -11,6 +11,7 @@ use weft_model::{
 use super::{
     GRANT_DEADLINE, NETWORK_DEADLINE, Reply, Reservation,
     book::{EndpointState, LocalEndpoint},
+    gateways,
     keeper::Keeper,
     ports::{KernelWork, Release},
 };
@@ -227,13 +228,11 @@ impl Keeper {
         self.check_mac(&network, mac)?;
         self.take_uplink(&network)?;
 
-        let default_route = request.default_route
-            && !network.internal
-            && !self
-                .book
-                .endpoints
-                .values()
-                .any(|local| local.default_route && local.endpoint.sandbox == claim.sandbox);
+        let gateway_priority = gateways::priority(request, &network);
+        let default_route = gateways::goes_first(&self.book, &claim.sandbox, gateway_priority);
+        if default_route {
+            self.displace(&claim.sandbox);
+        }
         let endpoint = Endpoint {
             id,
             network: network.id,
@@ -252,6 +251,7 @@ impl Keeper {
             ifname: request.ifname.clone(),
             state: EndpointState::Attaching,
             default_route,
+            gateway_priority,
         };
         Arc::make_mut(&mut self.book).endpoints.insert(id, local);
         Ok(())

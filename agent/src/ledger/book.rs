@@ -48,6 +48,9 @@ pub struct LocalEndpoint {
     /// Whether the sandbox's default route leads through it.
     #[serde(default)]
     pub default_route: bool,
+    /// How much it is to have the default route, if it may.
+    #[serde(default)]
+    pub gateway_priority: Option<i32>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

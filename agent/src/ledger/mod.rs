@@ -3,6 +3,7 @@
 
 mod admission;
 pub mod book;
+mod gateways;
 mod keeper;
 mod networks;
 mod ports;

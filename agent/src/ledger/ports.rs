@@ -279,9 +279,13 @@ impl Keeper {
             match start {
                 KernelWork::Attach(_) => {
                     let spec = self.attach_spec(local);
+                    let way_out = self.way_out(local);
                     let listen = self.listen_on(network);
                     self.links.tracker.spawn(async move {
                         let attached = attach(&plane, spec).await;
+                        if let (Ok(attached), Some(way_out)) = (&attached, way_out) {
+                            way_out.take(attached.ifname.clone()).await;
+                        }
                         // Names are answered before the caller hears of success.
                         let outcome = match attached {
                             Ok(attached) => listen.await.map(|()| attached),
@@ -340,6 +344,7 @@ impl Keeper {
                     let endpoint = &local.endpoint;
                     tracing::info!(name = %endpoint.name, endpoint = %id, "detached");
                     self.release(endpoint.network, id);
+                    self.hand_on(&local.endpoint.sandbox);
                 }
                 Ok(())
             }

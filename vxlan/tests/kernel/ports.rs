@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use weft_vxlan::{AttachError, AttachSpec, Sandbox};
+use weft_vxlan::{AttachError, AttachSpec, Sandbox, lead_out};
 
 use crate::lab::{Host, Lab, Net, Underlay, attempt, eventually, in_lab, ping, run};
 
@@ -44,6 +44,35 @@ fn a_sandbox_may_be_in_several_networks_with_one_default_route() {
         assert!(link.contains("mtu 1450") && link.contains(&blue.mac(2).to_string()), "{link}");
         // Again, with the same outcome.
         assert_eq!(one.attach(spec).await, second);
+    });
+}
+
+#[test]
+fn a_default_route_moves_without_a_gap_and_only_if_it_is_ours() {
+    in_lab(async |lab| {
+        let (red, blue) = (Net::new(1, &[(1, 1)]), Net::new(2, &[(2, 1)]));
+        let one = one_host(lab, &[red.clone(), blue.clone()]).await;
+        let sandbox = lab.namespace("sandbox");
+        one.attach(red.spec(1, &sandbox)).await;
+        one.attach(AttachSpec { gateways: Vec::new(), ..blue.spec(2, &sandbox) }).await;
+        let ours = [IpAddr::from([10, 1, 0, 254]), "fe80::1".parse().unwrap()];
+        let gateways = [IpAddr::from([10, 1, 0, 253]), "fe80::1".parse().unwrap()];
+        let routes = || run(&sandbox, "ip route show default; ip -6 route show default");
+
+        lead_out(&sandbox, "eth1", &gateways, &[]).unwrap();
+        let before = routes();
+        assert_eq!(before.matches("dev eth0").count(), 2, "{before}");
+        for _again in 0..2 {
+            lead_out(&sandbox, "eth1", &gateways, &ours).unwrap();
+            let after = routes();
+            assert!(after.contains("default via 10.1.0.253 dev eth1"), "{after}");
+            assert!(after.contains("default via fe80::1 dev eth1"), "{after}");
+            assert_eq!(after.matches("default").count(), 2, "{after}");
+        }
+        run(&sandbox, "ip route del default");
+        lead_out(&sandbox, "eth0", &ours[..1], &[]).unwrap();
+        assert!(routes().contains("default via 10.1.0.254 dev eth0"), "{}", routes());
+        assert!(lead_out(&sandbox, "eth7", &ours, &ours).is_err());
     });
 }
 

@@ -191,6 +191,7 @@ impl Plugin {
             mac: self.conf.mac.or(args.mac),
             ifname: Some(self.ifname(container).to_owned()),
             default_route: self.conf.default_gateway.unwrap_or(true),
+            gateway_priority: 0,
             service: names.service,
             labels: self.key(container).labels(),
         })

@@ -192,6 +192,7 @@ impl Driver {
             mac: Some(endpoint.mac),
             ifname: None,
             default_route: true,
+            gateway_priority: 0,
             service: description.service,
             labels: description.labels,
         };

@@ -132,9 +132,10 @@ impl Podman {
     /// The host is off.
     pub fn try_container(&self, name: &str, options: &str, command: &str) -> anyhow::Result<Ran> {
         let parent = &self.cgroup;
-        self.try_podman(&format!(
-            "run -d --name {name} --cgroup-parent /{parent} --cap-add NET_RAW {options} {IMAGE} {command}"
-        ))
+        // A lab has no resolver beyond its hosts: nobody shall wait long for one.
+        let dns = "--dns-option timeout:1 --dns-option attempts:1";
+        let all = format!("--cgroup-parent /{parent} --cap-add NET_RAW {dns} {options}");
+        self.try_podman(&format!("run -d --name {name} {all} {IMAGE} {command}"))
     }
 
     /// Starts a container that waits.

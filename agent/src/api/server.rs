@@ -19,7 +19,7 @@ use super::{
 use crate::{
     engines::docker::Handle,
     ledger::Ledger,
-    refusal::{Refusal, RefusalKind},
+    refusal::{Refusal, RefusalKind, refuse},
     status::Report,
     tokens::Tokens,
 };
@@ -90,6 +90,15 @@ async fn create_docker_network(
             "this agent does not serve Docker: set docker = true, or ask the agent of a host with Docker",
         )
     })?;
+    if request.driver.is_local() {
+        return refuse(
+            "driver",
+            format!(
+                "a network with driver {driver} is of one host alone, and this makes one in every host's Docker: docker network create -d {driver} makes one of Docker's own",
+                driver = request.driver
+            ),
+        );
+    }
     let id = docker.create_everywhere(request).await?;
     let created = api.report.network(&id.to_string()).await?;
     Ok((StatusCode::CREATED, Json(created)).into_response())

@@ -244,6 +244,7 @@ fn parse_driver(name: &str) -> Result<Driver, String> {
         "host" | "none" | "null" => {
             Err("it is predefined: weft run --network host, or --network none".into())
         }
+        "macvlan" | "ipvlan" => Err("weft cannot do it yet: there are overlay and bridge".into()),
         _ => Err("there are overlay and bridge".into()),
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn svg(panels: &[Panel]) -> String {
 
 fn draw(sheet: Document, panel: &Panel, (left, top): (f64, f64)) -> Document {
     let title = Text::new(format!("{}, {}", panel.title, panel.unit))
-        .set("x", left + LABEL)
+        .set("x", left + MARGIN)
         .set("y", top + TITLE - 8.0)
         .set("font-weight", "bold");
     let mut sheet = sheet.add(title);
@@ -84,6 +84,7 @@ const COLUMNS: f64 = 48.0;
 
 /// In the units of the sheet, pixels at its natural size.
 const WIDTH: f64 = 460.0;
+const MARGIN: f64 = 14.0;
 const LABEL: f64 = 110.0;
 const VALUE: f64 = 70.0;
 const TITLE: f64 = 34.0;

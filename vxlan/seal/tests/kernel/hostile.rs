@@ -60,7 +60,12 @@ fn garbage_is_counted_and_answered_by_nothing() {
             && counters.total.dropped(DropReason::UnknownPeer)
                 > before.total.dropped(DropReason::UnknownPeer) + 100
     });
-    assert_eq!(counters.networks, before.networks);
+    // What the containers' own kernels ask for meanwhile is no answer to garbage.
+    let carried = |counters: &weft_seal::Counters| -> Vec<_> {
+        let networks = counters.networks.iter();
+        networks.map(|(&id, t)| (id, t.opened_packets, t.sealed_packets)).collect()
+    };
+    assert_eq!(carried(&counters), carried(&before));
     assert!(outsider.recv(&mut [0; 2000]).is_err(), "garbage was answered");
     lab.host(1).reaches(2);
 }

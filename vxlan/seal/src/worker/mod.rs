@@ -55,15 +55,16 @@ pub(crate) fn start(
     shared: &Arc<Shared>,
     name: String,
     token: TaskTrackerToken,
-    mut work: impl FnMut() -> io::Result<()> + Send + 'static,
+    work: impl FnMut() -> io::Result<()> + Send + 'static,
 ) -> Result<(), StartError> {
     let shared = Arc::clone(shared);
     let thread = thread::Builder::new().name(name.clone());
     let body = {
         let name = name.clone();
         move || {
-            // Held until the thread ends: shutdown waits for it.
+            // Shutdown waits for it. Given back last: the sockets are closed by then.
             let _token = token;
+            let (shared, mut work) = (shared, work);
             while !shared.stop.is_set() {
                 let why = match catch_unwind(AssertUnwindSafe(&mut work)) {
                     Ok(Ok(())) => continue,

@@ -25,7 +25,7 @@ use weft_vxlan::{
     namespace_name,
 };
 
-use crate::tunnels::LabTunnel;
+use crate::tunnels::{self, LabTunnel};
 
 /// Runs `test` on a thread with network and mount namespaces of its own. What it mounts and makes
 /// goes with them.
@@ -196,6 +196,10 @@ impl Host {
         drop(stop);
         tracker.close();
         tracker.wait().await;
+        if let Some(underlay) = sealed {
+            // A pass that nobody waits for any longer may hold the tunnel for a moment.
+            tunnels::ports_are_free(&namespace, underlay.vtep(n).ip()).await;
+        }
         let desired = desired.borrow().clone().map(Arc::unwrap_or_clone);
         Remains { n, namespace, runtime_dir, desired, sealed }
     }

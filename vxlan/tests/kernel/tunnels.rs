@@ -1,4 +1,5 @@
 use std::{
+    net::{IpAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -15,7 +16,7 @@ use weft_seal::{
 };
 use weft_vxlan::{Namespace, NamespaceError};
 
-use crate::lab::{Host, Lab, Underlay, node};
+use crate::lab::{Host, Lab, Underlay, eventually, node};
 
 /// The tunnel of one host.
 pub(crate) struct LabTunnel {
@@ -98,6 +99,15 @@ impl Lab {
         introduce(&one, &two);
         (wire, one, two)
     }
+}
+
+/// Waits until a tunnel that has ended is gone.
+pub(crate) async fn ports_are_free(namespace: &Namespace, ip: IpAddr) {
+    eventually("the data ports are free", async || {
+        let bind = || Ok::<_, NamespaceError>(UdpSocket::bind((ip, PORT)).map(drop));
+        namespace.run(bind).unwrap().map_err(|error| error.to_string())
+    })
+    .await;
 }
 
 const PORT: u16 = 6791;

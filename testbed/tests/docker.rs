@@ -2,12 +2,12 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
 use anyhow::ensure;
-use weft_testbed::{Docker, Host, Lab, Stop, eventually, in_network_namespace};
+use weft_testbed::{Docker, Engine as _, Host, Lab, Stop, eventually, in_network_namespace};
 
 const SOON: Duration = Duration::from_secs(5);
 const CREATE: &str = "network create -d weft --ipam-driver weft";
@@ -19,114 +19,76 @@ fn engines(hosts: u8) -> anyhow::Result<(Lab, Vec<Docker>)> {
     Ok((lab, dockers))
 }
 
-/// Waits until `container` resolves `name` to just `expected`.
-fn resolves(
-    docker: &Docker,
-    container: &str,
-    name: &str,
-    expected: &[IpAddr],
-) -> anyhow::Result<()> {
-    let mut expected = expected.to_vec();
-    expected.sort();
-    let what = format!("{container} on {} finds {name}", docker.host().name());
-    eventually(SOON, &what, || {
-        let found = docker.resolve(container, name)?;
-        ensure!(found == expected, "{found:?}, not {expected:?}");
-        Ok(())
-    })
-}
-
-fn does_not_resolve(docker: &Docker, container: &str, name: &str) -> anyhow::Result<()> {
-    match docker.resolve(container, name) {
-        Ok(found) => anyhow::bail!("{container} finds {name}: {found:?}"),
-        Err(_) => Ok(()),
-    }
-}
-
-/// Docker's own exercise: of four containers, three are on one network and one of these on a second
-/// one with the fourth.
+/// The exercise of Docker's documentation: of four containers, three are on one network and one of
+/// these on a second one with the fourth.
 #[test]
-fn names_reach_as_far_as_their_network_on_one_host_and_across_two() -> anyhow::Result<()> {
-    let (lab, dockers) = engines(2)?;
-    let [one, two] = &dockers[..] else { unreachable!() };
+fn names_reach_as_far_as_their_network_on_one_host_and_across_three() -> anyhow::Result<()> {
+    let (lab, dockers) = engines(3)?;
+    let [one, two, three] = &dockers[..] else { unreachable!() };
     for docker in &dockers {
-        docker.docker(&format!("{CREATE} alpine-net"))?;
-        docker.docker(&format!("{CREATE} --subnet 10.77.0.0/24 other-net"))?;
+        docker.run(&format!("{CREATE} alpine-net"))?;
+        docker.run(&format!("{CREATE} --subnet 10.77.0.0/24 other-net"))?;
     }
-    one.container("alpine1", "--network alpine-net")?;
-    two.container("alpine2", "--network alpine-net --network-alias second")?;
-    two.container("alpine3", "--network other-net --ip 10.77.0.33")?;
-    one.container("alpine4", "--network alpine-net --mac-address 02:42:0a:00:00:44")?;
-    one.docker("network connect --alias both other-net alpine4")?;
-
-    let [a1, a4] = ["alpine1", "alpine4"].map(|name| one.address(name, "alpine-net"));
-    let (a1, a4, a2) = (a1?, a4?, two.address("alpine2", "alpine-net")?);
-    let (a3, b4) = (two.address("alpine3", "other-net")?, one.address("alpine4", "other-net")?);
-    ensure!(a3.to_string() == "10.77.0.33", "{a3}");
-    resolves(one, "alpine1", "alpine2", &[a2])?;
-    resolves(one, "alpine1", "second", &[a2])?;
-    resolves(one, "alpine1", "alpine4", &[a4])?;
-    resolves(two, "alpine2", "alpine1", &[a1])?;
-    resolves(two, "alpine2", "alpine4.alpine-net", &[a4])?;
-    resolves(two, "alpine3", "alpine4", &[b4])?;
-    resolves(two, "alpine3", "both", &[b4])?;
-    resolves(one, "alpine4", "alpine3", &[a3])?;
-    resolves(one, "alpine4", "alpine1", &[a1])?;
-    for (docker, container, target) in [
-        (one, "alpine1", "alpine2"),
-        (one, "alpine1", "alpine4"),
-        (two, "alpine2", "alpine1"),
-        (two, "alpine3", "both"),
-        (one, "alpine4", "alpine3"),
-        (one, "alpine4", "alpine2"),
-    ] {
-        docker.ping(container, target)?;
-    }
-    for (docker, container, name) in
-        [(one, "alpine1", "alpine3"), (two, "alpine2", "alpine3"), (two, "alpine3", "alpine1")]
-    {
-        does_not_resolve(docker, container, name)?;
-    }
-    ensure!(one.ping("alpine1", &a3.to_string()).is_err(), "networks are not apart");
-    let mac = one.sh("alpine4", "ip link show eth0")?;
-    ensure!(mac.contains("02:42:0a:00:00:44"), "{mac}");
-
-    // Live: the interface and the names go, and the rest stays.
-    one.docker("network disconnect other-net alpine4")?;
-    eventually(SOON, "both is gone", || does_not_resolve(two, "alpine3", "both"))?;
-    resolves(one, "alpine4", "alpine1", &[a1])?;
-    ensure!(one.ping("alpine4", &a3.to_string()).is_err(), "still connected");
-    one.ping("alpine4", "alpine2")?;
-
-    // A name follows its container.
-    two.docker("rename alpine2 renamed")?;
-    resolves(one, "alpine1", "renamed", &[a2])?;
-    eventually(SOON, "the old name is gone", || does_not_resolve(one, "alpine1", "alpine2"))?;
-
-    for (docker, names) in [(one, "alpine1 alpine4"), (two, "renamed alpine3")] {
-        docker.docker(&format!("rm -f {names}"))?;
-        docker.docker("network rm alpine-net other-net")?;
-        leaves_nothing(docker)?;
+    for placed in [[one; 4], [one, two, two, three], [three, one, two, one]] {
+        tell_networks_apart(&lab, placed)?;
     }
     lab.finish();
     Ok(())
 }
 
-/// No endpoint, interface or namespace of weft's is left on a host without containers.
-fn leaves_nothing(docker: &Docker) -> anyhow::Result<()> {
-    let host = docker.host();
-    eventually(SOON, &format!("nothing is left on {}", host.name()), || {
-        let endpoints = host.weft_json("ps")?;
-        let name = host.name();
-        let own = endpoints.as_array().into_iter().flatten().filter(|e| e["node"] == name).count();
-        let links = host.sh("ip -o link")?;
-        let namespaces = host.sh("ls /run/netns")?;
-        ensure!(
-            own == 0 && !links.contains("wfp") && namespaces.is_empty(),
-            "{endpoints} {links} {namespaces}"
-        );
-        Ok(())
-    })
+/// Takes the exercise through with a container on each of the hosts `placed`.
+fn tell_networks_apart(lab: &Lab, placed: [&Docker; 4]) -> anyhow::Result<()> {
+    let [one, two, three, four] = placed;
+    one.container("alpine1", "--network alpine-net")?;
+    two.container("alpine2", "--network alpine-net --network-alias second")?;
+    three.container("alpine3", "--network other-net --ip 10.77.0.33")?;
+    four.container("alpine4", "--network alpine-net --mac-address 02:42:0a:00:00:44")?;
+    four.run("network connect --alias both other-net alpine4")?;
+
+    let (a1, a2) = (one.address("alpine1", "alpine-net")?, two.address("alpine2", "alpine-net")?);
+    let (a3, a4) = (three.address("alpine3", "other-net")?, four.address("alpine4", "alpine-net")?);
+    let b4 = four.address("alpine4", "other-net")?;
+    ensure!(a3.to_string() == "10.77.0.33", "{a3}");
+    let router = lab.router().to_string();
+    for (docker, container, names) in [
+        (one, "alpine1", &[("alpine2", a2), ("second", a2), ("alpine4", a4)][..]),
+        (two, "alpine2", &[("alpine1", a1), ("alpine4.alpine-net", a4)]),
+        (three, "alpine3", &[("alpine4", b4), ("both", b4)]),
+        (four, "alpine4", &[("alpine1", a1), ("alpine2", a2), ("alpine3", a3)]),
+    ] {
+        for (name, address) in names {
+            docker.finds(container, name, &[*address])?;
+            docker.ping(container, name)?;
+        }
+        // Each has a way out.
+        docker.ping(container, &router)?;
+    }
+    for (docker, container, name) in
+        [(one, "alpine1", "alpine3"), (two, "alpine2", "alpine3"), (three, "alpine3", "alpine1")]
+    {
+        docker.misses(container, name)?;
+    }
+    ensure!(one.ping("alpine1", &a3.to_string()).is_err(), "networks are not apart");
+    ensure!(three.ping("alpine3", &a1.to_string()).is_err(), "networks are not apart");
+    let mac = four.sh("alpine4", "ip link show eth0")?;
+    ensure!(mac.contains("02:42:0a:00:00:44"), "{mac}");
+
+    // Live: the interface and the names go, and the rest stays.
+    four.run("network disconnect other-net alpine4")?;
+    three.loses("alpine3", "both")?;
+    four.finds("alpine4", "alpine1", &[a1])?;
+    ensure!(four.ping("alpine4", &a3.to_string()).is_err(), "still connected");
+    four.ping("alpine4", "alpine2")?;
+
+    // A name follows its container.
+    two.run("rename alpine2 renamed")?;
+    one.finds("alpine1", "renamed", &[a2])?;
+    one.loses("alpine1", "alpine2")?;
+
+    for (docker, name) in placed.into_iter().zip(["alpine1", "renamed", "alpine3", "alpine4"]) {
+        docker.run(&format!("rm -f {name}"))?;
+    }
+    placed.into_iter().try_for_each(|docker| docker.leaves_nothing())
 }
 
 #[test]
@@ -134,8 +96,8 @@ fn replicas_of_a_scaled_service_are_found_from_anywhere() -> anyhow::Result<()> 
     let (lab, dockers) = engines(2)?;
     let [one, two] = &dockers[..] else { unreachable!() };
     for docker in &dockers {
-        docker.docker(&format!("{CREATE} -o weft.network=shop shop_default"))?;
-        docker.docker(&format!("{CREATE} blog_default"))?;
+        docker.run(&format!("{CREATE} -o weft.network=shop shop_default"))?;
+        docker.run(&format!("{CREATE} blog_default"))?;
     }
     let (mut web, mut db) = (Vec::new(), Vec::new());
     for (docker, name, service, found) in
@@ -150,16 +112,16 @@ fn replicas_of_a_scaled_service_are_found_from_anywhere() -> anyhow::Result<()> 
     }
     two.container("blog_web_1", &compose("blog", "web"))?;
     for (docker, client) in [(one, "shop_db_1"), (two, "shop_web_4")] {
-        resolves(docker, client, "web", &web)?;
-        resolves(docker, client, "web.shop", &web)?;
-        resolves(docker, client, "tasks.web", &web)?;
-        resolves(docker, client, "db", &db)?;
+        docker.finds(client, "web", &web)?;
+        docker.finds(client, "web.shop", &web)?;
+        docker.finds(client, "tasks.web", &web)?;
+        docker.finds(client, "db", &db)?;
     }
-    does_not_resolve(two, "blog_web_1", "db")?;
-    resolves(two, "blog_web_1", "web", &[two.address("blog_web_1", "blog_default")?])?;
+    two.misses("blog_web_1", "db")?;
+    two.finds("blog_web_1", "web", &[two.address("blog_web_1", "blog_default")?])?;
 
-    one.docker("kill shop_web_1")?;
-    resolves(two, "shop_web_4", "web", &web[1..])?;
+    one.run("kill shop_web_1")?;
+    two.finds("shop_web_4", "web", &web[1..])?;
     lab.finish();
     Ok(())
 }
@@ -176,7 +138,7 @@ fn what_a_killed_daemon_lost_is_collected_and_its_containers_come_back() -> anyh
     let (lab, dockers) = engines(2)?;
     let [one, two] = &dockers[..] else { unreachable!() };
     for docker in &dockers {
-        docker.docker(&format!("{CREATE} app"))?;
+        docker.run(&format!("{CREATE} app"))?;
     }
     one.container("web", "--network app --restart always")?;
     one.container("gone", "--network app")?;
@@ -186,9 +148,7 @@ fn what_a_killed_daemon_lost_is_collected_and_its_containers_come_back() -> anyh
     one.stop_daemon("KILL")?;
     one.start_daemon(&[])?;
     eventually(Duration::from_secs(20), "web is back", || two.ping("client", "web"))?;
-    eventually(Duration::from_secs(20), "gone is gone", || {
-        does_not_resolve(two, "client", "gone")
-    })?;
+    eventually(Duration::from_secs(20), "gone is gone", || two.misses("client", "gone"))?;
     eventually(SOON, "one endpoint is left", || {
         let endpoints = lab.host(1).weft_json("ps")?;
         let own = endpoints.as_array().into_iter().flatten().filter(|e| e["node"] == "h1").count();
@@ -200,14 +160,14 @@ fn what_a_killed_daemon_lost_is_collected_and_its_containers_come_back() -> anyh
     lab.host(1).stop_agent(Stop::Killed)?;
     two.ping("client", &one.address("web", "app")?.to_string())?;
     lab.host(1).start_agent()?;
-    resolves(one, "web", "client", &[two.address("client", "app")?])?;
+    one.finds("web", "client", &[two.address("client", "app")?])?;
     one.container("late", "--network app")?;
     two.ping("client", "late")?;
     lab.host(1).stop_agent(Stop::Gracefully)?;
     // Docker's own resolver has the sandbox again.
     ensure!(one.resolve("web", "late")?.len() == 1, "no resolver is left");
     lab.host(1).start_agent()?;
-    resolves(one, "web", "client", &[two.address("client", "app")?])?;
+    one.finds("web", "client", &[two.address("client", "app")?])?;
     lab.finish();
     Ok(())
 }
@@ -220,15 +180,14 @@ fn options_of_docker_mean_what_they_say() -> anyhow::Result<()> {
     let span = "--subnet 10.78.0.0/24 --gateway 10.78.0.254 --ip-range 10.78.0.128/29";
     let aux = "--aux-address nas=10.78.0.129 -o com.docker.network.driver.mtu=1300";
     for docker in &dockers {
-        docker.docker(&format!("{CREATE} {span} {aux} -o weft.network=app ours"))?;
-        docker.docker(&format!("{CREATE} --internal --subnet 10.79.0.0/24 inner"))?;
-        docker
-            .docker(&format!("{CREATE} --ipv6 --subnet 10.80.0.0/24 --subnet fd00:80::/64 dual"))?;
-        docker.docker(&format!("{CREATE} --subnet 10.81.0.0/24 -o weft.gateway=true out"))?;
-        docker.docker(&format!("{CREATE} --subnet 10.82.0.0/24 -o encrypted sealed"))?;
+        docker.run(&format!("{CREATE} {span} {aux} -o weft.network=app ours"))?;
+        docker.run(&format!("{CREATE} --internal --subnet 10.79.0.0/24 inner"))?;
+        docker.run(&format!("{CREATE} --ipv6 --subnet 10.80.0.0/24 --subnet fd00:80::/64 dual"))?;
+        docker.run(&format!("{CREATE} --subnet 10.81.0.0/24 -o weft.gateway=true out"))?;
+        docker.run(&format!("{CREATE} --subnet 10.82.0.0/24 -o encrypted sealed"))?;
     }
     let refused = |docker: &Docker, line: &str, words: &[&str]| -> anyhow::Result<()> {
-        let ran = docker.try_docker(line)?;
+        let ran = docker.try_run(line)?;
         ensure!(ran.code != 0, "{ran}");
         for word in words {
             ensure!(ran.stderr.contains(word), "the error lacks {word:?}: {ran}");
@@ -245,14 +204,14 @@ fn options_of_docker_mean_what_they_say() -> anyhow::Result<()> {
 
     // Docker does not tell the driver a network's name: what does not fit is seen a moment later.
     lab.create_network("other --subnet 10.86.0.0/24")?;
-    two.docker(&format!("{CREATE} --subnet 10.87.0.0/24 other"))?;
+    two.run(&format!("{CREATE} --subnet 10.87.0.0/24 other"))?;
     eventually(SOON, "the status says so", || {
         let status = lab.host(2).weft("status")?.ok()?;
         ensure!(status.contains("--subnet 10.86.0.0/24"), "{status}");
         Ok(())
     })?;
     refused(two, "run --rm --network other weft-test true", &["--subnet 10.86.0.0/24"])?;
-    two.docker("network rm other")?;
+    two.run("network rm other")?;
     let status = lab.host(2).weft("status")?.ok()?;
     ensure!(!status.contains("10.86.0.0/24"), "{status}");
 
@@ -276,7 +235,7 @@ fn options_of_docker_mean_what_they_say() -> anyhow::Result<()> {
     refused(one, "network rm ours", &["endpoint"])?;
 
     // Docker publishes ports and leads out, unless weft's gateway is asked for.
-    one.run(&[
+    one.run_args(&[
         "exec",
         "-d",
         "a-h1",
@@ -310,12 +269,12 @@ fn options_of_docker_mean_what_they_say() -> anyhow::Result<()> {
     one.ping("i1", "i2")?;
     ensure!(one.ping("i1", &router).is_err(), "an internal network leads out");
     let template = "{{.NetworkSettings.Networks.dual.GlobalIPv6Address}}";
-    let v6 = two.run(&["inspect", "-f", template, "d2"])?;
+    let v6 = two.run_args(&["inspect", "-f", template, "d2"])?;
     ensure!(v6.starts_with("fd00:80::"), "{v6}");
     eventually(SOON, "IPv6 reaches the other host", || one.ping("d1", &v6))?;
     let mut both = vec![two.address("d2", "dual")?, v6.parse()?];
     both.sort();
-    resolves(one, "d1", "d2", &both)?;
+    one.finds("d1", "d2", &both)?;
     eventually(SOON, "the sealed network carries", || one.ping("s1", "s2"))?;
     lab.finish();
     Ok(())
@@ -327,19 +286,19 @@ fn one_command_makes_a_network_in_every_docker_and_one_removes_it() -> anyhow::R
     let [one, two] = &dockers[..] else { unreachable!() };
     lab.host(1).weft("docker network create app --subnet 10.84.0.0/24 --internal")?.ok()?;
     one.container("web", "--network app")?;
-    eventually(SOON, "the other host has it", || two.docker("network inspect app"))?;
-    let shown = two.docker("network inspect app")?;
+    eventually(SOON, "the other host has it", || two.run("network inspect app"))?;
+    let shown = two.run("network inspect app")?;
     ensure!(shown.contains("10.84.0.0/24") && shown.contains("\"Internal\": true"), "{shown}");
     two.container("client", "--network app")?;
     two.ping("client", "web")?;
     lab.host(2).weft("network rm app")?.refused(1, &["web on h1", "client on h2"])?;
     for (docker, name) in [(one, "web"), (two, "client")] {
-        docker.docker(&format!("rm -f {name}"))?;
+        docker.run(&format!("rm -f {name}"))?;
     }
     eventually(SOON, "no container is left", || lab.host(2).weft("network rm app")?.ok())?;
     for docker in &dockers {
         eventually(SOON, "Docker has it no more", || {
-            let networks = docker.docker("network ls --format {{.Name}}")?;
+            let networks = docker.run("network ls --format {{.Name}}")?;
             ensure!(!networks.lines().any(|name| name == "app"), "{networks}");
             Ok(())
         })?;
@@ -354,7 +313,7 @@ fn containers_that_outlive_their_daemon_keep_their_names() -> anyhow::Result<()>
     let [docker] = &dockers[..] else { unreachable!() };
     docker.stop_daemon("TERM")?;
     docker.start_daemon(&["--live-restore"])?;
-    docker.docker(&format!("{CREATE} app"))?;
+    docker.run(&format!("{CREATE} app"))?;
     docker.container("web", "--network app --network-alias www")?;
     let web = docker.address("web", "app")?.to_string();
     let is_named = |name: &str| {
@@ -373,8 +332,8 @@ fn containers_that_outlive_their_daemon_keep_their_names() -> anyhow::Result<()>
     docker.container("second", "--network app")?;
     docker.ping("second", "www")?;
     docker.ping("web", "second")?;
-    docker.docker("rm -f web second")?;
-    leaves_nothing(docker)?;
+    docker.run("rm -f web second")?;
+    docker.leaves_nothing()?;
     lab.finish();
     Ok(())
 }
@@ -386,33 +345,33 @@ fn a_network_of_a_swarm_reaches_all_its_nodes() -> anyhow::Result<()> {
     let [one, two] = &dockers[..] else { unreachable!() };
     let plugin = one.build_plugin()?;
     for docker in &dockers {
-        docker.docker(&format!("plugin create weft-swarm {plugin}"))?;
-        docker.docker("plugin enable weft-swarm")?;
+        docker.run(&format!("plugin create weft-swarm {plugin}"))?;
+        docker.run("plugin enable weft-swarm")?;
     }
     let address = one.host().address();
-    one.docker(&format!("swarm init --advertise-addr {address}"))?;
-    let token = one.docker("swarm join-token -q worker")?;
+    one.run(&format!("swarm init --advertise-addr {address}"))?;
+    let token = one.run("swarm join-token -q worker")?;
     let own = two.host().address();
-    two.docker(&format!("swarm join --advertise-addr {own} --token {token} {address}:2377"))?;
-    one.docker("network create -d weft-swarm:latest --attachable --subnet 10.85.0.0/24 far")?;
+    two.run(&format!("swarm join --advertise-addr {own} --token {token} {address}:2377"))?;
+    one.run("network create -d weft-swarm:latest --attachable --subnet 10.85.0.0/24 far")?;
     one.container("web", "--network far --network-alias www")?;
     two.container("client", "--network far")?;
-    resolves(two, "client", "www", &[one.address("web", "far")?])?;
+    two.finds("client", "www", &[one.address("web", "far")?])?;
     eventually(SOON, "web is reached", || two.ping("client", "web"))?;
     one.ping("web", "client")?;
     let shown = lab.host(2).weft("ps")?.ok()?;
     ensure!(shown.contains("web") && shown.contains("swarm-"), "{shown}");
 
-    one.docker("rm -f web")?;
-    two.docker("rm -f client")?;
-    eventually(SOON, "the network can be removed", || one.docker("network rm far"))?;
+    one.run("rm -f web")?;
+    two.run("rm -f client")?;
+    eventually(SOON, "the network can be removed", || one.run("network rm far"))?;
     eventually(SOON, "the cluster's network goes too", || {
         let networks = lab.host(2).weft("network ls")?.ok()?;
         ensure!(!networks.contains("swarm-"), "{networks}");
         Ok(())
     })?;
     for docker in &dockers {
-        leaves_nothing(docker)?;
+        docker.leaves_nothing()?;
     }
     lab.finish();
     Ok(())
@@ -435,24 +394,22 @@ fn a_host_that_lost_its_power_comes_back_with_its_containers() -> anyhow::Result
     let (lab, dockers) = engines(2)?;
     let [one, two] = &dockers[..] else { unreachable!() };
     for docker in &dockers {
-        docker.docker(&format!("{CREATE} app"))?;
+        docker.run(&format!("{CREATE} app"))?;
     }
     one.container("web", "--network app --network-alias www --restart always")?;
     one.container("gone", "--network app")?;
     two.container("client", "--network app")?;
-    resolves(two, "client", "www", &[one.address("web", "app")?])?;
+    two.finds("client", "www", &[one.address("web", "app")?])?;
 
     lab.host(1).power_off();
-    eventually(Duration::from_secs(7), "its names are withheld", || {
-        does_not_resolve(two, "client", "www")
-    })?;
+    eventually(Duration::from_secs(7), "its names are withheld", || two.misses("client", "www"))?;
     lab.power_on(1)?;
     lab.host(1).start_agent()?;
     one.start_daemon(&[])?;
     let web = eventually(Duration::from_secs(10), "web runs", || one.address("web", "app"))?;
-    resolves(two, "client", "www", &[web])?;
+    two.finds("client", "www", &[web])?;
     two.ping("client", "web")?;
-    does_not_resolve(two, "client", "gone")?;
+    two.misses("client", "gone")?;
     lab.finish();
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use weft_testbed::{Lab, Podman, eventually};
+use weft_testbed::{Engine as _, Lab, Podman, eventually};
 
 const SOON: Duration = Duration::from_secs(5);
 const PLAIN: &str = include_str!("../../deploy/cni/weft.conflist");
@@ -27,13 +27,6 @@ fn resolves(podman: &Podman, container: &str, name: &str) -> anyhow::Result<IpAd
     found.first().copied().context("no address")
 }
 
-fn does_not_resolve(podman: &Podman, container: &str, name: &str) -> anyhow::Result<()> {
-    eventually(SOON, &format!("{name} is gone"), || match podman.resolve(container, name) {
-        Ok(found) => anyhow::bail!("{container} finds {name}: {found:?}"),
-        Err(_) => Ok(()),
-    })
-}
-
 #[test]
 fn podmans_containers_find_and_reach_each_other_across_hosts() -> anyhow::Result<()> {
     let (lab, podmans) = podmans(2)?;
@@ -49,23 +42,23 @@ fn podmans_containers_find_and_reach_each_other_across_hosts() -> anyhow::Result
     }
     one.ping("c1", "c2")?;
     two.ping("c2", "first")?;
-    does_not_resolve(one, "c1", "d1")?;
+    one.loses("c1", "d1")?;
     let mac = two.sh("c2", "ip link show eth0")?;
     ensure!(mac.contains("02:11:22:33:44:55"), "{mac}");
 
     // Live, with an alias.
-    two.podman("network connect --alias late db c2")?;
+    two.run("network connect --alias late db c2")?;
     resolves(two, "d1", "late")?;
     two.ping("d1", "c2")?;
     two.ping("c2", "d1")?;
     let routes = two.sh("c2", "ip route")?;
     ensure!(routes.contains("10.41.0.0/24 dev eth1"), "{routes}");
-    two.podman("network disconnect db c2")?;
-    does_not_resolve(two, "d1", "late")?;
+    two.run("network disconnect db c2")?;
+    two.loses("d1", "late")?;
     one.ping("c1", "c2")?;
 
     // Again under the same name.
-    one.podman("restart -t 0 c1")?;
+    one.run("restart -t 0 c1")?;
     resolves(two, "c2", "c1")?;
     eventually(SOON, "c1 answers after its restart", || two.ping("c2", "c1"))?;
 
@@ -76,14 +69,14 @@ fn podmans_containers_find_and_reach_each_other_across_hosts() -> anyhow::Result
         ("--network app --mac-address 02:11:22:33:44:55", "02:11:22:33:44:55"),
     ] {
         one.try_container("bad", options, "true")?.refused(126, &[word])?;
-        one.podman("rm -f bad")?;
+        one.run("rm -f bad")?;
     }
 
-    one.podman("rm -f -t 0 c1")?;
-    does_not_resolve(two, "c2", "c1")?;
-    two.podman("rm -f -t 0 c2 d1")?;
+    one.run("rm -f -t 0 c1")?;
+    two.loses("c2", "c1")?;
+    two.run("rm -f -t 0 c2 d1")?;
     for podman in [one, two] {
-        leaves_nothing(podman)?;
+        podman.leaves_nothing()?;
     }
     lab.finish();
     Ok(())
@@ -108,10 +101,10 @@ fn a_published_port_and_a_name_lead_to_one_container() -> anyhow::Result<()> {
     resolves(two, "client", "web")?;
     two.ping("client", "web")?;
     resolves(one, "web", "client")?;
-    one.podman("rm -f -t 0 web")?;
-    does_not_resolve(two, "client", "web")?;
-    two.podman("rm -f -t 0 client")?;
-    leaves_nothing(one)?;
+    one.run("rm -f -t 0 web")?;
+    two.loses("client", "web")?;
+    two.run("rm -f -t 0 client")?;
+    one.leaves_nothing()?;
     lab.finish();
     Ok(())
 }
@@ -126,8 +119,8 @@ fn netavarks_containers_find_and_reach_each_other_across_hosts() -> anyhow::Resu
     let (one, two) = (Podman::start_in(&tree, &lab, 1)?, Podman::start_in(&tree, &lab, 2)?);
     // Without a subnet weft gives out the addresses; with one podman does, on each host by itself.
     for (podman, range) in [(&one, "10.93.0.64/26"), (&two, "10.93.0.128/26")] {
-        podman.podman("network create -d weft app")?;
-        podman.podman(&format!(
+        podman.run("network create -d weft app")?;
+        podman.run(&format!(
             "network create -d weft --subnet 10.93.0.0/24 --ip-range {range} -o weft.network=shop shop"
         ))?;
     }
@@ -145,14 +138,14 @@ fn netavarks_containers_find_and_reach_each_other_across_hosts() -> anyhow::Resu
     two.container("s2", "--network shop")?;
     ensure!(resolves(&two, "s2", "s1")?.to_string() == "10.93.0.66", "s1 has another address");
     two.ping("s2", "s1")?;
-    does_not_resolve(&one, "c1", "s1")?;
-    two.podman("network connect --alias late shop c2")?;
+    one.loses("c1", "s1")?;
+    two.run("network connect --alias late shop c2")?;
     resolves(&one, "s1", "late")?;
     one.ping("s1", "c2")?;
-    two.podman("network disconnect shop c2")?;
-    does_not_resolve(&one, "s1", "late")?;
+    two.run("network disconnect shop c2")?;
+    one.loses("s1", "late")?;
     two.ping("c2", "c1")?;
-    one.podman("restart -t 0 c1")?;
+    one.run("restart -t 0 c1")?;
     eventually(SOON, "c1 answers after its restart", || two.ping("c2", "c1"))?;
 
     for (options, word) in [
@@ -160,27 +153,14 @@ fn netavarks_containers_find_and_reach_each_other_across_hosts() -> anyhow::Resu
         ("--network app --mac-address 02:11:22:33:44:55", "02:11:22:33:44:55"),
     ] {
         one.try_container("bad", options, "true")?.refused(126, &[word])?;
-        one.podman("rm -f bad")?;
+        one.run("rm -f bad")?;
     }
-    one.podman("rm -f -t 0 c1 s1")?;
-    does_not_resolve(&two, "c2", "c1")?;
-    two.podman("rm -f -t 0 c2 s2")?;
+    one.run("rm -f -t 0 c1 s1")?;
+    two.loses("c2", "c1")?;
+    two.run("rm -f -t 0 c2 s2")?;
     for podman in [&one, &two] {
-        leaves_nothing(podman)?;
+        podman.leaves_nothing()?;
     }
     lab.finish();
     Ok(())
-}
-
-/// No endpoint or namespace of weft's is left on a host without containers.
-fn leaves_nothing(podman: &Podman) -> anyhow::Result<()> {
-    let host = podman.host();
-    eventually(SOON, &format!("nothing is left on {}", host.name()), || {
-        let endpoints = host.weft_json("ps")?;
-        let name = host.name();
-        let own = endpoints.as_array().into_iter().flatten().filter(|e| e["node"] == name).count();
-        let namespaces = host.sh("ls /run/netns")?;
-        ensure!(own == 0 && namespaces.is_empty(), "{endpoints} {namespaces}");
-        Ok(())
-    })
 }

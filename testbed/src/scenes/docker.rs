@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use weft_testbed::{
-    Container, Docker, IMAGE, Lab, Question, eventually, query,
+    Container, Docker, Engine as _, IMAGE, Lab, Question, eventually, query,
     report::{Figure, Target, percentile},
     throughput,
 };
@@ -63,15 +63,13 @@ impl Course {
     fn new(lab: &Lab) -> anyhow::Result<Self> {
         let (one, two) = (Docker::start(lab, 1)?, Docker::start(lab, 2)?);
         let address = lab.host(2).address();
-        two.docker(&format!("swarm init --advertise-addr {address}"))?;
-        let token = two.docker("swarm join-token -q worker")?;
+        two.run(&format!("swarm init --advertise-addr {address}"))?;
+        let token = two.run("swarm join-token -q worker")?;
         let own = lab.host(1).address();
-        one.docker(&format!("swarm join --advertise-addr {own} --token {token} {address}:2377"))?;
-        two.docker("network create -d overlay --attachable --subnet 10.70.0.0/24 swarm")?;
+        one.run(&format!("swarm join --advertise-addr {own} --token {token} {address}:2377"))?;
+        two.run("network create -d overlay --attachable --subnet 10.70.0.0/24 swarm")?;
         lab.host(1).weft("docker network create weft --subnet 10.71.0.0/24")?.ok()?;
-        eventually(Duration::from_secs(5), "both have weft", || {
-            two.docker("network inspect weft")
-        })?;
+        eventually(Duration::from_secs(5), "both have weft", || two.run("network inspect weft"))?;
         Ok(Self { one, two })
     }
 }
@@ -107,12 +105,11 @@ impl Side {
     fn start_and_kill(&mut self, course: &Course, round: usize) -> anyhow::Result<()> {
         let (docker, network) = (&course.one, self.network);
         let name = format!("{network}-{round}");
-        docker.docker(&format!(
-            "create --init --name {name} --network {network} {IMAGE} sleep 1000"
-        ))?;
+        docker
+            .run(&format!("create --init --name {name} --network {network} {IMAGE} sleep 1000"))?;
         let (started, visible) = self.during(docker, "start", &name, true)?;
         let (_, gone) = self.during(docker, "kill", &name, false)?;
-        docker.docker(&format!("rm {name}"))?;
+        docker.run(&format!("rm {name}"))?;
         self.started.push(started);
         self.visible.push(visible);
         self.gone.push(gone);
@@ -131,7 +128,7 @@ impl Side {
         let start = Instant::now();
         thread::scope(|scope| {
             let commanded = scope.spawn(move || {
-                docker.docker(&format!("{command} {name}")).map(|_| milliseconds(start))
+                docker.run(&format!("{command} {name}")).map(|_| milliseconds(start))
             });
             let seen = self.wait_for(name, wanted, start)?;
             match commanded.join() {
@@ -192,7 +189,7 @@ fn running(docker: &Docker, name: &str, network: &str) -> anyhow::Result<Contain
 
 /// Of the container's first process, as its host sees it.
 fn pid(docker: &Docker, name: &str) -> anyhow::Result<u32> {
-    let text = docker.run(&["inspect", "-f", "{{.State.Pid}}", name])?;
+    let text = docker.run_args(&["inspect", "-f", "{{.State.Pid}}", name])?;
     text.parse().with_context(|| format!("{name} has the pid {text:?}"))
 }
 

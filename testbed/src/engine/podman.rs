@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -10,12 +9,8 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{
-    Host, IMAGE, Lab,
-    command::Ran,
-    docker::{TREE_SCRIPT, image, remove_cgroups, sweep_cgroups},
-    eventually,
-};
+use super::{Engine, IMAGE, cgroups, image, tree};
+use crate::{Host, Lab, command::Ran, eventually};
 
 /// A podman with an image and networks of its own. Dropping it powers its host off.
 #[derive(Debug)]
@@ -69,16 +64,14 @@ impl Podman {
         fs::create_dir_all(&drivers)?;
         // The link that the host has leads out of the tree.
         fs::copy(host.join("bin/weft"), drivers.join("weft"))?;
-        let paths = [tree, host, lab.dir()].map(|path| path.display().to_string());
-        let [tree, dir, lab_dir] = paths.each_ref().map(String::as_str);
-        podman.host.exec(&["sh", "-ec", TREE_SCRIPT, "tree", tree, dir, lab_dir])?.ok()?;
+        tree::plant(tree, &podman.host, lab.dir())?;
         let drivers = drivers.display();
         podman.furnish(lab, &format!("netavark_plugin_dirs = [\"{drivers}\"]"))?;
         Ok(podman)
     }
 
     fn new(lab: &Lab, index: u8, backend: Backend) -> anyhow::Result<Self> {
-        sweep_cgroups();
+        cgroups::sweep();
         let host = Arc::clone(lab.host(index));
         let name = lab.dir().file_name().and_then(|name| name.to_str()).context("no name")?;
         let podman = Self { cgroup: format!("{name}-{}-podman", host.name()), host, backend };
@@ -96,33 +89,11 @@ impl Podman {
         let dir = self.dir();
         fs::write(dir.join("containers.conf"), conf)?;
         fs::write(dir.join("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)?;
-        let tar = image(lab.dir())?.display().to_string();
+        let tar = image::make(lab.dir())?.display().to_string();
         let policy = dir.join("policy.json").display().to_string();
         let import =
             ["import", "--signature-policy", &policy, "-c", "CMD [\"/bin/sh\"]", &tar, IMAGE];
-        self.run(&import).map(drop)
-    }
-
-    pub fn host(&self) -> &Arc<Host> {
-        &self.host
-    }
-
-    /// Runs `podman ARGS`, split at white space, and returns what became of it.
-    ///
-    /// # Errors
-    ///
-    /// The host is off.
-    pub fn try_podman(&self, args: &str) -> anyhow::Result<Ran> {
-        self.try_run(&args.split_whitespace().collect::<Vec<_>>())
-    }
-
-    /// The same for what must succeed; returns what it printed.
-    ///
-    /// # Errors
-    ///
-    /// The command fails.
-    pub fn podman(&self, args: &str) -> anyhow::Result<String> {
-        self.try_podman(args)?.ok()
+        self.run_args(&import).map(drop)
     }
 
     /// Starts a container that runs `command`, with `options` of `podman run`.
@@ -135,7 +106,7 @@ impl Podman {
         // A lab has no resolver beyond its hosts: nobody shall wait long for one.
         let dns = "--dns-option timeout:1 --dns-option attempts:1";
         let all = format!("--cgroup-parent /{parent} --cap-add NET_RAW {dns} {options}");
-        self.try_podman(&format!("run -d --name {name} {all} {IMAGE} {command}"))
+        self.try_run(&format!("run -d --name {name} {all} {IMAGE} {command}"))
     }
 
     /// Starts a container that waits.
@@ -147,57 +118,24 @@ impl Podman {
         self.try_container(name, options, "sleep 1000000")?.ok().map(drop)
     }
 
-    /// What the container's own resolver library answers for `name`, sorted.
-    ///
-    /// # Errors
-    ///
-    /// It finds no address.
-    pub fn resolve(&self, container: &str, name: &str) -> anyhow::Result<Vec<IpAddr>> {
-        let text = self.run(&["exec", container, "getent", "ahosts", name])?;
-        let mut found = Vec::new();
-        for line in text.lines() {
-            found.push(line.split_whitespace().next().context("an empty line")?.parse()?);
-        }
-        found.sort();
-        found.dedup();
-        Ok(found)
+    fn dir(&self) -> PathBuf {
+        self.host.dir().join("podman")
+    }
+}
+
+impl Engine for Podman {
+    fn host(&self) -> &Arc<Host> {
+        &self.host
     }
 
-    /// Pings a name or an address once from a container.
-    ///
-    /// # Errors
-    ///
-    /// There is no answer within a second.
-    pub fn ping(&self, container: &str, target: &str) -> anyhow::Result<()> {
-        self.run(&["exec", container, "ping", "-n", "-c", "1", "-W", "1", target]).map(drop)
-    }
-
-    /// Runs a shell script in a container and returns what it printed.
-    ///
-    /// # Errors
-    ///
-    /// The script fails.
-    pub fn sh(&self, container: &str, script: &str) -> anyhow::Result<String> {
-        self.run(&["exec", container, "sh", "-ec", script])
-    }
-
-    fn run(&self, args: &[&str]) -> anyhow::Result<String> {
-        self.try_run(args)?.ok()
-    }
-
-    fn try_run(&self, args: &[&str]) -> anyhow::Result<Ran> {
+    fn try_run_args(&self, args: &[&str]) -> anyhow::Result<Ran> {
         let dir = self.dir().display().to_string();
-        let backend = match self.backend {
-            Backend::Cni => "cni",
-            Backend::Netavark => "netavark",
+        let (backend, within) = match self.backend {
+            Backend::Cni => ("cni", &[][..]),
+            Backend::Netavark => ("netavark", &tree::WITHIN[..]),
         };
-        let script = r#"dir=$1 backend=$2; shift 2; export CONTAINERS_CONF=$dir/containers.conf
-            if [ "$backend" = netavark ]; then
-              set -- nsenter "--mount=/proc/$(cat /run/tree.pid)/ns/mnt" podman "$@"
-            else
-              set -- podman "$@"
-            fi
-            exec "$@""#;
+        let conf = format!("CONTAINERS_CONF={dir}/containers.conf");
+        let client = ["env", &conf, "podman"];
         let options = [
             ["--root", &format!("{dir}/root")],
             ["--runroot", "/run/podman"],
@@ -209,12 +147,7 @@ impl Podman {
             ["--events-backend", "file"],
             ["--runtime", "runc"],
         ];
-        let shell = ["sh", "-c", script, "podman", &dir, backend];
-        self.host.exec(&[&shell[..], options.as_flattened(), args].concat())
-    }
-
-    fn dir(&self) -> PathBuf {
-        self.host.dir().join("podman")
+        self.host.exec(&[within, &client, options.as_flattened(), args].concat())
     }
 }
 
@@ -223,7 +156,7 @@ impl Drop for Podman {
         self.host.power_off();
         // The last processes are still being reaped.
         let _ = eventually(Duration::from_secs(5), "the control groups go", || {
-            remove_cgroups(|name| name == self.cgroup)
+            cgroups::remove(|name| name == self.cgroup)
         });
     }
 }

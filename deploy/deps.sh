@@ -27,6 +27,7 @@ for word in "$@"; do
   case $word in
     engines)
       need dockerd docker.io
+      need docker-compose docker-compose
       need busybox busybox-static
       need podman podman
       need conmon conmon

@@ -103,6 +103,22 @@ impl Docker {
         self.run(&format!("run -d --init --name {name} {options} {IMAGE} sleep 1000000")).map(drop)
     }
 
+    /// Runs `docker-compose ARGS`, split at white space, for a project of the files in `dir`, and
+    /// returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// It is not installed, or fails.
+    pub fn compose(&self, project: &str, dir: &Path, args: &str) -> anyhow::Result<String> {
+        let files = fs::read_dir(dir)?.map(|entry| Ok(entry?.path().display().to_string()));
+        let mut files = files.collect::<anyhow::Result<Vec<_>>>()?;
+        // What overrides comes after what it overrides.
+        files.sort();
+        let files = files.iter().flat_map(|file| ["-f", file]);
+        let command = ["docker-compose", "-p", project].into_iter().chain(files);
+        self.try_within(&command.chain(args.split_whitespace()).collect::<Vec<_>>())?.ok()
+    }
+
     /// Makes the files of the plugin for swarms, and returns where they are.
     ///
     /// # Errors

@@ -26,9 +26,8 @@ struct Replica<'a> {
 #[test]
 fn every_replica_is_found_by_its_service_on_all_hosts_and_in_no_other_project() -> anyhow::Result<()>
 {
-    let lab = Lab::cluster(2)?;
-    let dockers = [Docker::start(&lab, 1)?, Docker::start(&lab, 2)?];
-    let [one, two] = &dockers;
+    let (lab, dockers) = Docker::on_cluster(2)?;
+    let [one, two] = &dockers[..] else { unreachable!() };
     let shop = project(&lab, "shop", SHOP)?;
     one.compose("shop", &shop, "up -d --scale web=2 --scale api=1")?;
     two.compose("shop", &shop, "up -d --scale web=3 --scale api=2 --scale db=0")?;
@@ -81,11 +80,12 @@ fn every_replica_is_found_by_its_service_on_all_hosts_and_in_no_other_project() 
     }
     one.misses(&shops[0].name, "web.blog")?;
 
-    // What is scaled down is answered no more.
+    // What was killed or scaled down is answered no more.
     two.compose("shop", &shop, "up -d --scale web=1 --scale api=2 --scale db=0")?;
+    one.run(&format!("kill {}", shops[0].name))?;
     let shops = replicas(&dockers, "shop", "shop_default")?;
     let of_shop = by_service(&shops);
-    ensure!(of_shop["web"].len() == 3, "{of_shop:?}");
+    ensure!(of_shop["web"].len() == 2, "{of_shop:?}");
     for Replica { docker, name, .. } in &shops {
         docker.finds(name, "web", &of_shop["web"])?;
     }

@@ -47,6 +47,18 @@ impl Docker {
         Ok(docker)
     }
 
+    /// Makes a cluster of `hosts` hosts, each with a daemon; the agents were there before them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::cluster`] and [`start`](Self::start).
+    pub fn on_cluster(hosts: u8) -> anyhow::Result<(Lab, Vec<Self>)> {
+        let lab = Lab::cluster(hosts)?;
+        let dockers = (1..=hosts).map(|index| Self::start(&lab, index));
+        let dockers = dockers.collect::<Result<_, _>>()?;
+        Ok((lab, dockers))
+    }
+
     /// Starts the daemon (again) and waits until it answers.
     ///
     /// # Errors
@@ -92,6 +104,15 @@ impl Docker {
             Ok(None) => Err("it still runs".to_owned()),
             Err(error) => Err(error.to_string()),
         })
+    }
+
+    /// Makes one of weft's networks, as users of Docker do.
+    ///
+    /// # Errors
+    ///
+    /// The command fails.
+    pub fn create_network(&self, args: &str) -> anyhow::Result<()> {
+        self.run(&format!("network create -d weft --ipam-driver weft {args}")).map(drop)
     }
 
     /// Starts a container that waits, with `options` of `docker run`.

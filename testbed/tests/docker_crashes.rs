@@ -1,0 +1,103 @@
+//! Daemons, agents and hosts that end before they should, with Docker's containers on them.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use weft_testbed::{Docker, Engine as _, Stop, eventually};
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[test]
+fn what_a_killed_daemon_lost_is_collected_and_its_containers_come_back() -> anyhow::Result<()> {
+    let (lab, dockers) = Docker::on_cluster(2)?;
+    let [one, two] = &dockers[..] else { unreachable!() };
+    for docker in &dockers {
+        docker.create_network("app")?;
+    }
+    one.container("web", "--network app --restart always")?;
+    one.container("gone", "--network app")?;
+    two.container("client", "--network app")?;
+    two.ping("client", "web")?;
+
+    one.stop_daemon("KILL")?;
+    one.start_daemon(&[])?;
+    eventually(Duration::from_secs(20), "web is back", || two.ping("client", "web"))?;
+    eventually(Duration::from_secs(20), "gone is gone", || two.misses("client", "gone"))?;
+    eventually(SOON, "one endpoint is left", || {
+        let endpoints = lab.host(1).weft_json("ps")?;
+        let own = endpoints.as_array().into_iter().flatten().filter(|e| e["node"] == "h1").count();
+        ensure!(own == 1, "{endpoints}");
+        Ok(())
+    })?;
+
+    // The agent too: containers go on, and what Docker asks for meanwhile is done afterwards.
+    lab.host(1).stop_agent(Stop::Killed)?;
+    two.ping("client", &one.address("web", "app")?.to_string())?;
+    lab.host(1).start_agent()?;
+    one.finds("web", "client", &[two.address("client", "app")?])?;
+    one.container("late", "--network app")?;
+    two.ping("client", "late")?;
+    lab.host(1).stop_agent(Stop::Gracefully)?;
+    // Docker's own resolver has the sandbox again.
+    ensure!(one.resolve("web", "late")?.len() == 1, "no resolver is left");
+    lab.host(1).start_agent()?;
+    one.finds("web", "client", &[two.address("client", "app")?])?;
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn containers_that_outlive_their_daemon_keep_their_names() -> anyhow::Result<()> {
+    let (lab, dockers) = Docker::on_cluster(1)?;
+    let [docker] = &dockers[..] else { unreachable!() };
+    docker.stop_daemon("TERM")?;
+    docker.start_daemon(&["--live-restore"])?;
+    docker.create_network("app")?;
+    docker.container("web", "--network app --network-alias www")?;
+    let web = docker.address("web", "app")?.to_string();
+    let is_named = |name: &str| {
+        eventually(SOON, name, || {
+            let found = lab.host(1).weft_json(&format!("resolve {name}"))?;
+            ensure!(found.to_string().contains(&web), "{found}");
+            Ok(())
+        })
+    };
+    is_named("www")?;
+    docker.stop_daemon("KILL")?;
+    lab.host(1).stop_agent(Stop::Killed)?;
+    lab.host(1).start_agent()?;
+    is_named("www")?;
+    docker.start_daemon(&["--live-restore"])?;
+    docker.container("second", "--network app")?;
+    docker.ping("second", "www")?;
+    docker.ping("web", "second")?;
+    docker.run("rm -f web second")?;
+    docker.leaves_nothing()?;
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn a_host_that_lost_its_power_comes_back_with_its_containers() -> anyhow::Result<()> {
+    let (lab, dockers) = Docker::on_cluster(2)?;
+    let [one, two] = &dockers[..] else { unreachable!() };
+    for docker in &dockers {
+        docker.create_network("app")?;
+    }
+    one.container("web", "--network app --network-alias www --restart always")?;
+    one.container("gone", "--network app")?;
+    two.container("client", "--network app")?;
+    two.finds("client", "www", &[one.address("web", "app")?])?;
+
+    lab.host(1).power_off();
+    eventually(Duration::from_secs(7), "its names are withheld", || two.misses("client", "www"))?;
+    lab.power_on(1)?;
+    lab.host(1).start_agent()?;
+    one.start_daemon(&[])?;
+    let web = eventually(Duration::from_secs(10), "web runs", || one.address("web", "app"))?;
+    two.finds("client", "www", &[web])?;
+    two.ping("client", "web")?;
+    two.misses("client", "gone")?;
+    lab.finish();
+    Ok(())
+}

@@ -4,8 +4,8 @@ use std::{
 };
 
 use weft_model::{
-    Endpoint, EndpointId, HoldRecord, LoanRecord, NetworkId, NetworkRecord, Node, NodeId,
-    NodeState, WantRecord,
+    Condition, Endpoint, EndpointId, HoldRecord, Label, LoanRecord, NetworkId, NetworkRecord, Node,
+    NodeId, NodeState, ServiceRecord, WantRecord,
 };
 
 use crate::{Record, replica::Replica, table::Key};
@@ -58,6 +58,10 @@ pub struct Member {
     pub loans: BTreeMap<NetworkId, LoanRecord>,
     pub holds: BTreeMap<NetworkId, HoldRecord>,
     pub wants: BTreeMap<NetworkId, WantRecord>,
+    pub services: BTreeMap<NetworkId, BTreeMap<Label, ServiceRecord>>,
+    pub conditions: BTreeMap<NetworkId, BTreeMap<EndpointId, Condition>>,
+    /// The draining endpoints that the node sends no new flow to.
+    pub drained: BTreeMap<NetworkId, BTreeSet<EndpointId>>,
     /// Keys of a newer version than this one.
     pub unknown_keys: usize,
     /// Values that this version cannot read.
@@ -86,6 +90,9 @@ impl Member {
             loans: BTreeMap::new(),
             holds: BTreeMap::new(),
             wants: BTreeMap::new(),
+            services: BTreeMap::new(),
+            conditions: BTreeMap::new(),
+            drained: BTreeMap::new(),
             unknown_keys,
             undecodable,
         };
@@ -121,7 +128,27 @@ impl Member {
             Record::Loan(loans) => insert(&mut self.loans, key, loans),
             Record::Hold(holds) => insert(&mut self.holds, key, holds),
             Record::Want(wants) => insert(&mut self.wants, key, wants),
+            Record::Services(services) => {
+                let by_name =
+                    services.iter().map(|service| (service.name.clone(), service.clone()));
+                extend(&mut self.services, key, by_name);
+            }
+            Record::Conditions(conditions) => {
+                let by_endpoint = conditions.iter().map(|state| (state.endpoint, state.clone()));
+                extend(&mut self.conditions, key, by_endpoint);
+            }
+            Record::Drained(endpoints) => insert(&mut self.drained, key, endpoints),
         }
+    }
+}
+
+fn extend<K: Ord, T>(
+    map: &mut BTreeMap<NetworkId, BTreeMap<K, T>>,
+    key: Key,
+    records: impl Iterator<Item = (K, T)>,
+) {
+    if let Some(network) = key.network() {
+        map.entry(network).or_default().extend(records);
     }
 }
 

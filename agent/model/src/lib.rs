@@ -10,6 +10,7 @@ mod mac;
 mod name;
 mod network;
 mod node;
+mod service;
 mod subnet;
 mod vni;
 mod vtep;
@@ -23,6 +24,10 @@ pub use network::{
     Driver, InvalidNetwork, InvalidPool, Network, NetworkOptions, NetworkRecord, Pool,
 };
 pub use node::{Node, NodeState, Sealing, Suite, UnknownSuite};
+pub use service::{
+    Check, Condition, Probe, Protocol, Publication, PublishMode, Service, ServicePort, ServiceRecord,
+    ServiceState, Source, Spread, UnknownProtocol, Verdict,
+};
 pub use subnet::{InvalidSubnet, Subnet};
 pub use vni::{InvalidVni, Vni};
 pub use vtep::VtepAddr;

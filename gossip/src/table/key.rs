@@ -1,6 +1,6 @@
 use std::{fmt, str::FromStr};
 
-use weft_model::{EndpointId, NetworkId};
+use weft_model::{EndpointId, Label, NetworkId};
 
 /// Names one record of its writer. A key is printed and read as ASCII text: chitchat panics, at
 /// every node of the cluster, over a key whose first character takes more than one byte.
@@ -18,6 +18,12 @@ pub enum Key {
     Hold(NetworkId),
     /// What the writer asks of the lenders.
     Want(NetworkId),
+    /// The services of a network, as the writer knows them, whose names fall in one bucket.
+    Services(NetworkId, Bucket),
+    /// The state of the writer's endpoints in a network whose ids fall in one bucket.
+    Conditions(NetworkId, Bucket),
+    /// The draining endpoints, of all nodes, that the writer's kernel sends no new flow to.
+    Drained(NetworkId),
 }
 
 impl Key {
@@ -29,7 +35,10 @@ impl Key {
             | Self::Endpoints(network, _)
             | Self::Loan(network)
             | Self::Hold(network)
-            | Self::Want(network) => Some(network),
+            | Self::Want(network)
+            | Self::Services(network, _)
+            | Self::Conditions(network, _)
+            | Self::Drained(network) => Some(network),
         }
     }
 }
@@ -43,6 +52,9 @@ impl fmt::Display for Key {
             Self::Loan(network) => write!(f, "loan/{network}"),
             Self::Hold(network) => write!(f, "hold/{network}"),
             Self::Want(network) => write!(f, "want/{network}"),
+            Self::Services(network, bucket) => write!(f, "svc/{network}/{bucket}"),
+            Self::Conditions(network, bucket) => write!(f, "cond/{network}/{bucket}"),
+            Self::Drained(network) => write!(f, "drained/{network}"),
         }
     }
 }
@@ -53,22 +65,24 @@ impl FromStr for Key {
     fn from_str(text: &str) -> Result<Self, UnknownKey> {
         let unknown = || UnknownKey(text.to_owned());
         let network = |text: &str| text.parse().map_err(|_| unknown());
+        let bucket = |text: &str| text.parse::<Bucket>().map_err(|_| unknown());
         match *text.split('/').collect::<Vec<_>>() {
             ["node"] => Ok(Self::Node),
             ["net", id] => Ok(Self::Network(network(id)?)),
-            ["ep", id, bucket] => {
-                Ok(Self::Endpoints(network(id)?, bucket.parse().map_err(|_| unknown())?))
-            }
+            ["ep", id, at] => Ok(Self::Endpoints(network(id)?, bucket(at)?)),
             ["loan", id] => Ok(Self::Loan(network(id)?)),
             ["hold", id] => Ok(Self::Hold(network(id)?)),
             ["want", id] => Ok(Self::Want(network(id)?)),
+            ["svc", id, at] => Ok(Self::Services(network(id)?, bucket(at)?)),
+            ["cond", id, at] => Ok(Self::Conditions(network(id)?, bucket(at)?)),
+            ["drained", id] => Ok(Self::Drained(network(id)?)),
             _ => Err(unknown()),
         }
     }
 }
 
-/// One of the parts into which a host's endpoints of a network are split, so that a change rewrites
-/// few of them. Buckets are set empty, never deleted, while the network exists: endpoint churn
+/// One of the parts into which a host's endpoints of a network are split, and what else there is many
+/// of, so that a change rewrites few of them. Buckets are set empty, never deleted, while the network exists: endpoint churn
 /// leaves no tombstones.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Bucket(u8);
@@ -81,6 +95,11 @@ impl Bucket {
     pub fn of(endpoint: EndpointId) -> Self {
         let [.., last] = endpoint.as_bytes();
         Self(last % Self::COUNT)
+    }
+
+    /// The bucket of what is called `name`. The sum of its bytes: part of the wire format.
+    pub fn named(name: &Label) -> Self {
+        Self(name.as_str().bytes().fold(0u8, u8::wrapping_add) % Self::COUNT)
     }
 
     /// Every bucket, in order.
@@ -122,7 +141,7 @@ mod tests {
     use super::*;
 
     pub(crate) fn key() -> impl Strategy<Value = Key> {
-        (any::<[u8; 16]>(), 0..Bucket::COUNT, 0..6).prop_map(|(id, bucket, kind)| {
+        (any::<[u8; 16]>(), 0..Bucket::COUNT, 0..9).prop_map(|(id, bucket, kind)| {
             let network = NetworkId::from(id);
             match kind {
                 0 => Key::Node,
@@ -130,7 +149,10 @@ mod tests {
                 2 => Key::Endpoints(network, Bucket(bucket)),
                 3 => Key::Loan(network),
                 4 => Key::Hold(network),
-                _ => Key::Want(network),
+                5 => Key::Want(network),
+                6 => Key::Services(network, Bucket(bucket)),
+                7 => Key::Conditions(network, Bucket(bucket)),
+                _ => Key::Drained(network),
             }
         })
     }
@@ -144,7 +166,7 @@ mod tests {
         }
 
         #[test]
-        fn text_that_reads_as_a_key_is_what_the_key_prints(text in "(node|net|ep|loan|hold|want|é|)(/[0-9a-fA-F]{0,33}){0,3}") {
+        fn text_that_reads_as_a_key_is_what_the_key_prints(text in "(node|net|ep|loan|hold|want|svc|cond|drained|é|)(/[0-9a-fA-F]{0,33}){0,3}") {
             if let Ok(key) = text.parse::<Key>() {
                 prop_assert_eq!(key.to_string(), text);
             }

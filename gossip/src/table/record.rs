@@ -1,5 +1,10 @@
+use std::collections::BTreeSet;
+
 use serde::{Serialize, Serializer, de::DeserializeOwned};
-use weft_model::{Endpoint, HoldRecord, LoanRecord, NetworkRecord, Node, WantRecord};
+use weft_model::{
+    Condition, Endpoint, EndpointId, HoldRecord, LoanRecord, NetworkRecord, Node, ServiceRecord,
+    ServiceState, WantRecord,
+};
 
 use super::Key;
 
@@ -13,6 +18,11 @@ pub enum Record {
     Loan(LoanRecord),
     Hold(HoldRecord),
     Want(WantRecord),
+    /// All services of one bucket.
+    Services(Vec<ServiceRecord>),
+    /// Those of the endpoints of one bucket that there is something to say about.
+    Conditions(Vec<Condition>),
+    Drained(BTreeSet<EndpointId>),
 }
 
 impl Record {
@@ -23,18 +33,31 @@ impl Record {
             (Self::Endpoints(endpoints), Key::Endpoints(id, _)) => {
                 endpoints.iter().all(|endpoint| endpoint.network == id)
             }
+            (Self::Services(services), Key::Services(id, _)) => {
+                services.iter().all(|record| match &record.state {
+                    ServiceState::Defined(service) => {
+                        service.network == id && service.name == record.name
+                    }
+                    ServiceState::Removed => true,
+                })
+            }
             (Self::Node(_), Key::Node)
             | (Self::Network(NetworkRecord::Removed), Key::Network(_))
             | (Self::Loan(_), Key::Loan(_))
             | (Self::Hold(_), Key::Hold(_))
-            | (Self::Want(_), Key::Want(_)) => true,
+            | (Self::Want(_), Key::Want(_))
+            | (Self::Conditions(_), Key::Conditions(..))
+            | (Self::Drained(_), Key::Drained(_)) => true,
             (
                 Self::Node(_)
                 | Self::Network(_)
                 | Self::Endpoints(_)
                 | Self::Loan(_)
                 | Self::Hold(_)
-                | Self::Want(_),
+                | Self::Want(_)
+                | Self::Services(_)
+                | Self::Conditions(_)
+                | Self::Drained(_),
                 _,
             ) => false,
         }
@@ -49,6 +72,9 @@ impl Record {
             Key::Loan(_) => read.read()?.map(Self::Loan),
             Key::Hold(_) => read.read()?.map(Self::Hold),
             Key::Want(_) => read.read()?.map(Self::Want),
+            Key::Services(..) => read.read()?.map(Self::Services),
+            Key::Conditions(..) => read.read()?.map(Self::Conditions),
+            Key::Drained(_) => read.read()?.map(Self::Drained),
         })
     }
 }
@@ -69,6 +95,9 @@ impl Serialize for Record {
             Self::Loan(loans) => loans.serialize(serializer),
             Self::Hold(holds) => holds.serialize(serializer),
             Self::Want(wants) => wants.serialize(serializer),
+            Self::Services(services) => services.serialize(serializer),
+            Self::Conditions(conditions) => conditions.serialize(serializer),
+            Self::Drained(endpoints) => endpoints.serialize(serializer),
         }
     }
 }

@@ -1,0 +1,18 @@
+//! Services in the kernel of one host: which backend a connection to a service gets.
+//!
+//! State flows one way, as in weft-vxlan: the owner publishes a whole [`Desired`] state on a
+//! `watch` channel, one task per network and one for the host bring the kernel's nftables to it,
+//! and a [`Status`] says what is in force. All translation is the kernel's; what is in it stays
+//! when the agent ends, and the next agent adopts it.
+
+mod balancer;
+mod board;
+mod desired;
+mod host;
+mod status;
+
+pub use balancer::{Balancer, Config, StartError};
+pub use desired::{
+    Backend, Desired, Frontend, HostPort, HostPublish, NetworkBalance, Pool, Router, Transit,
+};
+pub use status::{HostStatus, NetworkStatus, Status};

@@ -57,6 +57,9 @@ impl Builder {
             loans: BTreeMap::new(),
             holds: BTreeMap::new(),
             wants: BTreeMap::new(),
+            services: BTreeMap::new(),
+            conditions: BTreeMap::new(),
+            drained: BTreeMap::new(),
             unknown_keys: 0,
             undecodable: 0,
         };

@@ -16,7 +16,8 @@ use weft_gossip::{
     identity::{read, write_atomic},
 };
 use weft_model::{
-    Endpoint, HoldRecord, LoanRecord, NetworkId, NetworkRecord, Node, NodeId, WantRecord,
+    Condition, Endpoint, HoldRecord, LoanRecord, NetworkId, NetworkRecord, Node, NodeId,
+    ServiceRecord, WantRecord,
 };
 
 use crate::{chain::Chain, clock};
@@ -44,6 +45,10 @@ struct Memory {
     loans: BTreeMap<NetworkId, LoanRecord>,
     holds: BTreeMap<NetworkId, HoldRecord>,
     wants: BTreeMap<NetworkId, WantRecord>,
+    #[serde(default)]
+    services: BTreeMap<NetworkId, Vec<ServiceRecord>>,
+    #[serde(default)]
+    conditions: BTreeMap<NetworkId, Vec<Condition>>,
 }
 
 impl Remembered {
@@ -111,34 +116,46 @@ impl Memory {
             heard,
             node: node.clone(),
             networks: member.networks.clone(),
-            endpoints: member
-                .endpoints
-                .iter()
-                .map(|(id, endpoints)| (*id, endpoints.values().cloned().collect()))
-                .collect(),
+            endpoints: listed(&member.endpoints),
             loans: member.loans.clone(),
             holds: member.holds.clone(),
             wants: member.wants.clone(),
+            services: listed(&member.services),
+            conditions: listed(&member.conditions),
         }
     }
 
     fn member(&self, id: NodeId) -> Member {
-        let by_id = |endpoints: &Vec<Endpoint>| {
-            endpoints.iter().map(|endpoint| (endpoint.id, endpoint.clone())).collect()
-        };
         Member {
             id,
             liveness: Liveness::Suspect,
             node: Some(self.node.clone()),
             networks: self.networks.clone(),
-            endpoints: self.endpoints.iter().map(|(id, all)| (*id, by_id(all))).collect(),
+            endpoints: keyed(&self.endpoints, |endpoint| endpoint.id),
             loans: self.loans.clone(),
             holds: self.holds.clone(),
             wants: self.wants.clone(),
+            services: keyed(&self.services, |service| service.name.clone()),
+            conditions: keyed(&self.conditions, |condition| condition.endpoint),
+            drained: BTreeMap::new(),
             unknown_keys: 0,
             undecodable: 0,
         }
     }
+}
+
+fn listed<K, T: Clone>(
+    networks: &BTreeMap<NetworkId, BTreeMap<K, T>>,
+) -> BTreeMap<NetworkId, Vec<T>> {
+    networks.iter().map(|(id, records)| (*id, records.values().cloned().collect())).collect()
+}
+
+fn keyed<K: Ord, T: Clone>(
+    networks: &BTreeMap<NetworkId, Vec<T>>,
+    key: impl Fn(&T) -> K,
+) -> BTreeMap<NetworkId, BTreeMap<K, T>> {
+    let by_key = |records: &Vec<T>| records.iter().map(|r| (key(r), r.clone())).collect();
+    networks.iter().map(|(id, records)| (*id, by_key(records))).collect()
 }
 
 /// Keeps the file up to date until `stop`.

@@ -55,7 +55,7 @@ pub use netlink::NetlinkError;
 pub use plane::{Config, DataPlane, DetachError, Gone, StartError};
 pub use port::{AttachSpec, Attached, Prefix, Sandbox};
 pub use probe::{Missing, probe};
-pub use redirect::{redirect_dns, restore_dns};
+pub use redirect::{DnsRedirect, redirect_dns};
 pub use status::{Carriage, NetworkStatus, Status, Table, TableStatus};
 pub use table::KernelError;
 pub use underlay::{Underlay, UnderlayError, advertise_address};

@@ -41,6 +41,7 @@ mod status;
 mod sysctl;
 mod table;
 mod task;
+mod transit;
 mod underlay;
 mod uplink;
 mod way_out;
@@ -48,7 +49,7 @@ mod work;
 
 pub use attach::AttachError;
 pub use desired::{
-    AddressPair, Desired, HostRules, OverlayNetwork, Port, Station, Transport, Uplink,
+    AddressPair, Desired, HostRules, OverlayNetwork, Port, Station, Transit, Transport, Uplink,
 };
 pub use namespace::{Namespace, NamespaceError, namespace_name};
 pub use netlink::NetlinkError;

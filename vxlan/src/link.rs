@@ -1,6 +1,10 @@
 //! Links as the reconcilers see them, and the messages that change them.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsRawFd};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+    os::fd::AsRawFd,
+};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
@@ -334,6 +338,42 @@ impl Netlink {
         Ok(found)
     }
 
+    /// Whether `::1` may be the destination of what comes in by the link with `index`.
+    pub(crate) fn has_loopback_route(&mut self, index: u32) -> Result<bool, NetlinkError> {
+        let mut all = RouteMessage::default();
+        all.header.address_family = AddressFamily::Inet6;
+        let routes = self.dump(&RouteNetlinkMessage::GetRoute(all))?;
+        let wanted = IpAddr::V6(Ipv6Addr::LOCALHOST);
+        Ok(routes.iter().any(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => {
+                route.header.kind == RouteType::Local
+                    && destination(route) == Some(wanted)
+                    && out_interface(route) == Some(index)
+            }
+            _ => false,
+        }))
+    }
+
+    /// Lets `::1` be the destination of what comes in by the link with `index`: for IPv6 it is bound
+    /// to the link that a route names. The kernel drops packets that come with it; only what is
+    /// translated to it afterwards gets so far. Succeeds if it is there already.
+    pub(crate) fn add_loopback_route(&mut self, index: u32) -> Result<(), NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet6;
+        message.header.destination_prefix_length = 128;
+        message.header.table = RT_TABLE_LOCAL;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.kind = RouteType::Local;
+        message.attributes = vec![
+            RouteAttribute::Destination(RouteAddress::Inet6(Ipv6Addr::LOCALHOST)),
+            RouteAttribute::Oif(index),
+            // The loopback interface's own comes first, for everything else.
+            RouteAttribute::Priority(LOOPBACK_METRIC),
+        ];
+        // Not exclusive: other uplinks have the same.
+        ignore_existing(self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE))
+    }
+
     /// Makes `gateway` the default route by the link with `index`, in place of another one if
     /// `replace` is set.
     pub(crate) fn add_default_route(
@@ -440,6 +480,10 @@ fn address(index: u32, Prefix { ip, len }: Prefix) -> AddressMessage {
     }
     message
 }
+
+/// `include/uapi/linux/rtnetlink.h`.
+const RT_TABLE_LOCAL: u8 = 255;
+const LOOPBACK_METRIC: u32 = 4096;
 
 fn default_route(index: u32, gateway: IpAddr) -> RouteMessage {
     let mut message = RouteMessage::default();

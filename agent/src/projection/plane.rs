@@ -143,6 +143,7 @@ fn overlay_network(
         flood: if network.options.multicast { flood } else { BTreeMap::new() },
         ports: ports.collect(),
         uplink: uplink(context, book, network),
+        transit: None,
     }
 }
 

@@ -332,7 +332,7 @@ pub(crate) fn forwarding(own: u8, hosts: u8) -> Forwarding {
     let ips = |number| -> [IpAddr; 2] {
         [inner_v4(number).parse().unwrap(), inner_v6(number).parse().unwrap()]
     };
-    let station = |number| Station { node: node(number), ips: ips(number).into() };
+    let station = |number| Station { node: node(number), ips: ips(number).into(), router: false };
     Forwarding {
         network: network(),
         mtu: MTU,

@@ -182,7 +182,7 @@ impl NetworkSetup {
         });
         let made = InterfaceMade { mac_address: attached.endpoint.mac, subnets: subnets.collect() };
         let (domains, servers) = match self.network.has_names() {
-            true => (vec![attached.domain.to_string()], attached.gateways.clone()),
+            true => (vec![attached.domain.to_string()], attached.resolvers.clone()),
             false => (Vec::new(), Vec::new()),
         };
         StatusBlock {
@@ -239,7 +239,7 @@ mod tests {
             "id": "01".repeat(16), "name": "nv1", "aliases": [], "network": "shop",
             "network_id": "02".repeat(16), "node": "h1", "node_id": "03".repeat(16),
             "mac": "ee:b3:42:08:d9:e3", "addresses": ["10.93.0.2/24"], "ifname": "eth0",
-            "reachable": true, "gateways": ["10.93.0.1"], "mtu": 1450,
+            "reachable": true, "gateways": ["10.93.0.1"], "resolvers": ["10.93.0.1"], "mtu": 1450,
             "domain": "weft.internal", "default_route": true, "sandbox": "7",
         }))
         .unwrap();

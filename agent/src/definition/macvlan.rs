@@ -46,6 +46,8 @@ pub(super) fn refuse_neighbours(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use weft_model::Driver;
 
     use super::*;
@@ -60,7 +62,8 @@ mod tests {
             let mut lan = network(1, "lan");
             lan.driver = Driver::Macvlan;
             lan.options.macvlan = Some(Macvlan { parent: Some("eth0".parse().unwrap()), mode });
-            Builder::default().node(1).network(1, &lan).build()
+            let view = Builder::default().node(1).view();
+            Cluster::resolve(view, &BTreeMap::from([(lan.id, lan)]), &BTreeSet::new())
         };
         let create = |cluster: &Cluster, parent: &str, mode: &str, subnet: &str| {
             let request = serde_json::from_value(serde_json::json!({

@@ -80,11 +80,16 @@ struct AddressMade {
     gateway: Option<IpAddr>,
 }
 
+/// The metric of a default route for which nobody gave one (netavark's own).
+const METRIC: i32 = 100;
+
 /// What `-o` says of a network.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Options {
     pub(super) socket: PathBuf,
     pub(super) default_route: bool,
+    /// Of a container's networks, the one of the highest has its default route.
+    pub(super) gateway_priority: i32,
     /// Whether another network of the container's publishes its ports.
     pub(super) ports_elsewhere: bool,
     network: Option<String>,
@@ -100,6 +105,7 @@ impl Network {
         let mut options = Options {
             socket: config::DEFAULT_SOCKET.into(),
             default_route: true,
+            gateway_priority: 0,
             ports_elsewhere: false,
             network: None,
             encrypted: None,
@@ -111,6 +117,13 @@ impl Network {
                 "agent_socket" => options.socket = value.into(),
                 "encrypted" => options.encrypted = Some(switch(key, value)?),
                 "no_default_route" => options.default_route = !switch(key, value)?,
+                "metric" => {
+                    let metric: i32 =
+                        value.parse().ok().filter(|metric| *metric >= 0).ok_or_else(|| {
+                            Failure(format!("option metric={value}: give a number, such as 100"))
+                        })?;
+                    options.gateway_priority = METRIC - metric;
+                }
                 "ports" if value == "elsewhere" => options.ports_elsewhere = true,
                 "mtu" => {
                     let mtu = value.parse().map_err(|_| {
@@ -120,7 +133,7 @@ impl Network {
                 }
                 _ => {
                     return Err(Failure(format!(
-                        "option {key}={value} is not known: give weft.network=NAME, mtu=BYTES, encrypted, no_default_route, ports=elsewhere or agent_socket=PATH"
+                        "option {key}={value} is not known: give weft.network=NAME, mtu=BYTES, encrypted, metric=NUMBER, no_default_route, ports=elsewhere or agent_socket=PATH"
                     )));
                 }
             }

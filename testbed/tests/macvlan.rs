@@ -3,9 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use weft_testbed::{Container, Host, Lab, NetworkView, Stop, eventually};
+use serde_json::{Value, json};
+use weft_testbed::{Container, Host, Lab, NetworkView, Stop, eventually, holds_for, plugin_call};
 
 const SOON: Duration = Duration::from_secs(5);
+/// The kernel ends namespaces one after the other, those of the whole machine.
+const ENDED: Duration = Duration::from_secs(20);
 
 /// The network of most tests, on `lan0`.
 const CREATE: &str = "network create -d macvlan -o parent=lan0 --subnet 10.70.0.0/24 \
@@ -115,7 +118,7 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((\"0.0.0.0\", 53))'
     one.detach("lan")?;
     ensure!(one.sh("ip -o link")?.lines().count() == 1, "the interface stayed");
     host.weft("network rm --force lan")?.ok()?;
-    eventually(SOON, "nothing is left", || {
+    eventually(ENDED, "nothing is left", || {
         let left = belongings(host)?;
         ensure!(left == before, "{left} is not {before}");
         ensure!(two.sh("ip -o link")?.lines().count() == 1, "the interface stayed");
@@ -222,10 +225,16 @@ fn containers_go_on_without_the_agent_and_their_end_is_noticed() -> anyhow::Resu
     let keeper = host.weft(&format!("{beside} -d -- sleep 600"))?.ok()?;
     host.sh(&format!("kill -KILL {web}"))?;
     one.reaches("web", SOON)?;
-    host.weft_json("status")?;
-    weft_testbed::holds_for(Duration::from_secs(2), "web stays", || one.ping("web").map(drop))?;
+    holds_for(Duration::from_secs(2), "web stays", || one.ping("web").map(drop))?;
+    // The next agent finds it by whoever is in it.
+    host.stop_agent(Stop::Killed)?;
+    host.start_agent()?;
+    let keeper = keeper.trim();
+    let asks = format!("nsenter --target {keeper} --net --mount -- getent ahostsv4 one");
+    eventually(SOON, "names are answered in it", || host.sh(&asks))?;
+    one.reaches("web", SOON)?;
     host.sh(&format!("kill -KILL {keeper}"))?;
-    eventually(SOON, "web is gone", || {
+    eventually(ENDED, "web is gone", || {
         let now = NetworkView::read(host, "lan")?;
         ensure!(!now.endpoints.contains(&"web".to_owned()), "{now:?}");
         ensure!(one.resolve("web").is_err(), "its name is answered");
@@ -239,7 +248,7 @@ fn containers_go_on_without_the_agent_and_their_end_is_noticed() -> anyhow::Resu
     for container in [one, two, four] {
         container.kill();
     }
-    eventually(SOON, "all are gone", || {
+    eventually(ENDED, "all are gone", || {
         let now = NetworkView::read(host, "lan")?;
         ensure!(now.endpoints.is_empty(), "{now:?}");
         let left = belongings(host)?;
@@ -307,6 +316,52 @@ fn a_container_is_on_networks_of_several_drivers() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_runtime_attaches_by_cni_and_docker_is_sent_to_its_own_driver() -> anyhow::Result<()> {
+    let lab = Lab::cluster(1)?;
+    let host = lab.host(1);
+    std::os::unix::fs::symlink("weft", host.dir().join("bin/weft-cni"))?;
+    lan(host)?;
+    host.weft(CREATE)?.ok()?;
+    let one = host.container("one")?;
+    one.attach("lan", "")?;
+    host.sh("ip netns add box")?;
+    let conf = json!({"cniVersion": "1.0.0", "name": "lan", "type": "weft-cni"});
+    let call = |verb: &str, conf: &Value| -> anyhow::Result<Value> {
+        let environment = format!(
+            "CNI_COMMAND={verb} CNI_CONTAINERID=box CNI_NETNS=/run/netns/box CNI_IFNAME=eth0"
+        );
+        let said = host.sh(&format!("printf %s '{conf}' | {environment} CNI_PATH=/ weft-cni"))?;
+        Ok(if said.trim().is_empty() { Value::Null } else { serde_json::from_str(&said)? })
+    };
+    let added = call("ADD", &conf)?;
+    ensure!(added["dns"]["nameservers"] == json!(["127.0.0.11"]), "{added}");
+    ensure!(added["ips"][0]["gateway"] == "10.70.0.1", "{added}");
+    let again = call("ADD", &conf)?;
+    ensure!(again == added, "{again} is not {added}");
+    let mut checked = conf.clone();
+    checked["prevResult"] = added;
+    call("CHECK", &checked)?;
+    one.ping("box")?;
+    host.sh("ip netns exec box ping -n -c1 -W2 10.70.0.1")?;
+    call("DEL", &conf)?;
+    ensure!(one.resolve("box").is_err(), "its name is answered");
+
+    let pool = json!({"AddressSpace": "weft", "Pool": "10.70.0.0/24", "Options": {}, "V6": false});
+    plugin_call(host, "IpamDriver.RequestPool", &pool.to_string())?;
+    let network = json!({
+        "NetworkID": "4d4a".repeat(16),
+        "Options": {"com.docker.network.generic": {"weft.network": "lan"}},
+        "IPv4Data": [{"AddressSpace": "weft", "Pool": "10.70.0.0/24", "Gateway": "10.70.0.1/24"}],
+        "IPv6Data": [],
+    });
+    let refused = plugin_call(host, "NetworkDriver.CreateNetwork", &network.to_string())?;
+    let error = refused.body["Err"].as_str().context("it was not refused")?;
+    ensure!(error.contains("lan") && error.contains("docker network create -d macvlan"), "{error}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
 fn what_cannot_be_a_macvlan_network_is_refused_by_name() -> anyhow::Result<()> {
     let lab = Lab::cluster(1)?;
     let host = lab.host(1);
@@ -350,7 +405,7 @@ fn what_cannot_be_a_macvlan_network_is_refused_by_name() -> anyhow::Result<()> {
     one.ping("10.70.0.1")?;
     host.weft("network rm --force alone lan")?.ok()?;
     let own = "ip -o link | sed 's/ state .*//' | grep -v ' eth0@'";
-    eventually(SOON, "nothing is left", || {
+    eventually(ENDED, "nothing is left", || {
         let left = belongings(host)?;
         ensure!(left == before, "{left} is not {before}: {}", host.sh(own)?);
         Ok(())
@@ -395,7 +450,7 @@ fn a_vlan_is_made_for_a_network_where_the_kernel_can_and_refused_where_it_cannot
     host.start_agent()?;
     eventually(SOON, "names are answered again", || one.ping("one"))?;
     host.weft("network rm --force fifty sixty")?.ok()?;
-    weft_testbed::holds_for(Duration::from_secs(1), "another network needs it", || {
+    holds_for(Duration::from_secs(1), "another network needs it", || {
         ensure!(there("lan0.50")?, "the VLAN is gone");
         Ok(())
     })?;

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     api::types::{CreateNetwork, Sandbox},
     chain::Chain,
-    listeners::sandboxes::Resident,
+    listeners::sandboxes::{self, Resident},
     projection::gateway_ips,
     refusal::{Refusal, RefusalKind},
 };
@@ -440,11 +440,12 @@ impl Keeper {
         let network = self.book.networks.get(&local.endpoint.network);
         let bare = network.is_some_and(|network| !network.driver.has_gateway());
         let resident = bare.then(|| Resident::of(local));
+        let sandbox = local.sandbox.clone();
         let listeners = self.links.sandbox_listeners.clone();
         async move {
             let Some(resident) = resident else { return };
             if let Err(error) = listeners.serve(&resident).await {
-                tracing::warn!(error = %Chain(&error), "names are not answered in the sandbox");
+                sandboxes::note(&sandbox, &error);
             }
         }
     }

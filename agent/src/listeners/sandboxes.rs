@@ -10,6 +10,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
     os::unix::fs::MetadataExt,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -17,6 +18,7 @@ use std::{
 
 use tokio::{
     sync::{Mutex, Notify},
+    task::spawn_blocking,
     time,
 };
 use tokio_util::{
@@ -24,7 +26,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 use weft_model::{NetworkId, SandboxId};
-use weft_vxlan::{DnsRedirect, KernelError, NamespaceError, Process, redirect_dns};
+use weft_vxlan::{DnsRedirect, KernelError, Namespace, NamespaceError, Process, redirect_dns};
 
 use super::{ListenError, Listeners};
 use crate::{
@@ -90,6 +92,18 @@ impl Resident {
         }
     }
 
+    /// Opens the sandbox by the reference that it was attached by, or by whatever leads into it still:
+    /// the process may have ended while no agent ran, and left the sandbox to another.
+    async fn open(&self) -> Result<Namespace, ServeError> {
+        let (reference, sandbox) = (self.reference.clone(), self.sandbox.clone());
+        let opened = spawn_blocking(move || match reference.open_if(&sandbox) {
+            Ok(Some(namespace)) => Some(namespace),
+            _ => Namespace::find(sandbox.parse().ok()?),
+        });
+        let opened = opened.await.unwrap_or_else(|panic| resume_unwind(panic.into_panic()));
+        opened.ok_or(ServeError::Ended)
+    }
+
     fn join(&mut self, other: Self) {
         self.askers.extend(other.askers);
         self.pending &= other.pending;
@@ -131,24 +145,34 @@ impl SandboxListeners {
     pub async fn keep(self, mut snapshots: Snapshots, stop: CancellationToken) {
         let mut look = time::interval(LOOK);
         look.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        let mut reported = BTreeSet::new();
+        let mut unserved = BTreeSet::new();
         loop {
             let residents = residents(&snapshots.borrow_and_update().book);
             self.retain(&residents).await;
-            reported.retain(|sandbox| residents.contains_key(sandbox));
+            unserved.retain(|sandbox| residents.contains_key(sandbox));
             for resident in residents.values().filter(|resident| !resident.pending) {
-                if let Err(error) = self.serve(resident).await
-                    && reported.insert(resident.sandbox.clone())
-                {
-                    let (sandbox, error) = (&resident.reference, Chain(&error));
-                    tracing::warn!(?sandbox, %error, "names are not answered in the sandbox");
+                if unserved.contains(&resident.sandbox) {
+                    continue;
+                }
+                if let Err(error) = self.serve(resident).await {
+                    note(&resident.reference, &error);
+                    unserved.insert(resident.sandbox.clone());
                 }
             }
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = snapshots.changed() => if changed.is_err() { return },
                 () = self.doubt.notified() => self.let_go_of_ended().await,
-                _ = look.tick(), if !residents.is_empty() => self.let_go_of_ended().await,
+                _ = look.tick(), if !residents.is_empty() => {
+                    self.let_go_of_ended().await;
+                    for resident in residents.values() {
+                        if unserved.contains(&resident.sandbox)
+                            && self.serve(resident).await.is_ok()
+                        {
+                            unserved.remove(&resident.sandbox);
+                        }
+                    }
+                }
             }
         }
     }
@@ -169,8 +193,8 @@ impl SandboxListeners {
             served.remove(&resident.sandbox);
         }
         let Some(&asker) = resident.askers.first() else { return Ok(()) };
-        let path = resident.reference.path();
-        let namespace = resident.reference.open_if(&resident.sandbox)?.ok_or(ServeError::Ended)?;
+        let namespace = resident.open().await?;
+        let path = namespace.path().to_owned();
         let inode = inode(&path).ok_or(ServeError::Ended)?;
         let opened = namespace.run_async(|| -> Result<_, ServeError> {
             if has_resolver(&fs::read_to_string("/proc/thread-self/net/udp")?) {
@@ -184,9 +208,8 @@ impl SandboxListeners {
         let (udp, tcp) = (sockets.0.local_addr()?.port(), sockets.1.local_addr()?.port());
         let (network, ip) = asker;
         self.listeners.listen_in_sandbox(network, ip, None, sockets).await?;
-        let redirected =
-            tokio::task::spawn_blocking(move || redirect_dns(&namespace, RESOLVER, udp, tcp)).await;
-        match redirected.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+        let redirected = spawn_blocking(move || redirect_dns(&namespace, RESOLVER, udp, tcp)).await;
+        match redirected.unwrap_or_else(|panic| resume_unwind(panic.into_panic())) {
             Ok(redirect) => {
                 let watch = self.watch(&path);
                 let entry = Served { asker, inode, path, _watch: watch, _redirect: redirect };
@@ -238,7 +261,7 @@ impl SandboxListeners {
             .map(|(sandbox, served)| (sandbox.clone(), served.inode))
             .collect();
         for (sandbox, wanted) in doubtful {
-            let way = tokio::task::spawn_blocking(move || another_way(wanted)).await;
+            let way = spawn_blocking(move || another_way(wanted)).await;
             let Some(found) = served.get_mut(&sandbox) else { continue };
             match way.ok().flatten() {
                 Some(path) => {
@@ -252,6 +275,16 @@ impl SandboxListeners {
                 }
             }
         }
+    }
+}
+
+/// Says that a sandbox is not served. That one has ended others will tell.
+pub(crate) fn note(sandbox: &Sandbox, error: &ServeError) {
+    let ended = matches!(error, ServeError::Ended);
+    let error = Chain(error);
+    match ended {
+        true => tracing::debug!(?sandbox, %error, "names are not answered"),
+        false => tracing::warn!(?sandbox, %error, "names are not answered in the sandbox"),
     }
 }
 

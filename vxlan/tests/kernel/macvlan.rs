@@ -46,6 +46,7 @@ impl Lan {
         let network = OverlayNetwork {
             transport: Transport::Macvlan { parent, mode, mtu },
             gateways: Vec::new(),
+            vips: BTreeSet::new(),
             uplink: None,
             ..self.net.on(1, Underlay::V4)
         };

@@ -70,6 +70,8 @@ fn containers_are_machines_on_their_parents_link() -> anyhow::Result<()> {
         ("/0/Options/parent", "lan0"),
         ("/0/Options/macvlan_mode", "bridge"),
         ("/0/IPAM/Config/0/Gateway", "10.70.0.1"),
+        // An address of the host's own is no container's.
+        ("/0/IPAM/Config/0/AuxiliaryAddresses/host", "10.70.0.2"),
     ] {
         let found = shown.pointer(pointer).and_then(|found| found.as_str());
         ensure!(found == Some(value), "{pointer} is {found:?}, not {value}: {shown}");
@@ -113,6 +115,18 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((\"0.0.0.0\", 53))'
     let said = host.weft_args(&run)?.ok()?;
     ensure!(said.starts_with("10.70.0.66 "), "{said}");
     ensure!(machine(host, "ip neigh show 10.70.0.9")?.contains(mac));
+
+    // Two of one MAC address cannot be on one link, in whatever network.
+    host.weft("network create -d macvlan -o parent=lan0 --subnet 10.71.0.0/24 more")?.ok()?;
+    let taken = two.on("lan")?.mac;
+    let three = host.container("three")?;
+    three.try_attach("more", &format!("--mac {taken}"))?.refused(1, &[&taken, "two", "lan0"])?;
+    let own = host.sh("ip -o link show lan0")?;
+    let own = own.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+    let own = own.context("lan0 has no MAC address")?;
+    three.try_attach("more", &format!("--mac {own}"))?.refused(1, &[own, "take another"])?;
+    ensure!(three.sh("ip -o link")?.lines().count() == 1, "the interface stayed");
+    host.weft("network rm more")?.ok()?;
 
     host.weft("network rm lan")?.refused(1, &["lan", "one on h1", "two on h1"])?;
     one.detach("lan")?;

@@ -111,10 +111,10 @@ mod tests {
 
     #[test]
     fn no_container_gets_an_address_that_the_host_has_on_the_parent() {
-        let set_aside = |json: serde_json::Value, own: &[&str]| {
+        let aux = |json: serde_json::Value, own: &[&str]| {
             let own: Vec<_> = own.iter().map(|ip| ip.parse().unwrap()).collect();
             let request = serde_json::from_value(json).unwrap();
-            let aux = super::set_aside(request, &own).aux_addresses;
+            let aux = set_aside(request, &own).aux_addresses;
             aux.iter().map(|(name, ip)| format!("{name}={ip}")).collect::<Vec<_>>()
         };
         let lan = serde_json::json!({"name": "lan", "subnets": ["10.9.0.0/24", "fd00:9::/64"],
@@ -129,11 +129,11 @@ mod tests {
             "fe80::1",
         ];
         assert_eq!(
-            set_aside(lan, &own),
+            aux(lan, &own),
             ["host=10.9.0.5", "host-2=10.9.0.1", "host-3=fd00:9::2", "nas=10.9.0.6"]
         );
         let picked = serde_json::json!({"name": "lan"});
-        assert!(set_aside(picked, &own).is_empty());
+        assert!(aux(picked, &own).is_empty());
     }
 
     #[test]

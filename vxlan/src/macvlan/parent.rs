@@ -44,6 +44,8 @@ pub enum ParentError {
     Missing { name: InterfaceName },
     #[error("there is no interface {lower} on this host, of which {name} would be a VLAN")]
     MissingLower { name: InterfaceName, lower: InterfaceName },
+    #[error("{lower} is down, of which {name} would be a VLAN: ip link set {lower} up")]
+    LowerDown { name: InterfaceName, lower: InterfaceName },
     #[error(
         "cannot make {name}: this kernel has no 802.1q VLANs ({reason}): load the module 8021q, use a kernel with CONFIG_VLAN_8021Q, or name an interface that is there"
     )]
@@ -206,6 +208,9 @@ fn look(netlink: &mut Netlink, name: InterfaceName) -> Result<Option<Link>, Pare
 fn make_vlan(netlink: &mut Netlink, name: InterfaceName) -> Result<Link, ParentError> {
     let Some((lower, id)) = name.vlan() else { return Err(ParentError::Missing { name }) };
     let below = look(netlink, lower)?.ok_or(ParentError::MissingLower { name, lower })?;
+    if !below.up {
+        return Err(ParentError::LowerDown { name, lower });
+    }
     match netlink.create_link(link::vlan(name.as_str(), below.index, id)) {
         Ok(()) => {}
         // Another network's endpoint came at the same moment.

@@ -275,6 +275,59 @@ fn containers_go_on_without_the_agent_and_their_end_is_noticed() -> anyhow::Resu
 }
 
 #[test]
+fn containers_that_come_and_go_leave_nothing_behind() -> anyhow::Result<()> {
+    let lab = Lab::cluster(1)?;
+    let host = lab.host(1);
+    lan(host)?;
+    host.weft(CREATE)?.ok()?;
+    let one = host.container("one")?;
+    one.attach("lan", "")?;
+    // Sockets, redirections and watches of processes are descriptors.
+    let descriptors = || -> anyhow::Result<usize> {
+        let count = "for p in /proc/[0-9]*; do
+                       tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'weft agent' || continue
+                       ls $p/fd
+                     done | wc -l";
+        Ok(host.sh(count)?.trim().parse()?)
+    };
+    let settled = || {
+        eventually(ENDED, "one is left", || {
+            let now = NetworkView::read(host, "lan")?;
+            ensure!(now.endpoints == ["one"], "{now:?}");
+            Ok(())
+        })
+    };
+    let round = |round: u8| -> anyhow::Result<()> {
+        host.sh(&format!(
+            "for n in 1 2 3 4 5 6 7 8; do
+               weft run --network lan --name r{round}-$n -- ping -n -c1 -W2 one >/dev/null &
+               pids=\"$pids $!\"
+             done
+             for pid in $pids; do wait $pid; done"
+        ))?;
+        settled()
+    };
+    round(0)?;
+    let before = descriptors()?;
+    ensure!(before > 10, "{before} descriptors of the agent");
+    (1..4).try_for_each(round)?;
+    eventually(SOON, "the agent lets go of all", || {
+        let now = descriptors()?;
+        ensure!(now <= before, "{now} descriptors, before {before}");
+        Ok(())
+    })?;
+    for _ in 0..8 {
+        one.detach("lan")?;
+        one.attach("lan", "")?;
+        one.ping("one")?;
+    }
+    let now = descriptors()?;
+    ensure!(now <= before + 2, "{now} descriptors, before {before}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
 fn a_container_is_on_networks_of_several_drivers() -> anyhow::Result<()> {
     let lab = Lab::cluster(2)?;
     let host = lab.host(1);

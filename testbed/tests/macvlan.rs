@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use weft_testbed::{Container, Host, Lab, NetworkView, Stop, eventually, holds_for, plugin_call};
 
 const SOON: Duration = Duration::from_secs(5);
+const PODMAN_5: &str = include_str!("../../agent/tests/engines/podman-5.4.jsonl");
 /// The kernel ends namespaces one after the other, those of the whole machine.
 const ENDED: Duration = Duration::from_secs(20);
 
@@ -383,7 +384,8 @@ fn a_container_is_on_networks_of_several_drivers() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_runtime_attaches_by_cni_and_docker_is_sent_to_its_own_driver() -> anyhow::Result<()> {
+fn runtimes_attach_by_cni_and_netavark_and_docker_is_sent_to_its_own_driver() -> anyhow::Result<()>
+{
     let lab = Lab::cluster(1)?;
     let host = lab.host(1);
     std::os::unix::fs::symlink("weft", host.dir().join("bin/weft-cni"))?;
@@ -412,6 +414,27 @@ fn a_runtime_attaches_by_cni_and_docker_is_sent_to_its_own_driver() -> anyhow::R
     host.sh("ip netns exec box ping -n -c1 -W2 10.70.0.1")?;
     call("DEL", &conf)?;
     ensure!(one.resolve("box").is_err(), "its name is answered");
+
+    // What podman 5.4 put on standard input, for this network.
+    let lines = PODMAN_5.lines().map(serde_json::from_str::<Value>);
+    let recorded = lines.filter_map(Result::ok).find(|line| line["argv"][0] == "setup");
+    let mut setup = recorded.context("no setup was recorded")?["stdin"].clone();
+    setup["network"]["options"] = json!({"weft.network": "lan"});
+    setup["network"]["subnets"] = json!([{"subnet": "10.70.0.0/24", "gateway": "10.70.0.1"}]);
+    setup["network_options"]["static_ips"] = Value::Null;
+    setup["port_mappings"] = json!([]);
+    std::fs::write(host.dir().join("setup.json"), setup.to_string())?;
+    std::os::unix::fs::symlink("weft", host.dir().join("bin/weft-netavark"))?;
+    let netavark = |verb: &str| {
+        let input = host.dir().join("setup.json");
+        host.sh(&format!("weft-netavark {verb} /run/netns/box <{}", input.display()))
+    };
+    let answer: Value = serde_json::from_str(&netavark("setup")?)?;
+    ensure!(answer["dns_server_ips"] == json!(["127.0.0.11"]), "{answer}");
+    let name = setup["container_name"].as_str().context("it has no name")?;
+    one.ping(name)?;
+    netavark("teardown")?;
+    ensure!(one.resolve(name).is_err(), "its name is answered");
 
     let pool = json!({"AddressSpace": "weft", "Pool": "10.70.0.0/24", "Options": {}, "V6": false});
     plugin_call(host, "IpamDriver.RequestPool", &pool.to_string())?;

@@ -24,7 +24,7 @@ use weft_gossip::{
     quic::{self, Admission, QuicCarrier, QuicConfig},
 };
 use weft_model::{Label, NetworkId, NodeId, VtepAddr};
-use weft_vxlan::{DataPlane, Missing, Namespace, advertise_address, probe};
+use weft_vxlan::{DataPlane, Missing, Namespace, Parents, advertise_address, probe};
 
 use crate::{
     advertise::Advertise,
@@ -35,7 +35,7 @@ use crate::{
     encryption::Encryption,
     engines::docker::{Docker, Places, SWARM_SOCKET},
     ledger::{self, BookFile, Keeper, Ledger, Links, Start},
-    listeners::Listeners,
+    listeners::{Listeners, sandboxes::SandboxListeners},
     metrics,
     projection::{NamesProjection, PlaneContext, own_records},
     remembered::{self, Remembered},
@@ -156,6 +156,7 @@ impl Agent {
 
         // What is desired stays unknown until the keeper has understood what there is.
         let (desired, desired_updates) = watch::channel(None);
+        let parents = Parents::new(host.clone());
         let plane_config = weft_vxlan::Config {
             runtime_dir: config.runtime_dir.clone(),
             host: Some(host),
@@ -209,6 +210,7 @@ impl Agent {
         let dns =
             Server::start(dns_config, names, resolver_updates, tracker.clone(), stop.child_token());
         let listeners = Listeners::new(plane.clone(), dns, tracker.clone());
+        let sandbox_listeners = SandboxListeners::new(listeners.clone(), tracker.clone());
 
         let links = Links {
             gossip: gossip.clone(),
@@ -218,6 +220,8 @@ impl Agent {
             directory,
             node: node_updates,
             encryption: encryption.clone(),
+            parents: parents.clone(),
+            sandbox_listeners: sandbox_listeners.clone(),
             tracker: tracker.clone(),
         };
         let start = Start {
@@ -238,6 +242,7 @@ impl Agent {
         };
         let (ledger, inbox) = Ledger::channel();
         let (keeper, snapshots) = Keeper::new(links, start, inbox);
+        tracker.spawn(sandbox_listeners.keep(snapshots.clone(), stop.child_token()));
         encryption.follow(Arc::clone(&carrier), snapshots.clone(), revoked, stop.child_token());
         let (failed, failure) = watch::channel(None);
         let (gone, stopped) = (plane.gone(), stop.child_token());
@@ -267,6 +272,7 @@ impl Agent {
             plane: plane.status(),
             carrier: Arc::clone(&carrier),
             encryption: encryption.clone(),
+            parents,
         };
         let report = Report::new(sources, config.domain.clone(), Arc::new(rtt));
         Ok(Self {

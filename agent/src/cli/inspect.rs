@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use weft_model::{Driver, Family, Network, Pool};
 
 use crate::{
-    api::types::{EndpointStatus, NetworkStatus, NodeStatus},
+    api::types::{EndpointStatus, NetworkState, NetworkStatus, NodeStatus},
     tokens::rfc3339,
 };
 
@@ -64,6 +64,20 @@ pub(super) fn predefined(name: &str) -> Option<Value> {
     })
 }
 
+/// What is predefined among networks as the agent describes them: without an id.
+pub(super) fn predefined_status(name: &str) -> Value {
+    json!({
+        "name": name,
+        "driver": name,
+        "internal": name == "none",
+        "encrypted": false,
+        "pools": [],
+        "labels": {},
+        "endpoints": [],
+        "state": NetworkState::Ready,
+    })
+}
+
 fn pool(pool: &Pool) -> Value {
     let mut config = Map::new();
     config.insert("Subnet".into(), json!(pool.subnet));
@@ -108,7 +122,10 @@ fn options(network: &Network) -> BTreeMap<&'static str, String> {
         ("icc", (network.driver == Driver::Bridge && options.isolated).then_some("false")),
     ];
     let switches = switches.into_iter().filter_map(|(key, value)| Some((key, value?.to_owned())));
-    switches.chain(mtu).collect()
+    let parent = options.macvlan.and_then(|macvlan| macvlan.parent);
+    let parent = parent.map(|parent| ("parent", parent.to_string()));
+    let mode = options.macvlan.map(|macvlan| ("macvlan_mode", macvlan.mode.to_string()));
+    switches.chain(mtu).chain(parent).chain(mode).collect()
 }
 
 fn peers(status: &NetworkStatus, nodes: &[NodeStatus]) -> Value {

@@ -18,6 +18,7 @@ mod run;
 mod status;
 mod surroundings;
 mod token;
+mod unattached;
 
 use std::{io, path::PathBuf, process::ExitCode};
 

@@ -13,6 +13,7 @@ use super::{
     book::{EndpointState, LocalEndpoint},
     gateways,
     keeper::Keeper,
+    macvlan,
     ports::{KernelWork, Release},
 };
 use crate::{
@@ -291,6 +292,7 @@ impl Keeper {
         request: &Attach,
         sandbox: &SandboxId,
     ) -> Result<(), Obstacle> {
+        macvlan::check(network, request)?;
         for ip in &request.addresses {
             if network.pool_of(*ip).is_none() {
                 let subnets: Vec<_> = network.pools.iter().map(|p| p.subnet.to_string()).collect();
@@ -334,6 +336,9 @@ impl Keeper {
                 ),
             ));
         }
+        macvlan::check_beside(network, other)?;
+        let others = self.book.networks.get(&other.network);
+        macvlan::check_mac(network, request, other, others)?;
         if other.sandbox != *sandbox {
             return Ok(());
         }
@@ -410,7 +415,8 @@ impl Keeper {
     }
 
     fn take_uplink(&mut self, network: &Network) -> Result<(), Refusal> {
-        if network.internal || self.book.uplinks.contains_key(&network.id) {
+        let needs_none = network.internal || !network.driver.has_gateway();
+        if needs_none || self.book.uplinks.contains_key(&network.id) {
             return Ok(());
         }
         let pool = self.context.uplink_pool;

@@ -5,6 +5,7 @@ mod admission;
 pub mod book;
 mod gateways;
 mod keeper;
+mod macvlan;
 mod networks;
 mod ports;
 mod spaces;

@@ -141,7 +141,7 @@ impl Resolvers {
         let (udp, tcp) = (socket.port(), sockets.1.local_addr()?.port());
         let (network, ip) = asker;
         let fallback = docker.fallback(&inside);
-        self.listeners.listen_in_sandbox(network, ip, fallback, sockets).await?;
+        self.listeners.listen_in_sandbox(network, ip, Some(fallback), sockets).await?;
         let redirected =
             tokio::task::spawn_blocking(move || redirect_dns(&inside, RESOLVER, udp, tcp));
         match redirected.await.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic())) {

@@ -16,6 +16,7 @@ mod cookie;
 mod desired;
 mod destinations;
 mod docker;
+mod elsewhere;
 mod events;
 mod fdb;
 mod generation;

@@ -6,6 +6,7 @@ pub mod book;
 mod gateways;
 mod keeper;
 mod macvlan;
+mod names;
 mod networks;
 mod ports;
 mod spaces;

@@ -99,7 +99,7 @@ fn drain(socket: &mut TokioSocket, interesting: impl Fn(&[u8]) -> bool) -> bool 
     }
 }
 
-/// Whether a link, a neighbour entry, a routing rule or a sandbox has gone, or a link has changed. Additions of neighbours
+/// Whether a link, a neighbour entry or a sandbox has gone, or a link has changed. Additions of neighbours
 /// are the reconcilers' own.
 fn is_loss(datagram: &[u8]) -> bool {
     messages(datagram).iter().any(|message| {

@@ -19,6 +19,8 @@ use crate::{
 pub(crate) struct Events {
     route: TokioSocket,
     rules: TokioSocket,
+    /// Of the host's namespace, for a network whose ports are parts of links there.
+    parents: Option<TokioSocket>,
 }
 
 /// What has changed.
@@ -34,7 +36,16 @@ impl Events {
         Ok(Self {
             route: open(namespace, NETLINK_ROUTE, &ROUTE_GROUPS)?,
             rules: open(namespace, NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?,
+            parents: None,
         })
+    }
+
+    /// Listens from now on for links that are removed from the host's namespace, too.
+    pub(crate) fn follow_parents(&mut self, host: &Namespace) -> Result<(), NetlinkError> {
+        if self.parents.is_none() {
+            self.parents = Some(open(host, NETLINK_ROUTE, &[RTNLGRP_LINK])?);
+        }
+        Ok(())
     }
 
     /// Waits for a change. Cancel-safe: what was read and not reported yet is a change that the
@@ -43,10 +54,16 @@ impl Events {
         loop {
             let (mut route, mut rules) =
                 (Vec::with_capacity(DATAGRAM), Vec::with_capacity(DATAGRAM));
+            let mut parents = Vec::new();
             // An error is ENOBUFS: some were dropped, and they may have been of interest.
             tokio::select! {
                 read = self.route.recv_from(&mut route) => {
                     if read.is_err() || is_loss(&route) || drain(&mut self.route, is_loss) {
+                        return Change::Links;
+                    }
+                }
+                read = receive(&mut self.parents, &mut parents) => {
+                    if read.is_err() || is_removal(&parents) {
                         return Change::Links;
                     }
                 }
@@ -62,6 +79,9 @@ impl Events {
     /// Forgets what has been told so far.
     pub(crate) fn settle(&mut self) {
         drain(&mut self.route, is_loss);
+        if let Some(parents) = &mut self.parents {
+            drain(parents, is_removal);
+        }
         // Not routing messages: what they say is not looked at.
         drain(&mut self.rules, |_| true);
     }
@@ -85,6 +105,25 @@ fn open(
     })
 }
 
+/// Waits for a datagram; for ever where nobody listens.
+async fn receive(socket: &mut Option<TokioSocket>, buffer: &mut Vec<u8>) -> io::Result<()> {
+    match socket {
+        Some(socket) => {
+            buffer.reserve(DATAGRAM);
+            socket.recv_from(buffer).await.map(drop)
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether a link has gone.
+fn is_removal(datagram: &[u8]) -> bool {
+    messages(datagram).iter().any(|message| {
+        let removal = |inner: &_| matches!(inner, RouteNetlinkMessage::DelLink(_));
+        matches!(&message.payload, NetlinkPayload::InnerMessage(inner) if removal(inner))
+    })
+}
+
 /// Reads all that is there; tells whether any of it is of interest.
 fn drain(socket: &mut TokioSocket, interesting: impl Fn(&[u8]) -> bool) -> bool {
     let mut found = false;
@@ -99,8 +138,8 @@ fn drain(socket: &mut TokioSocket, interesting: impl Fn(&[u8]) -> bool) -> bool 
     }
 }
 
-/// Whether a link, a neighbour entry or a sandbox has gone, or a link has changed. Additions of neighbours
-/// are the reconcilers' own.
+/// Whether a link, a neighbour entry or a sandbox has gone, or a link has changed. Additions of
+/// neighbours are the reconcilers' own.
 fn is_loss(datagram: &[u8]) -> bool {
     messages(datagram).iter().any(|message| {
         matches!(

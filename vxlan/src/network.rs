@@ -305,6 +305,11 @@ impl NetworkKernel {
         }
     }
 
+    /// Whether the ports are parts of a link that is somewhere else.
+    pub(crate) fn is_on_parent(&self) -> bool {
+        self.macvlan
+    }
+
     /// What need not be done while somebody waits.
     pub(crate) fn follow_up(&mut self) {
         self.loaded.look(&self.namespace, NETWORK_TABLES);

@@ -65,7 +65,7 @@ pub use container::{Attachment, Container};
 pub use cpu::{CpuSpent, CpuTime};
 pub use daemon::Daemon;
 pub use dns::{DnsReply, Question, query};
-pub use engine::{Docker, Engine, IMAGE, Podman};
+pub use engine::{Containerd, Docker, Engine, IMAGE, Podman};
 pub use flow::{Flow, FlowSummary, Throughput, throughput, transfer};
 pub use forger::Forger;
 pub use holder::in_network_namespace;

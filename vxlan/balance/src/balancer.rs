@@ -78,6 +78,7 @@ impl Balancer {
             desired: desired.clone(),
             board: board.clone(),
             resync: config.resync,
+            tracker: tracker.clone(),
         };
         tracker.spawn(host_task.run(events, stop.child_token()));
 

@@ -247,7 +247,8 @@ fn a_proxy_tells_the_station_its_client() {
         let mut destinations = addresses(1).map(|ip| (&site.client, ip)).to_vec();
         destinations.extend(LOOPBACK.map(|ip| (&site.hosts[&1].namespace, ip)));
         for (from, ip) in destinations {
-            let (header, client) = proxied(from, (ip, PORT)).unwrap_or_else(|error| panic!("{ip}: {error:?}"));
+            let (header, client) =
+                proxied(from, (ip, PORT)).unwrap_or_else(|error| panic!("{ip}: {error:?}"));
             let octets = |ip: IpAddr| match ip {
                 IpAddr::V4(ip) => ip.octets().to_vec(),
                 IpAddr::V6(ip) => ip.octets().to_vec(),

@@ -149,6 +149,7 @@ pub(crate) fn endpoint(network: &Network, name: &str, ip: &str) -> Endpoint {
         seq: 0,
         service: None,
         labels: BTreeMap::new(),
+        default_route: true,
     }
 }
 

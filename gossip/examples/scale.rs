@@ -249,6 +249,7 @@ fn endpoint(n: u16, number: u16) -> (Key, Endpoint) {
         seq: 1,
         service: None,
         labels: [].into(),
+        default_route: false,
     };
     (Key::Endpoints(network, Bucket::of(id(number))), endpoint)
 }

@@ -25,8 +25,8 @@ pub use network::{
 };
 pub use node::{Node, NodeState, Sealing, Suite, UnknownSuite};
 pub use service::{
-    Check, Condition, Probe, Protocol, Publication, PublishMode, Service, ServicePort, ServiceRecord,
-    ServiceState, Source, Spread, UnknownProtocol, Verdict,
+    Check, Condition, Probe, Protocol, Publication, PublishMode, Service, ServicePort,
+    ServiceRecord, ServiceState, Source, Spread, UnknownProtocol, Verdict, VipLease,
 };
 pub use subnet::{InvalidSubnet, Subnet};
 pub use vni::{InvalidVni, Vni};

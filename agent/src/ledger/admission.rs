@@ -244,6 +244,7 @@ impl Keeper {
             seq: 0,
             service: request.service.clone(),
             labels: request.labels.clone(),
+            default_route: false,
         };
         let local = LocalEndpoint {
             endpoint,

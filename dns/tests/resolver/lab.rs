@@ -44,6 +44,7 @@ pub(crate) fn endpoint(number: u8, name: &str, ips: &[&str]) -> Endpoint {
         seq: 0,
         service: None,
         labels: Labels::new(),
+        default_route: false,
     }
 }
 

@@ -237,6 +237,7 @@ pub(crate) fn endpoint(net: u8, number: u8, seq: u64) -> (Key, Record) {
         seq,
         service: None,
         labels: [].into(),
+        default_route: false,
     };
     (endpoint_key(net, number), Record::Endpoints(vec![endpoint]))
 }

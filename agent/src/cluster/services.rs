@@ -1,0 +1,330 @@
+//! Which services there are, and who serves them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::IpAddr,
+};
+
+use weft_gossip::{ClusterView, Liveness, Member};
+use weft_model::{
+    AddressGrant, Condition, Endpoint, Label, Network, NetworkId, NodeId, PublishMode, Service,
+    ServiceRecord, ServiceState, Verdict,
+};
+
+use super::{Cluster, Place, Placed};
+
+/// A service of a network, as every node understands it.
+#[derive(Clone, Copy, Debug)]
+pub struct ServiceView<'a> {
+    pub name: &'a Label,
+    pub network: NetworkId,
+    /// The revision that holds; absent where nobody declared the service and endpoints call
+    /// themselves members of it.
+    pub record: Option<&'a ServiceRecord>,
+    /// The virtual addresses that the lender's registers confirm.
+    pub vips: &'a [IpAddr],
+    cluster: &'a Cluster,
+    backends: &'a [(Place, BackendState)],
+}
+
+impl<'a> ServiceView<'a> {
+    /// What was declared; nothing if it is implied.
+    pub fn definition(&self) -> Option<&'a Service> {
+        defined(self.record?)
+    }
+
+    /// Every endpoint that serves it, or would if it could, on all nodes.
+    pub fn backends(&self) -> impl Iterator<Item = Backend<'a>> {
+        let (cluster, network) = (self.cluster, self.network);
+        self.backends.iter().map(move |(place, state)| {
+            let Placed { node, endpoint, .. } = cluster.placed(network, *place);
+            Backend { node, endpoint, state }
+        })
+    }
+
+    /// Whether it is reached at a port of every host, which therefore all carry its network.
+    pub fn is_ingress(&self) -> bool {
+        let published = self.definition().into_iter().flat_map(|service| &service.published);
+        published.into_iter().any(|port| port.mode == PublishMode::Ingress)
+    }
+}
+
+/// An endpoint that serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend<'a> {
+    pub node: NodeId,
+    pub endpoint: &'a Endpoint,
+    pub state: &'a BackendState,
+}
+
+/// Whether a backend gets new connections, and why it does not.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum BackendState {
+    Ready,
+    /// The service has a check, and no verdict has come yet.
+    Starting,
+    /// With the check's reason, for people.
+    Unhealthy(String),
+    Draining,
+    /// Its node is not heard.
+    Unreachable,
+}
+
+impl BackendState {
+    pub fn is_ready(&self) -> bool {
+        *self == Self::Ready
+    }
+
+    /// The word in status and metrics.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Starting => "starting",
+            Self::Unhealthy(_) => "unhealthy",
+            Self::Draining => "draining",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+/// What was derived of one service.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Derived {
+    /// The member whose word is repeated: of several that say the same, any.
+    teller: Option<NodeId>,
+    vips: Vec<IpAddr>,
+    backends: Vec<(Place, BackendState)>,
+}
+
+/// The services of one network, removed ones apart.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Services {
+    standing: BTreeMap<Label, Derived>,
+    removed: BTreeMap<Label, NodeId>,
+}
+
+impl Cluster {
+    /// The services of a network, by name: the declared ones, and those that endpoints imply.
+    pub fn services(&self, network: NetworkId) -> impl Iterator<Item = ServiceView<'_>> {
+        let services = self.services.get(&network).into_iter();
+        services
+            .flat_map(|services| &services.standing)
+            .map(move |(name, derived)| self.service_view(network, name, derived))
+    }
+
+    pub fn service(&self, network: NetworkId, name: &Label) -> Option<ServiceView<'_>> {
+        let (name, derived) = self.services.get(&network)?.standing.get_key_value(name)?;
+        Some(self.service_view(network, name, derived))
+    }
+
+    fn service_view<'a>(
+        &'a self,
+        network: NetworkId,
+        name: &'a Label,
+        derived: &'a Derived,
+    ) -> ServiceView<'a> {
+        ServiceView {
+            name,
+            network,
+            record: derived.teller.and_then(|node| self.said(network, name, node)),
+            vips: &derived.vips,
+            cluster: self,
+            backends: &derived.backends,
+        }
+    }
+
+    /// The revisions that hold in a network, removals among them.
+    pub fn service_records(&self, network: NetworkId) -> impl Iterator<Item = &ServiceRecord> {
+        let services = self.services.get(&network).into_iter();
+        services.flat_map(move |services| {
+            let standing = services.standing.iter();
+            let standing = standing.filter_map(|(name, derived)| Some((name, derived.teller?)));
+            let removed = services.removed.iter().map(|(name, teller)| (name, *teller));
+            standing
+                .chain(removed)
+                .filter_map(move |(name, teller)| self.said(network, name, teller))
+        })
+    }
+
+    /// The revision of a name that holds, a removal or not.
+    pub fn service_record(&self, network: NetworkId, name: &Label) -> Option<&ServiceRecord> {
+        let services = self.services.get(&network)?;
+        let standing = services.standing.get(name).and_then(|derived| derived.teller);
+        let teller = standing.or_else(|| services.removed.get(name).copied())?;
+        self.said(network, name, teller)
+    }
+
+    fn said(&self, network: NetworkId, name: &Label, node: NodeId) -> Option<&ServiceRecord> {
+        self.member(node)?.services.get(&network)?.get(name)
+    }
+
+    /// What the node of an endpoint says of its state.
+    pub fn condition(&self, placed: &Placed<'_>) -> Option<&Condition> {
+        condition(self.member(placed.node)?, placed.endpoint)
+    }
+
+    /// Whether some service of the network is reached at a port of every host.
+    pub fn has_ingress(&self, network: NetworkId) -> bool {
+        self.services(network).any(|service| service.is_ingress())
+    }
+
+    /// The nodes that carry a network: those with endpoints in it, and every node if one of its
+    /// services is reached at every host. Those that left are not among them.
+    pub fn carriers(&self, network: NetworkId) -> BTreeSet<NodeId> {
+        let with_endpoints = self.endpoints(network).map(|placed| placed.node);
+        let mut carriers: BTreeSet<NodeId> = with_endpoints.collect();
+        let shared = self.network(network).is_some_and(|network| !network.driver.is_local());
+        if shared && self.has_ingress(network) {
+            let present = self.members().filter(|member| member.liveness != Liveness::Left);
+            carriers.extend(present.map(|member| member.id));
+        }
+        carriers
+    }
+}
+
+/// Derives the services of one network from what all members say.
+pub(super) fn services(
+    view: &ClusterView,
+    network: &Network,
+    registers: &weft_ipam::View<'_>,
+    places: &[Place],
+) -> Services {
+    let mut services = Services::default();
+    for (name, (record, teller)) in latest(view, network.id) {
+        match defined(record) {
+            None => drop(services.removed.insert(name.clone(), teller)),
+            Some(_) => {
+                let derived = Derived { teller: Some(teller), ..Derived::default() };
+                services.standing.insert(name.clone(), derived);
+            }
+        }
+    }
+    add_backends(view, network.id, places, &mut services.standing);
+    if !services.standing.is_empty() {
+        confirm_vips(view, network, registers, places, &mut services.standing);
+    }
+    services
+}
+
+/// Of all that is said of a name, the highest revision, and of two alike the higher writer's.
+fn latest(view: &ClusterView, network: NetworkId) -> BTreeMap<&Label, (&ServiceRecord, NodeId)> {
+    let mut latest: BTreeMap<&Label, (&ServiceRecord, NodeId)> = BTreeMap::new();
+    for member in view.members.values() {
+        for record in member.services.get(&network).into_iter().flat_map(BTreeMap::values) {
+            if !is_of(record, network) {
+                continue;
+            }
+            match latest.entry(&record.name) {
+                Entry::Vacant(entry) => drop(entry.insert((record, member.id))),
+                Entry::Occupied(mut entry) if supersedes(record, entry.get().0) => {
+                    entry.insert((record, member.id));
+                }
+                Entry::Occupied(_) => {}
+            }
+        }
+    }
+    latest
+}
+
+/// Whether `record` holds where `other` is said, too.
+pub(crate) fn supersedes(record: &ServiceRecord, other: &ServiceRecord) -> bool {
+    (record.revision, record.writer) > (other.revision, other.writer)
+}
+
+fn defined(record: &ServiceRecord) -> Option<&Service> {
+    match &record.state {
+        ServiceState::Defined(service) => Some(service),
+        ServiceState::Removed => None,
+    }
+}
+
+/// Whether what is said of a name is about that name in that network.
+fn is_of(record: &ServiceRecord, network: NetworkId) -> bool {
+    defined(record).is_none_or(|service| service.name == record.name && service.network == network)
+}
+
+/// An endpoint serves what it says; one that says nothing serves what is declared under one of its
+/// names.
+fn add_backends(
+    view: &ClusterView,
+    network: NetworkId,
+    places: &[Place],
+    standing: &mut BTreeMap<Label, Derived>,
+) {
+    let declared: BTreeMap<String, Label> =
+        standing.keys().map(|name| (name.to_string(), name.clone())).collect();
+    for place in places {
+        let member = &view.members[&place.node];
+        let endpoint = &member.endpoints[&network][&place.endpoint];
+        let served: BTreeSet<&Label> = match &endpoint.service {
+            Some(service) => BTreeSet::from([service]),
+            None => {
+                let aliases = endpoint.aliases.iter().map(|alias| alias.as_str());
+                let names = aliases.chain([endpoint.name.as_str()]);
+                names.filter_map(|name| declared.get(name)).collect()
+            }
+        };
+        for name in served {
+            let teller = standing.get(name).and_then(|derived| derived.teller);
+            let service = teller.and_then(|teller| {
+                defined(view.members.get(&teller)?.services.get(&network)?.get(name)?)
+            });
+            let state = state(member, endpoint, name, service);
+            let derived = standing.entry(name.clone()).or_default();
+            derived.backends.push((*place, state));
+        }
+    }
+}
+
+/// A check that is declared fails closed: without a verdict there are no connections.
+fn state(
+    member: &Member,
+    endpoint: &Endpoint,
+    name: &Label,
+    service: Option<&Service>,
+) -> BackendState {
+    let condition = condition(member, endpoint);
+    let checked = service.is_some_and(|service| service.check.is_some());
+    let verdict = condition.and_then(|condition| condition.verdicts.get(name));
+    match verdict {
+        _ if member.liveness != Liveness::Alive => BackendState::Unreachable,
+        _ if condition.is_some_and(|condition| condition.draining) => BackendState::Draining,
+        _ if !checked => BackendState::Ready,
+        None => BackendState::Starting,
+        Some(Verdict::Healthy) => BackendState::Ready,
+        Some(Verdict::Unhealthy(reason)) => BackendState::Unhealthy(reason.clone()),
+    }
+}
+
+fn condition<'a>(member: &'a Member, endpoint: &Endpoint) -> Option<&'a Condition> {
+    member.conditions.get(&endpoint.network)?.get(&endpoint.id)
+}
+
+/// Lets a virtual address count if its holder has it on loan, and neither an endpoint nor a service
+/// before it in the alphabet has it.
+fn confirm_vips(
+    view: &ClusterView,
+    network: &Network,
+    registers: &weft_ipam::View<'_>,
+    places: &[Place],
+    standing: &mut BTreeMap<Label, Derived>,
+) {
+    let mut taken: BTreeSet<IpAddr> = places
+        .iter()
+        .flat_map(|place| view.members[&place.node].endpoints[&network.id][&place.endpoint].ips())
+        .collect();
+    for (name, derived) in standing {
+        let Some(record) = derived
+            .teller
+            .and_then(|teller| view.members.get(&teller)?.services.get(&network.id)?.get(name))
+        else {
+            continue;
+        };
+        let Some(service) = defined(record) else { continue };
+        let holder = service.lease.map_or(record.writer, |lease| lease.node);
+        let confirmed =
+            |grant: &&AddressGrant| weft_ipam::accepts(network, holder, grant, registers);
+        let ips = service.vips.iter().filter(confirmed).map(|grant| grant.ip);
+        derived.vips = ips.filter(|ip| taken.insert(*ip)).collect();
+    }
+}

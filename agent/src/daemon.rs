@@ -17,6 +17,7 @@ use tokio::{
     sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_balance::Balancer;
 use weft_dns::{Directory, Server};
 use weft_gossip::{
     ClusterView, Gossip, GossipConfig, Liveness,
@@ -34,10 +35,10 @@ use crate::{
     config::{AGENT_PORT, Config},
     encryption::Encryption,
     engines::docker::{Docker, Places, SWARM_SOCKET},
-    ledger::{self, BookFile, Keeper, Ledger, Links, Start},
+    ledger::{self, Balancing, BookFile, Keeper, Ledger, Links, Start, Verdicts},
     listeners::Listeners,
     metrics,
-    projection::{NamesProjection, PlaneContext, own_records},
+    projection::{Drained, NamesProjection, PlaneContext, own_records},
     remembered::{self, Remembered},
     renewal, roster,
     state_dir::StateLock,
@@ -170,7 +171,7 @@ impl Agent {
         let lost = book.mark_lost(&present);
         tracing::info!(endpoints = book.endpoints.len(), lost, "took up the book");
         let spaces = ledger::restore_spaces(&book, me, timing, clock::unix_seconds())?;
-        let own = own_records(me, &node_updates.borrow(), &book, &spaces);
+        let own = own_records(me, &node_updates.borrow(), &book, &spaces, &Drained::new());
 
         let view: ViewCell = Arc::default();
         // Nobody is revoked in this version: removal of nodes is not there yet.
@@ -208,8 +209,14 @@ impl Agent {
         };
         let dns =
             Server::start(dns_config, names, resolver_updates, tracker.clone(), stop.child_token());
+        let (balanced, balance_updates) = watch::channel(None);
+        let balance_config = weft_balance::Config::default();
+        let balancer =
+            Balancer::start(balance_config, plane.clone(), balance_updates, tracker, stop)?;
         let listeners = Listeners::new(plane.clone(), dns, tracker.clone());
 
+        // Nothing is checked as long as nobody says so.
+        let (_, verdicts) = watch::channel(Arc::new(Verdicts::new()));
         let links = Links {
             gossip: gossip.clone(),
             plane: plane.clone(),
@@ -218,6 +225,8 @@ impl Agent {
             directory,
             node: node_updates,
             encryption: encryption.clone(),
+            verdicts,
+            balance: Balancing { desired: balanced, status: balancer.status() },
             tracker: tracker.clone(),
         };
         let start = Start {

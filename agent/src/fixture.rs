@@ -177,6 +177,7 @@ pub(crate) fn book_with(network: &Network, name: &str, ip: &str) -> Book {
         state: EndpointState::Attached,
         default_route: true,
         gateway_priority: Some(0),
+        ports: Vec::new(),
     };
     book.endpoints.insert(id, local);
     book

@@ -13,6 +13,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod daemon;
+mod declaration;
 pub mod definition;
 pub mod encryption;
 pub mod engines;

@@ -299,6 +299,9 @@ fn endpoint_status(
             // What an engine calls it inside, the engine does not tell.
             .filter(|local| node == snapshot.me && !matches!(local.sandbox, Sandbox::Engine(_)))
             .and_then(|local| local.ifname.clone()),
+        ports: local
+            .filter(|_| node == snapshot.me)
+            .map_or_else(Vec::new, |local| local.ports.clone()),
         reachable: alive,
         service: endpoint.service.clone(),
         labels: endpoint.labels.clone(),

@@ -2,7 +2,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::NetworkId;
+use crate::{NetworkId, NodeId};
 
 /// An Ethernet address of one station: never multicast, never all zeros.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -21,6 +21,12 @@ impl MacAddr {
     pub fn for_gateway(network: NetworkId) -> Self {
         let [a, b, c, d, ..] = network.digest(b"gateway");
         Self([0x02, 0x57, a, b, c, d])
+    }
+
+    /// The address at which the router of one node hands on what it cannot bridge.
+    pub fn for_router(network: NetworkId, node: NodeId) -> Self {
+        let [a, b, c, d, ..] = network.digest(format!("router/{node}").as_bytes());
+        Self([0x02, 0x58, a, b, c, d])
     }
 
     pub fn octets(self) -> [u8; 6] {

@@ -197,6 +197,24 @@ pub enum Verdict {
     Unhealthy(String),
 }
 
+impl Service {
+    /// A service without a virtual address, a check or a published port.
+    pub fn bare(name: Label, network: NetworkId) -> Self {
+        Self {
+            name,
+            network,
+            vips: Vec::new(),
+            lease: None,
+            ports: Vec::new(),
+            spread: Spread::default(),
+            affinity: None,
+            check: None,
+            published: Vec::new(),
+            labels: Labels::new(),
+        }
+    }
+}
+
 impl Protocol {
     /// The name in records, commands and nftables.
     pub fn as_str(self) -> &'static str {

@@ -1,5 +1,7 @@
 //! What goes over the API's socket: JSON bodies of requests and answers. The CLI reads the same.
 
+mod services;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -11,6 +13,11 @@ use serde::{Deserialize, Serialize};
 use weft_model::{
     DnsName, Driver, EndpointId, Family, Label, Labels, MacAddr, Network, NetworkId, NodeId,
     SandboxId, Sealing, Subnet, Suite, VtepAddr,
+};
+
+pub use self::services::{
+    BackendStatus, CreateService, PortRequest, PublicationStatus, PublishedPort, ServiceMode,
+    ServiceStatus, UpdateService, Vip,
 };
 
 /// `POST /v1/networks`
@@ -104,6 +111,9 @@ pub struct Attach {
     pub service: Option<Label>,
     #[serde(default)]
     pub labels: Labels,
+    /// Ports of this host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortRequest>,
 }
 
 fn yes() -> bool {
@@ -137,6 +147,9 @@ pub struct EndpointStatus {
     /// In the sandbox; known on its own node only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ifname: Option<String>,
+    /// Ports of its host that lead to it; known on its own node only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PublishedPort>,
     /// Whether names are answered with it: its node is alive and its lender agrees.
     pub reachable: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -105,6 +105,7 @@ impl EndpointOptions {
             gateway_priority,
             service: self.service,
             labels: unique("--label", self.label)?,
+            ports: Vec::new(),
         })
     }
 }

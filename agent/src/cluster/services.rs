@@ -42,6 +42,13 @@ impl<'a> ServiceView<'a> {
         })
     }
 
+    /// Whether a backend would be ready if only its node were heard.
+    pub fn is_fit(&self, backend: &Backend<'_>) -> bool {
+        let Some(member) = self.cluster.member(backend.node) else { return false };
+        let condition = condition(member, backend.endpoint);
+        fitness(condition, self.name, self.definition()).is_ready()
+    }
+
     /// Whether it is reached at a port of every host, which therefore all carry its network.
     pub fn is_ingress(&self) -> bool {
         let published = self.definition().into_iter().flat_map(|service| &service.published);
@@ -283,11 +290,16 @@ fn state(
     name: &Label,
     service: Option<&Service>,
 ) -> BackendState {
-    let condition = condition(member, endpoint);
+    match member.liveness {
+        Liveness::Alive => fitness(condition(member, endpoint), name, service),
+        Liveness::Suspect | Liveness::Left => BackendState::Unreachable,
+    }
+}
+
+fn fitness(condition: Option<&Condition>, name: &Label, service: Option<&Service>) -> BackendState {
     let checked = service.is_some_and(|service| service.check.is_some());
     let verdict = condition.and_then(|condition| condition.verdicts.get(name));
     match verdict {
-        _ if member.liveness != Liveness::Alive => BackendState::Unreachable,
         _ if condition.is_some_and(|condition| condition.draining) => BackendState::Draining,
         _ if !checked => BackendState::Ready,
         None => BackendState::Starting,

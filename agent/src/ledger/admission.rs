@@ -9,7 +9,7 @@ use weft_model::{
 };
 
 use super::{
-    GRANT_DEADLINE, NETWORK_DEADLINE, Reply, Reservation,
+    GRANT_DEADLINE, NETWORK_DEADLINE, Reply, Reservation, ServiceKey, ServiceOrder,
     book::{EndpointState, LocalEndpoint},
     gateways,
     keeper::Keeper,
@@ -46,6 +46,10 @@ enum Errand {
         ask: Ask,
         reply: Reply<Reservation>,
     },
+    Service {
+        order: Box<ServiceOrder>,
+        reply: Reply<ServiceKey>,
+    },
 }
 
 /// An attachment that is asked for.
@@ -62,6 +66,7 @@ impl Errand {
         match self {
             Self::Attach { reply, .. } => reply.is_closed(),
             Self::Reserve { reply, .. } => reply.is_closed(),
+            Self::Service { reply, .. } => reply.is_closed(),
         }
     }
 
@@ -69,6 +74,7 @@ impl Errand {
         match self {
             Self::Attach { reply, .. } => drop(reply.send(Err(refusal))),
             Self::Reserve { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::Service { reply, .. } => drop(reply.send(Err(refusal))),
         }
     }
 }
@@ -77,6 +83,7 @@ impl Errand {
 pub(super) enum Answer {
     Attach(Reply<EndpointId>, Result<EndpointId, Refusal>),
     Reserve(Reply<Reservation>, Reservation),
+    Service(Reply<ServiceKey>, ServiceKey),
 }
 
 impl Answer {
@@ -85,6 +92,10 @@ impl Answer {
         match self {
             Self::Attach(reply, answer) => {
                 let _ = reply.send(answer);
+                None
+            }
+            Self::Service(reply, key) => {
+                let _ = reply.send(Ok(key));
                 None
             }
             Self::Reserve(reply, reservation) => {
@@ -118,6 +129,10 @@ impl Keeper {
         reply: Reply<Reservation>,
     ) {
         self.wait_for(Errand::Reserve { network, ask, reply });
+    }
+
+    pub(super) fn admit_order(&mut self, order: ServiceOrder, reply: Reply<ServiceKey>) {
+        self.wait_for(Errand::Service { order: Box::new(order), reply });
     }
 
     fn wait_for(&mut self, errand: Errand) {
@@ -178,6 +193,13 @@ impl Keeper {
                     Ok(())
                 }
                 Err(obstacle) => Err((Errand::Reserve { network, ask, reply }, obstacle)),
+            },
+            Errand::Service { order, reply } => match self.grant_service(id, &order) {
+                Ok(key) => {
+                    self.answers.push(Answer::Service(reply, key));
+                    Ok(())
+                }
+                Err(obstacle) => Err((Errand::Service { order, reply }, obstacle)),
             },
         }
     }
@@ -253,12 +275,13 @@ impl Keeper {
             state: EndpointState::Attaching,
             default_route,
             gateway_priority,
+            ports: Vec::new(),
         };
         Arc::make_mut(&mut self.book).endpoints.insert(id, local);
         Ok(())
     }
 
-    fn check_network(&self, network: &Network) -> Result<(), Refusal> {
+    pub(super) fn check_network(&self, network: &Network) -> Result<(), Refusal> {
         if network.encrypted
             && let Err(missing) = self.links.encryption.tunnel()
         {
@@ -410,7 +433,7 @@ impl Keeper {
         Ok(grants)
     }
 
-    fn take_uplink(&mut self, network: &Network) -> Result<(), Refusal> {
+    pub(super) fn take_uplink(&mut self, network: &Network) -> Result<(), Refusal> {
         if network.internal || self.book.uplinks.contains_key(&network.id) {
             return Ok(());
         }

@@ -16,8 +16,9 @@ use weft_model::{EndpointId, NetworkId, Node};
 use weft_vxlan::{DataPlane, Desired, Gone, Status};
 
 use super::{
-    Command, Snapshot, Snapshots,
+    Command, Snapshot, Snapshots, Verdicts,
     admission::{Answer, Waiting},
+    balance::Balancing,
     book::{Book, BookError, BookFile},
     ports::{Finished, KernelWork, Release},
 };
@@ -26,7 +27,9 @@ use crate::{
     cluster::Cluster,
     encryption::Encryption,
     listeners::Listeners,
-    projection::{NamesProjection, OwnRecords, PlaneContext, own_records, plane, with_private},
+    projection::{
+        Drained, NamesProjection, OwnRecords, PlaneContext, own_records, plane, with_private,
+    },
     remembered::Remembered,
 };
 
@@ -44,6 +47,9 @@ pub struct Links {
     /// This host's own record, as the underlay's watcher sees it.
     pub node: watch::Receiver<Node>,
     pub encryption: Encryption,
+    /// What the checks of this host's endpoints have found.
+    pub verdicts: watch::Receiver<Arc<Verdicts>>,
+    pub balance: Balancing,
     pub tracker: TaskTracker,
 }
 
@@ -81,6 +87,8 @@ pub struct Keeper {
     settled: (Instant, bool),
     /// Whether the cluster must be understood anew although the view is the same.
     pub(super) stale: bool,
+    /// The draining endpoints that this host's kernel sends no new connection to.
+    pub(super) drained: Drained,
     /// What was last told, to the others and to itself.
     own: OwnRecords,
     names: NamesProjection,
@@ -104,6 +112,10 @@ enum Wake {
     Command(Option<Command>),
     View,
     Node,
+    /// Checks have found something.
+    Verdicts,
+    /// What is in force of services has changed.
+    Balance,
     /// The kernel's tables have changed.
     Plane,
     Finished(Finished),
@@ -146,6 +158,7 @@ impl Keeper {
             started: Instant::now(),
             settled: (Instant::now(), true),
             stale: true,
+            drained: Drained::new(),
             own,
             names,
             snapshot,
@@ -184,6 +197,8 @@ impl Keeper {
                     Err(_) => Wake::Stop,
                 },
                 Ok(()) = self.links.node.changed() => Wake::Node,
+                Ok(()) = self.links.verdicts.changed() => Wake::Verdicts,
+                Ok(()) = self.links.balance.status.changed() => Wake::Balance,
                 Ok(()) = self.plane_status.changed() => Wake::Plane,
                 Some(outcome) = self.outcomes.recv() => Wake::Finished(outcome),
                 gone = gone.recv() => Wake::Gone(gone.ok()),
@@ -207,7 +222,12 @@ impl Keeper {
                     continue;
                 }
                 Wake::View => self.stale = true,
-                Wake::Node => {}
+                Wake::Node | Wake::Verdicts => {}
+                Wake::Balance => {
+                    if !self.acknowledge() {
+                        continue;
+                    }
+                }
             }
             self.settle().await?;
         }
@@ -235,6 +255,10 @@ impl Keeper {
             Command::Detach { endpoint, network, reply } => {
                 self.detach_named(&endpoint, network.as_deref(), reply);
             }
+            Command::Drain { target, draining, reply } => {
+                let _ = reply.send(self.drain(&target, draining));
+            }
+            Command::Service(order, reply) => self.admit_order(order, reply),
             Command::Usage(reply) => {
                 let _ = reply.send(Ok(self.usage()));
             }
@@ -246,6 +270,7 @@ impl Keeper {
         let (at, in_warm_up) = self.settled;
         in_warm_up
             || !(self.waiting.is_empty() && self.starts.is_empty())
+            || self.has_spare_vips()
             || at.elapsed() >= LONGEST_REST
     }
 
@@ -255,9 +280,11 @@ impl Keeper {
         self.settled = (Instant::now(), self.is_warming_up());
         for _ in 0..MAX_ROUNDS {
             self.refresh();
+            self.note_verdicts();
             self.drop_removed_networks();
             self.step_spaces();
             self.grant_waiting();
+            self.give_back_vips();
             self.save()?;
             self.project();
             if !self.publish().await {
@@ -294,6 +321,8 @@ impl Keeper {
         if self.book.networks != known {
             Arc::make_mut(&mut self.book).networks = known;
         }
+        self.follow_services();
+        self.take_uplinks();
     }
 
     fn project(&mut self) {
@@ -305,6 +334,7 @@ impl Keeper {
             }
             changed
         });
+        self.project_balance();
         self.project_names();
         self.links.listeners.retain(&self.book.active());
         self.snapshot.send_replace(Arc::new(Snapshot {
@@ -315,7 +345,7 @@ impl Keeper {
     }
 
     /// Whether others may have endpoints here that this agent, just started, has not heard of.
-    fn is_warming_up(&self) -> bool {
+    pub(super) fn is_warming_up(&self) -> bool {
         let age = self.started.elapsed();
         age < WARM_UP || (age < LONGEST_WARM_UP && !self.remembered.are_all_in(&self.view.borrow()))
     }
@@ -333,7 +363,7 @@ impl Keeper {
     async fn publish(&mut self) -> bool {
         let node = self.links.node.borrow_and_update().clone();
         let OwnRecords { public: mut records, private } =
-            own_records(self.context.me, &node, &self.book, &self.spaces);
+            own_records(self.context.me, &node, &self.book, &self.spaces, &self.drained);
         let changed_here = self.own.private != private;
         self.own.private = private;
         self.stale |= changed_here;
@@ -369,10 +399,15 @@ fn keep_empty_buckets(
     book: &Book,
 ) {
     for key in published.keys() {
-        if let Key::Endpoints(network, _) = key
-            && book.networks.contains_key(network)
-        {
-            records.entry(*key).or_insert_with(|| Record::Endpoints(Vec::new()));
+        let empty = match key {
+            Key::Endpoints(..) => Record::Endpoints(Vec::new()),
+            Key::Services(..) => Record::Services(Vec::new()),
+            Key::Conditions(..) => Record::Conditions(Vec::new()),
+            Key::Drained(_) => Record::Drained(BTreeSet::new()),
+            Key::Node | Key::Network(_) | Key::Loan(_) | Key::Hold(_) | Key::Want(_) => continue,
+        };
+        if key.network().is_some_and(|network| book.networks.contains_key(&network)) {
+            records.entry(*key).or_insert(empty);
         }
     }
 }

@@ -2,14 +2,22 @@
 //! derives what kernel and names shall be. One task owns it all.
 
 mod admission;
+mod balance;
 pub mod book;
+mod drain;
 mod gateways;
 mod keeper;
 mod networks;
 mod ports;
+mod services;
 mod spaces;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use weft_ipam::Ask;
@@ -17,8 +25,11 @@ use weft_model::{DnsName, Endpoint, EndpointId, Label, Labels, NetworkId, NodeId
 
 use self::book::Book;
 pub use self::{
+    balance::Balancing,
     book::{BookError, BookFile},
+    drain::{DrainTarget, Verdicts},
     keeper::{Keeper, Links, Start},
+    services::{ServiceKey, ServiceName, ServiceOrder},
     spaces::{restore_spaces, timing},
 };
 use crate::{
@@ -95,6 +106,8 @@ pub(crate) enum Command {
     Release(EndpointId, Reply<()>),
     Describe(EndpointId, Description, Reply<()>),
     Detach { endpoint: String, network: Option<String>, reply: Reply<()> },
+    Drain { target: DrainTarget, draining: bool, reply: Reply<BTreeSet<EndpointId>> },
+    Service(ServiceOrder, Reply<ServiceKey>),
     Usage(Reply<SpaceUsage>),
 }
 
@@ -150,6 +163,21 @@ impl Ledger {
     /// Detaches an endpoint of this host, by name or id.
     pub async fn detach(&self, endpoint: String, network: Option<String>) -> Result<(), Refusal> {
         self.ask(|reply| Command::Detach { endpoint, network, reply }).await
+    }
+
+    /// Declares, changes or removes a service; on return all hosts that are heard know.
+    pub async fn service(&self, order: ServiceOrder) -> Result<ServiceKey, Refusal> {
+        self.ask(|reply| Command::Service(order, reply)).await
+    }
+
+    /// Lets endpoints of this host get no new connections from any host, or get them again. The
+    /// others hear it at once; `Member::drained` says who has done it. Returns the endpoints.
+    pub async fn drain(
+        &self,
+        target: DrainTarget,
+        draining: bool,
+    ) -> Result<BTreeSet<EndpointId>, Refusal> {
+        self.ask(|reply| Command::Drain { target, draining, reply }).await
     }
 
     /// This node's address space in every network, a row a family.

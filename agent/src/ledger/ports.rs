@@ -1,6 +1,6 @@
 //! Endpoints between book and kernel: what is started, what has finished, what is taken back.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use weft_model::{EndpointId, Family, NetworkId};
 use weft_vxlan::{AttachError, AttachSpec, Attached, DataPlane, Prefix};
@@ -146,7 +146,12 @@ impl Keeper {
         }
     }
 
-    fn find_local(&self, text: &str, network: Option<&str>) -> Result<EndpointId, Refusal> {
+    /// The endpoints of this host of a name or id; those of one network, if one is given.
+    pub(super) fn find_all_local(
+        &self,
+        text: &str,
+        network: Option<&str>,
+    ) -> Result<BTreeSet<EndpointId>, Refusal> {
         let wanted = match network {
             None => None,
             Some(name) => Some(self.cluster.find_network(name).map(|n| n.id).ok_or_else(|| {
@@ -154,7 +159,7 @@ impl Keeper {
             })?),
         };
         let name = text.to_ascii_lowercase();
-        let found: Vec<&LocalEndpoint> = self
+        let found: BTreeSet<EndpointId> = self
             .book
             .endpoints
             .values()
@@ -163,13 +168,21 @@ impl Keeper {
                 let id = local.endpoint.id.to_string();
                 local.endpoint.name.as_str() == name || (name.len() >= 8 && id.starts_with(&name))
             })
+            .map(|local| local.endpoint.id)
             .collect();
+        match found.is_empty() {
+            true => Err(self.not_here(text, wanted)),
+            false => Ok(found),
+        }
+    }
+
+    fn find_local(&self, text: &str, network: Option<&str>) -> Result<EndpointId, Refusal> {
+        let found: Vec<_> = self.find_all_local(text, network)?.into_iter().collect();
         match found.as_slice() {
-            [one] => Ok(one.endpoint.id),
-            [] => Err(self.not_here(text, wanted)),
+            [one] => Ok(*one),
             several => {
-                let networks =
-                    several.iter().map(|local| self.network_name(local.endpoint.network));
+                let several = several.iter().map(|id| self.book.endpoints[id].endpoint.network);
+                let networks = several.map(|network| self.network_name(network));
                 Err(Refusal::new(
                     RefusalKind::Conflict,
                     format!(
@@ -422,7 +435,8 @@ impl Keeper {
     pub(super) fn keep_listening(&self) {
         let plane = self.plane_status.borrow();
         let carried = plane.networks.iter().filter(|(_, network)| network.reached.is_some());
-        for (&id, _) in carried {
+        let active = self.book.active();
+        for (&id, _) in carried.filter(|(id, _)| active.contains(id)) {
             let gateways = self.cluster.network(id).map_or_else(Vec::new, |n| gateway_ips(n));
             if !self.links.listeners.is_serving(id, &gateways) {
                 self.listen(id);

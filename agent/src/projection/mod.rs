@@ -1,11 +1,13 @@
 //! Pure projections of the cluster and this node's book: what others are told, what the kernel
 //! shall hold, what names are answered.
 
+mod balance;
 mod names;
 mod plane;
 mod records;
 
+pub(crate) use balance::{balance, carried, drained, host_ports, overlap};
 pub use names::NamesProjection;
 pub use plane::{PlaneContext, SealedPorts, mtu, plane, uplink_capacity};
 pub(crate) use plane::{free_slot, gateway_ips};
-pub use records::{OwnRecords, own_records, with_private};
+pub use records::{Drained, OwnRecords, own_records, with_private};

@@ -10,6 +10,7 @@ use weft_vxlan::{
     AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Transport, Uplink,
 };
 
+use super::balance::carried;
 use crate::{
     cluster::{Cluster, is_mistakable},
     ledger::book::{Book, EndpointState},
@@ -55,8 +56,8 @@ const SEALED: u16 = 8 + 16 + 8 + 14 + 16;
 ///
 /// It is `provisional` as long as other nodes may have more than what was heard.
 pub fn plane(context: PlaneContext, cluster: &Cluster, book: &Book, provisional: bool) -> Desired {
-    let active = book.active();
-    let networks = active.iter().filter_map(|id| {
+    let carried = carried(cluster, book);
+    let networks = carried.iter().filter_map(|id| {
         let network = cluster.network(*id).map(AsRef::as_ref).or_else(|| book.networks.get(id))?;
         let network = overlay_network(context, cluster, book, network);
         Some((*id, Arc::new(OverlayNetwork { provisional, ..network })))
@@ -189,7 +190,7 @@ pub fn uplink_capacity(pool: Ipv4Net) -> u16 {
     u16::try_from(pairs.min(1 << 15)).expect("at most 2^15")
 }
 
-fn uplink(context: PlaneContext, book: &Book, network: &Network) -> Option<Uplink> {
+pub(super) fn uplink(context: PlaneContext, book: &Book, network: &Network) -> Option<Uplink> {
     if network.internal {
         return None;
     }

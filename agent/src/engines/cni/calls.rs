@@ -194,6 +194,7 @@ impl Plugin {
             gateway_priority: 0,
             service: names.service,
             labels: self.key(container).labels(),
+            ports: Vec::new(),
         })
     }
 

@@ -128,6 +128,7 @@ fn request(setup: &NetworkSetup, options: &Options, netns: &Path) -> Result<Atta
         gateway_priority: 0,
         service: names.service,
         labels: key(setup).labels(),
+        ports: Vec::new(),
     })
 }
 

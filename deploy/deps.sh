@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the Debian packages that building, running and showing weft need, if they are missing;
-# with the word `engines`, also the container engines that tests run, and with `peers`, those that
-# benchmarks compare with. No engine is started.
+# with the word `engines`, also the container engines that tests run, with `peers`, those that
+# benchmarks compare with, and with `web`, what serves, spreads and loads in tests and benchmarks.
+# Nothing is started.
 set -eu
 
 missing=
@@ -39,7 +40,12 @@ for word in "$@"; do
       need wireguard-go wireguard-go
       need wg wireguard-tools
       ;;
-    *) echo "deps.sh: $word is neither engines nor peers" >&2; exit 2 ;;
+    web)
+      need nginx nginx-light
+      need wrk wrk
+      need haproxy haproxy
+      ;;
+    *) echo "deps.sh: $word is none of engines, peers, web" >&2; exit 2 ;;
   esac
 done
 

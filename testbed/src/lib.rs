@@ -54,6 +54,7 @@ mod sealing;
 mod sequence;
 mod underlay;
 mod wait;
+mod web;
 
 pub use agent::Stop;
 pub use api::{ApiAnswer, api_call, plugin_call};
@@ -82,3 +83,4 @@ pub use sealing::{PeerView, SealingView};
 pub use sequence::{Arrived, Sequence, SequenceSummary};
 pub use underlay::{Family, Wire};
 pub use wait::{eventually, holds_for, pace};
+pub use web::{Requests, Served, WebServer};

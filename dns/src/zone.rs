@@ -190,25 +190,22 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The names of an endpoint whose service has no virtual address: its name, aliases, short id,
-    /// the service and `tasks.<service>`.
+    /// The names of an endpoint by itself: its name, aliases and short id.
     pub fn endpoint(endpoint: &Endpoint) -> Self {
-        let mut entry = Self::backend(endpoint);
-        entry.names.extend(endpoint.service.clone().map(DnsName::from));
-        entry
-    }
-
-    /// The names of an endpoint whose service name stands for a virtual address: all but the
-    /// service itself. See [`Entry::service`].
-    pub fn backend(endpoint: &Endpoint) -> Self {
-        let derived = |text: String| text.parse::<DnsName>().ok();
         let names = [DnsName::from(endpoint.name.clone())]
             .into_iter()
             .chain(endpoint.aliases.iter().cloned())
-            .chain(derived(endpoint.id.short()))
-            .chain(endpoint.service.as_ref().and_then(|s| derived(format!("tasks.{s}"))))
+            .chain(endpoint.id.short().parse())
             .collect();
         Self { names, addresses: endpoint.ips().collect() }
+    }
+
+    /// The same, the service that nothing else is known about, and `tasks.<service>`.
+    pub fn member(endpoint: &Endpoint) -> Self {
+        let mut entry = Self::endpoint(endpoint);
+        let tasks = endpoint.service.iter().flat_map(|name| format!("tasks.{name}").parse());
+        entry.names.extend(tasks.chain(endpoint.service.clone().map(DnsName::from)));
+        entry
     }
 
     /// A service's name and what it stands for: its virtual addresses, or its backends'.

@@ -26,7 +26,9 @@ use crate::{
     cluster::Cluster,
     encryption::Encryption,
     listeners::Listeners,
-    projection::{NamesProjection, OwnRecords, PlaneContext, own_records, plane, with_private},
+    projection::{
+        Kernel, NamesProjection, OwnRecords, PlaneContext, own_records, plane, with_private,
+    },
     remembered::Remembered,
 };
 
@@ -324,7 +326,9 @@ impl Keeper {
     fn project_names(&mut self) {
         let plane = Arc::clone(&self.plane_status.borrow_and_update());
         let me = self.context.me;
-        let directory = self.names.directory(me, &self.cluster, &self.book, &plane);
+        let balance = weft_balance::Status::default();
+        let kernel = Kernel { plane: &plane, balance: &balance };
+        let directory = self.names.directory(me, &self.cluster, &self.book, kernel);
         self.links.directory.send_replace(Arc::new(directory));
     }
 

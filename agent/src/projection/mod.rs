@@ -5,7 +5,7 @@ mod names;
 mod plane;
 mod records;
 
-pub use names::NamesProjection;
+pub use names::{Kernel, NamesProjection};
 pub use plane::{PlaneContext, SealedPorts, mtu, plane, uplink_capacity};
 pub(crate) use plane::{free_slot, gateway_ips};
 pub use records::{OwnRecords, own_records, with_private};

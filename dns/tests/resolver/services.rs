@@ -34,8 +34,8 @@ fn directory() -> Directory {
     let ports = [port(Protocol::Tcp, 80, 8080), port(Protocol::Udp, 53, 53)];
     let all = vec![ip("10.32.0.2"), ip("fd00:32::2"), ip("10.32.0.3")];
     let entries = vec![
-        Entry::backend(&one),
-        Entry::backend(&two),
+        Entry::endpoint(&one),
+        Entry::endpoint(&two),
         Entry::service(label("web"), vec![ip("10.32.0.250"), ip("fd00:32::250")]),
         Entry::tasks(&label("web"), all.clone()),
         Entry::service(label("rr"), all.clone()),

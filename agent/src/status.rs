@@ -14,7 +14,7 @@ use crate::{
         Attached, EncryptionStatus, EndpointStatus, NetworkState, NetworkStatus, NodeLiveness,
         NodeStatus, Resolved, ResolvedAddress, Sandbox, Status, TableStatus,
     },
-    cluster::{Cluster, Placed},
+    cluster::Cluster,
     encryption::{Encryption, Readings, findings_of},
     ledger::{Ledger, Snapshot, Snapshots, SpaceUsage, book::EndpointState},
     projection,
@@ -146,15 +146,7 @@ impl Report {
         let mut answers = Vec::new();
         for network in networks {
             let name = asked_below(&asked, network, &self.domain);
-            let named = cluster.endpoints(network.id).filter(|p| p.alive && answers_to(p, name));
-            for placed in named {
-                answers.extend(placed.endpoint.ips().map(|address| ResolvedAddress {
-                    address,
-                    network: network.name.clone(),
-                    endpoint: placed.endpoint.name.clone(),
-                    node: label(cluster, placed.node),
-                }));
-            }
+            answers.extend(answers_to(cluster, network, name));
         }
         match answers.is_empty() {
             false => Ok(Resolved { name: name.to_owned(), answers }),
@@ -321,8 +313,38 @@ fn asked_below<'a>(asked: &'a DnsName, network: &Network, domain: &DnsName) -> &
     strip(inside, network.name.as_str()).unwrap_or(inside)
 }
 
-fn answers_to(placed: &Placed<'_>, name: &str) -> bool {
-    weft_dns::Entry::endpoint(placed.endpoint).names.iter().any(|own| own.as_str() == name)
+/// What `name` stands for in a network: a declared service, whose name hides endpoints'; else its
+/// endpoints and the ready members of the service that they imply.
+fn answers_to(cluster: &Cluster, network: &Network, name: &str) -> Vec<ResolvedAddress> {
+    let service = |name: &str| cluster.service(network.id, &name.parse().ok()?);
+    let own = service(name);
+    let answer = |address, endpoint: &Label, node: Option<NodeId>| ResolvedAddress {
+        address,
+        network: network.name.clone(),
+        endpoint: endpoint.clone(),
+        node: node.map(|node| label(cluster, node)),
+    };
+    let definition = own.and_then(|own| own.definition());
+    if let Some(own) = own.filter(|_| definition.is_some_and(|own| !own.vips.is_empty())) {
+        return own.vips.iter().map(|ip| answer(*ip, own.name, None)).collect();
+    }
+    let behind = own.or_else(|| service(name.strip_prefix("tasks.")?));
+    let ready = behind.into_iter().flat_map(|service| service.backends());
+    let ready = ready.filter(|backend| backend.state.is_ready());
+    let mut found: BTreeMap<EndpointId, (&Endpoint, NodeId)> =
+        ready.map(|backend| (backend.endpoint.id, (backend.endpoint, backend.node))).collect();
+    if definition.is_none() {
+        let named = cluster.endpoints(network.id).filter(|placed| placed.alive);
+        let named = named.filter(|placed| {
+            let names = weft_dns::Entry::endpoint(placed.endpoint).names;
+            names.iter().any(|own| own.as_str() == name)
+        });
+        found.extend(named.map(|placed| (placed.endpoint.id, (placed.endpoint, placed.node))));
+    }
+    let each = found
+        .into_values()
+        .flat_map(|(endpoint, node)| endpoint.ips().map(move |ip| (ip, &endpoint.name, node)));
+    each.map(|(ip, name, node)| answer(ip, name, Some(node))).collect()
 }
 
 fn tables(cluster: &Cluster, plane: &weft_vxlan::Status) -> Vec<TableStatus> {

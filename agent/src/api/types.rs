@@ -345,8 +345,11 @@ pub struct Resolved {
 pub struct ResolvedAddress {
     pub address: IpAddr,
     pub network: Label,
+    /// The endpoint, or the service whose virtual address it is.
     pub endpoint: Label,
-    pub node: Label,
+    /// Where the endpoint is; a virtual address is everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Label>,
 }
 
 /// The body of every answer that is not a success.

@@ -34,7 +34,7 @@ impl<'a> ServiceView<'a> {
     }
 
     /// Every endpoint that serves it, or would if it could, on all nodes.
-    pub fn backends(&self) -> impl Iterator<Item = Backend<'a>> {
+    pub fn backends(&self) -> impl Iterator<Item = Backend<'a>> + use<'a> {
         let (cluster, network) = (self.cluster, self.network);
         self.backends.iter().map(move |(place, state)| {
             let Placed { node, endpoint, .. } = cluster.placed(network, *place);

@@ -28,7 +28,8 @@ use crate::{
     encryption::Encryption,
     listeners::Listeners,
     projection::{
-        Drained, NamesProjection, OwnRecords, PlaneContext, own_records, plane, with_private,
+        Drained, Kernel, NamesProjection, OwnRecords, PlaneContext, own_records, plane,
+        with_private,
     },
     remembered::Remembered,
 };
@@ -224,6 +225,7 @@ impl Keeper {
                 Wake::View => self.stale = true,
                 Wake::Node | Wake::Verdicts => {}
                 Wake::Balance => {
+                    self.project_names();
                     if !self.acknowledge() {
                         continue;
                     }
@@ -354,7 +356,9 @@ impl Keeper {
     fn project_names(&mut self) {
         let plane = Arc::clone(&self.plane_status.borrow_and_update());
         let me = self.context.me;
-        let directory = self.names.directory(me, &self.cluster, &self.book, &plane);
+        let balance = Arc::clone(&self.links.balance.status.borrow());
+        let kernel = Kernel { plane: &plane, balance: &balance };
+        let directory = self.names.directory(me, &self.cluster, &self.book, kernel);
         self.links.directory.send_replace(Arc::new(directory));
     }
 

@@ -7,7 +7,7 @@ mod plane;
 mod records;
 
 pub(crate) use balance::{balance, carried, drained, host_ports, overlap};
-pub use names::NamesProjection;
+pub use names::{Kernel, NamesProjection};
 pub use plane::{PlaneContext, SealedPorts, mtu, plane, uplink_capacity};
 pub(crate) use plane::{free_slot, gateway_ips};
 pub use records::{Drained, OwnRecords, own_records, with_private};

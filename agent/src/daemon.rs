@@ -25,7 +25,7 @@ use weft_gossip::{
     quic::{self, Admission, QuicCarrier, QuicConfig},
 };
 use weft_model::{Label, NetworkId, NodeId, VtepAddr};
-use weft_vxlan::{DataPlane, Missing, Namespace, advertise_address, probe};
+use weft_vxlan::{DataPlane, Missing, Namespace, Parents, advertise_address, probe};
 
 use crate::{
     advertise::Advertise,
@@ -36,7 +36,7 @@ use crate::{
     encryption::Encryption,
     engines::docker::{Docker, Places, SWARM_SOCKET},
     ledger::{self, Balancing, BookFile, Keeper, Ledger, Links, Start, Verdicts},
-    listeners::Listeners,
+    listeners::{Listeners, sandboxes::SandboxListeners},
     metrics,
     projection::{Drained, NamesProjection, PlaneContext, own_records},
     remembered::{self, Remembered},
@@ -157,6 +157,7 @@ impl Agent {
 
         // What is desired stays unknown until the keeper has understood what there is.
         let (desired, desired_updates) = watch::channel(None);
+        let parents = Parents::new(host.clone());
         let plane_config = weft_vxlan::Config {
             runtime_dir: config.runtime_dir.clone(),
             host: Some(host),
@@ -214,6 +215,7 @@ impl Agent {
         let balancer =
             Balancer::start(balance_config, plane.clone(), balance_updates, tracker, stop)?;
         let listeners = Listeners::new(plane.clone(), dns, tracker.clone());
+        let sandbox_listeners = SandboxListeners::new(listeners.clone(), tracker.clone());
 
         // Nothing is checked as long as nobody says so.
         let (_, verdicts) = watch::channel(Arc::new(Verdicts::new()));
@@ -227,6 +229,8 @@ impl Agent {
             encryption: encryption.clone(),
             verdicts,
             balance: Balancing { desired: balanced, status: balancer.status() },
+            parents: parents.clone(),
+            sandbox_listeners: sandbox_listeners.clone(),
             tracker: tracker.clone(),
         };
         let start = Start {
@@ -247,6 +251,7 @@ impl Agent {
         };
         let (ledger, inbox) = Ledger::channel();
         let (keeper, snapshots) = Keeper::new(links, start, inbox);
+        tracker.spawn(sandbox_listeners.keep(snapshots.clone(), stop.child_token()));
         encryption.follow(Arc::clone(&carrier), snapshots.clone(), revoked, stop.child_token());
         let (failed, failure) = watch::channel(None);
         let (gone, stopped) = (plane.gone(), stop.child_token());
@@ -276,6 +281,7 @@ impl Agent {
             plane: plane.status(),
             carrier: Arc::clone(&carrier),
             encryption: encryption.clone(),
+            parents,
         };
         let report = Report::new(sources, config.domain.clone(), Arc::new(rtt));
         Ok(Self {

@@ -135,7 +135,16 @@ pub(crate) fn ports_of(service: &Service) -> impl Iterator<Item = HostPort> {
 }
 
 /// Refuses a definition that no host could put into force.
-pub(crate) fn check(service: &Service, network: &Network) -> Result<(), Refusal> {
+pub(crate) fn check(service: &Service, vip: &Vip, network: &Network) -> Result<(), Refusal> {
+    if !network.driver.has_gateway() && (*vip != Vip::None || !service.published.is_empty()) {
+        return refuse(
+            "network",
+            format!(
+                "network {} has driver {}: its traffic does not pass by weft, so that its services have no virtual addresses (--vip none) and cannot be published",
+                network.name, network.driver
+            ),
+        );
+    }
     refuse_bulk("labels", label_bytes(&service.labels))?;
     refuse_bulk("ports", service.ports.len() * PORT_BYTES)?;
     refuse_bulk("published", service.published.len() * PORT_BYTES)?;

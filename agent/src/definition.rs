@@ -1,5 +1,6 @@
 //! From what a user asks for to the definition of a network. Pure.
 
+mod macvlan;
 mod options;
 
 use std::{
@@ -100,7 +101,7 @@ fn define_any(
     let taken = cluster.find_network(request.name.as_str());
     if let Some(network) = taken.filter(|network| network.name == request.name) {
         let kind = match (network.driver, network.encrypted) {
-            (Driver::Bridge, _) => "on this host alone",
+            (Driver::Bridge | Driver::Macvlan, _) => "on this host alone",
             (Driver::Overlay, true) => "encrypted",
             (Driver::Overlay, false) => "not encrypted",
         };
@@ -117,20 +118,25 @@ fn define_any(
     refuse_bulk("labels", label_bytes(&request.labels))?;
     refuse_bulk("aux_addresses", request.aux_addresses.keys().map(String::len).sum())?;
     let pools = pools(request, id, me, cluster)?;
+    if let Some(macvlan) = &chosen.options.macvlan {
+        macvlan::refuse_neighbours(request, macvlan, &pools, cluster)?;
+    }
+    // As in Docker: where nothing is behind the containers' interfaces, nothing leads out.
+    let alone = chosen.options.macvlan.is_some_and(|macvlan| macvlan.parent.is_none());
     let network = Network {
         id,
         name: request.name.clone(),
         driver: request.driver,
         vni: free_vni(id, cluster),
         pools,
-        internal: request.internal,
+        internal: request.internal || alone,
         encrypted: chosen.encrypted,
         labels: request.labels.clone(),
         options: chosen.options,
         creator: me,
         lenders: match request.driver {
             Driver::Overlay => lenders(me, cluster),
-            Driver::Bridge => vec![me],
+            Driver::Bridge | Driver::Macvlan => vec![me],
         },
         created: now,
     };
@@ -145,7 +151,7 @@ fn pools(
 ) -> Result<Vec<Pool>, Refusal> {
     let carriers = match request.driver {
         Driver::Overlay => Carriers::All,
-        Driver::Bridge => Carriers::Only(me),
+        Driver::Bridge | Driver::Macvlan => Carriers::Only(me),
     };
     let mut subnets: BTreeMap<Family, Subnet> = BTreeMap::new();
     for subnet in &request.subnets {
@@ -155,7 +161,10 @@ fn pools(
                 format!("{other} and {subnet} are both {}: give one a family", subnet.family()),
             );
         }
-        refuse_overlap(*subnet, carriers, cluster)?;
+        // A macvlan network has the subnet of a link that its host is on.
+        if request.driver.has_gateway() {
+            refuse_overlap(*subnet, carriers, cluster)?;
+        }
     }
     if subnets.is_empty() {
         subnets.insert(Family::V4, free_subnet(carriers, cluster, &[])?);

@@ -1,6 +1,8 @@
 //! Answers names in every network of this host: makes the sockets in the network's namespace and
 //! hands them to the DNS server.
 
+pub mod sandboxes;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -81,7 +83,7 @@ impl Listeners {
     }
 
     /// Serves one sandbox on sockets inside its own namespace; what is not the cluster's goes to
-    /// `fallback`.
+    /// `fallback`, or to the host's resolvers.
     ///
     /// # Errors
     ///
@@ -90,12 +92,12 @@ impl Listeners {
         &self,
         network: NetworkId,
         address: IpAddr,
-        fallback: Fallback,
+        fallback: Option<Fallback>,
         (udp, tcp): (UdpSocket, TcpListener),
     ) -> Result<(), ListenError> {
         let mut server = self.server.lock().await;
         server
-            .listen_in_sandbox(network, address, Some(fallback), udp, tcp)
+            .listen_in_sandbox(network, address, fallback, udp, tcp)
             .map_err(|source| ListenError::Serve { network, source })?;
         Ok(())
     }

@@ -1,6 +1,9 @@
 //! Sandboxes on this host: making one for `weft run`, and telling which one a reference names.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -45,9 +48,14 @@ impl Sandbox {
     }
 
     fn open(&self) -> Result<Namespace, NamespaceError> {
+        Namespace::open(self.path())
+    }
+
+    /// The file that stands for it.
+    pub(crate) fn path(&self) -> PathBuf {
         match self {
-            Self::Pid(pid) => Namespace::of_process(*pid),
-            Self::Path(path) | Self::Engine(path) => Namespace::open(path),
+            Self::Pid(pid) => format!("/proc/{pid}/ns/net").into(),
+            Self::Path(path) | Self::Engine(path) => path.clone(),
         }
     }
 }

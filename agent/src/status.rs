@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use weft_gossip::{Liveness, Member, quic::QuicCarrier};
 use weft_model::{DnsName, Endpoint, EndpointId, Label, Network, NodeId};
 use weft_seal::Tunnel;
+use weft_vxlan::Parents;
 
 use crate::{
     api::types::{
@@ -17,6 +18,7 @@ use crate::{
     cluster::Cluster,
     encryption::{Encryption, Readings, findings_of},
     ledger::{Ledger, Snapshot, Snapshots, SpaceUsage, book::EndpointState},
+    listeners::sandboxes::RESOLVER,
     projection,
     refusal::Refusal,
     tokens::rfc3339,
@@ -30,6 +32,7 @@ pub struct Report {
     plane: watch::Receiver<Arc<weft_vxlan::Status>>,
     carrier: Arc<QuicCarrier>,
     encryption: Encryption,
+    parents: Parents,
     domain: DnsName,
     rtt: RoundTrips,
 }
@@ -41,6 +44,7 @@ pub struct Sources {
     pub plane: watch::Receiver<Arc<weft_vxlan::Status>>,
     pub carrier: Arc<QuicCarrier>,
     pub encryption: Encryption,
+    pub parents: Parents,
 }
 
 /// Reads the round-trip times to peers, in milliseconds.
@@ -48,8 +52,8 @@ pub type RoundTrips = Arc<dyn Fn() -> BTreeMap<NodeId, f64> + Send + Sync>;
 
 impl Report {
     pub fn new(sources: Sources, domain: DnsName, rtt: RoundTrips) -> Self {
-        let Sources { ledger, snapshots, plane, carrier, encryption } = sources;
-        Self { ledger, snapshots, plane, carrier, encryption, domain, rtt }
+        let Sources { ledger, snapshots, plane, carrier, encryption, parents } = sources;
+        Self { ledger, snapshots, plane, carrier, encryption, parents, domain, rtt }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
@@ -83,7 +87,7 @@ impl Report {
         let mut networks: Vec<_> = snapshot
             .cluster
             .networks()
-            .map(|network| network_status(&snapshot, network, &usage))
+            .map(|network| self.network_status(&snapshot, network, &usage))
             .collect();
         networks.sort_by(|a, b| a.network.name.cmp(&b.network.name));
         Ok(networks)
@@ -93,7 +97,7 @@ impl Report {
         let usage = self.ledger.usage().await?;
         let snapshot = self.snapshot();
         let network = find(&snapshot.cluster, text)?;
-        Ok(network_status(&snapshot, network, &usage))
+        Ok(self.network_status(&snapshot, network, &usage))
     }
 
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
@@ -124,13 +128,46 @@ impl Report {
         let network = snapshot.cluster.network(local.endpoint.network).ok_or_else(gone)?;
         Ok(Attached {
             endpoint: endpoint_status(&snapshot, network, snapshot.me, &local.endpoint, true),
+            resolvers: match network.driver.has_gateway() {
+                true => projection::gateway_ips(network),
+                false => vec![RESOLVER.into()],
+            },
             gateways: projection::gateway_ips(network),
-            mtu: projection::mtu(network, &snapshot.cluster),
+            mtu: self.mtu(network, &snapshot.cluster),
             domain: self.domain.clone(),
             default_route: local.default_route,
             sandbox: local.endpoint.sandbox.clone(),
             reference: Some(local.sandbox.clone()),
         })
+    }
+
+    fn network_status(
+        &self,
+        snapshot: &Snapshot,
+        network: &Arc<Network>,
+        usage: &SpaceUsage,
+    ) -> NetworkStatus {
+        let cluster = &snapshot.cluster;
+        let state = match cluster.conflict(network.id) {
+            None => NetworkState::Ready,
+            Some(_) => NetworkState::Conflict,
+        };
+        NetworkStatus {
+            network: network.as_ref().clone(),
+            state,
+            mtu: self.mtu(network, cluster),
+            endpoints: endpoints_of(snapshot, network),
+            addresses: usage.get(&network.id).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// The MTU of a network; where nobody has said it, that of the interface that it is on.
+    fn mtu(&self, network: &Network, cluster: &Cluster) -> u16 {
+        let unsaid = network.options.macvlan.filter(|_| network.options.mtu.is_none());
+        let parent = unsaid.and_then(|macvlan| macvlan.parent);
+        let found = parent.and_then(|parent| self.parents.mtu(parent));
+        let found = found.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
+        found.unwrap_or_else(|| projection::mtu(network, cluster))
     }
 
     /// Looks a name up as a container of `network` would; of any network without one.
@@ -199,25 +236,6 @@ impl Report {
             encryption,
             findings,
         }
-    }
-}
-
-fn network_status(
-    snapshot: &Snapshot,
-    network: &Arc<Network>,
-    usage: &SpaceUsage,
-) -> NetworkStatus {
-    let cluster = &snapshot.cluster;
-    let state = match cluster.conflict(network.id) {
-        None => NetworkState::Ready,
-        Some(_) => NetworkState::Conflict,
-    };
-    NetworkStatus {
-        network: network.as_ref().clone(),
-        state,
-        mtu: projection::mtu(network, cluster),
-        endpoints: endpoints_of(snapshot, network),
-        addresses: usage.get(&network.id).cloned().unwrap_or_default(),
     }
 }
 

@@ -5,24 +5,38 @@
 //! the blocks inside a delta (serialize.rs) may unpack to any length. Peers are authenticated, but
 //! one faulty node must not take the cluster down.
 
-/// Checks one message in chitchat's own encoding.
+use std::net::{IpAddr, SocketAddr};
+
+use weft_model::NodeId;
+
+/// Checks one message in chitchat's own encoding, and returns whom it mentions.
 ///
 /// # Errors
 ///
 /// The message would stop chitchat, or is none of its messages.
-pub(crate) fn check(message: &[u8]) -> Result<(), Harmful> {
+pub(crate) fn check(message: &[u8]) -> Result<Vec<Mention>, Harmful> {
     let mut reader = Reader(message);
     reader.take::<3>()?;
     match reader.byte()? {
         SYN => reader.digest(),
         SYN_ACK => {
-            reader.digest()?;
-            reader.delta()
+            let mut mentions = reader.digest()?;
+            mentions.extend(reader.delta()?);
+            Ok(mentions)
         }
         ACK => reader.delta(),
-        BAD_CLUSTER => Ok(()),
+        BAD_CLUSTER => Ok(Vec::new()),
         _ => Err(Harmful::Malformed),
     }
+}
+
+/// A node of which a message tells, and where it says that it is reached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Mention {
+    pub(crate) node: NodeId,
+    /// Which of the node's incarnations says so: the newest is right.
+    pub(crate) incarnation: u64,
+    pub(crate) address: SocketAddr,
 }
 
 /// Why a message is kept from chitchat.
@@ -41,24 +55,25 @@ pub(crate) enum Harmful {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn digest(&mut self) -> Result<(), Harmful> {
+    fn digest(&mut self) -> Result<Vec<Mention>, Harmful> {
+        let mut mentions = Vec::new();
         for _ in 0..self.short()? {
-            self.node_id()?;
+            mentions.extend(self.mention()?);
             self.version()?;
             self.version()?;
             self.version()?;
         }
-        Ok(())
+        Ok(mentions)
     }
 
-    fn delta(&mut self) -> Result<(), Harmful> {
+    fn delta(&mut self) -> Result<Vec<Mention>, Harmful> {
         let unpacked = self.blocks()?;
         let mut operations = Reader(&unpacked);
-        let mut highest = 0;
+        let (mut mentions, mut highest) = (Vec::new(), 0);
         while !operations.0.is_empty() {
             match operations.byte()? {
                 NODE => {
-                    operations.node_id()?;
+                    mentions.extend(operations.mention()?);
                     operations.version()?;
                     operations.version()?;
                     highest = 0;
@@ -82,7 +97,7 @@ impl<'a> Reader<'a> {
                 _ => return Err(Harmful::Malformed),
             }
         }
-        Ok(())
+        Ok(mentions)
     }
 
     fn blocks(&mut self) -> Result<Vec<u8>, Harmful> {
@@ -107,14 +122,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn node_id(&mut self) -> Result<(), Harmful> {
-        self.text()?;
-        self.take::<8>()?;
-        match self.byte()? {
-            4 => self.take::<6>().map(drop),
-            6 => self.take::<18>().map(drop),
-            _ => Err(Harmful::Malformed),
-        }
+    /// Whoever is not a node of ours is chitchat's business.
+    fn mention(&mut self) -> Result<Option<Mention>, Harmful> {
+        let name = self.text()?;
+        let incarnation = u64::from_le_bytes(self.take()?);
+        let ip = match self.byte()? {
+            4 => IpAddr::from(self.take::<4>()?),
+            6 => IpAddr::from(self.take::<16>()?),
+            _ => return Err(Harmful::Malformed),
+        };
+        let address = SocketAddr::new(ip, self.short()?);
+        let node = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
+        Ok(node.map(|node| Mention { node, incarnation, address }))
     }
 
     fn version(&mut self) -> Result<u64, Harmful> {
@@ -206,6 +225,29 @@ mod tests {
     }
 
     #[test]
+    fn digests_and_deltas_tell_who_is_where() {
+        let operations = [node(), key_value("node", 1), set_max(1)].concat();
+        assert_eq!(check(&ack(&[&operations])).unwrap(), []);
+
+        let mention = |n: u8, address: &str| Mention {
+            node: NodeId::from([n; 16]),
+            incarnation: 7,
+            address: address.parse().unwrap(),
+        };
+        let (one, two) = (mention(1, "192.0.2.1:6790"), mention(2, "[2001:db8::2]:6791"));
+        let operation = |who| [&[NODE], id(who).as_slice(), &[0; 16]].concat();
+        let delta = ack(&[&[operation(&one), operation(&two)].concat()]);
+        assert_eq!(check(&delta).unwrap(), [one, two]);
+
+        let entry = |who| [id(who).as_slice(), &[0; 24]].concat();
+        let digest = [&[2, 0], entry(&one).as_slice(), &entry(&two)].concat();
+        let syn = [&[0, 0, 0, SYN], digest.as_slice()].concat();
+        assert_eq!(check(&syn).unwrap(), [one, two]);
+        let both = [&[0, 0, 0, SYN_ACK], digest.as_slice(), &delta[4..]].concat();
+        assert_eq!(check(&both).unwrap(), [one, two, one, two]);
+    }
+
+    #[test]
     fn a_poisonous_key_is_refused() {
         let operations = [node(), key_value("é", 1)].concat();
         assert!(matches!(check(&ack(&[&operations])), Err(Harmful::Key(_))));
@@ -252,6 +294,19 @@ mod tests {
         operation.extend([4, 10, 0, 0, 1, 0, 0]);
         operation.extend([0; 16]);
         operation
+    }
+
+    fn id(mention: &Mention) -> Vec<u8> {
+        let name = mention.node.to_string();
+        let mut id = u16::try_from(name.len()).unwrap().to_le_bytes().to_vec();
+        id.extend(name.as_bytes());
+        id.extend(mention.incarnation.to_le_bytes());
+        match mention.address.ip() {
+            IpAddr::V4(ip) => id.extend([&[4], ip.octets().as_slice()].concat()),
+            IpAddr::V6(ip) => id.extend([&[6], ip.octets().as_slice()].concat()),
+        }
+        id.extend(mention.address.port().to_le_bytes());
+        id
     }
 
     fn key_value(key: &str, version: u64) -> Vec<u8> {

@@ -61,7 +61,8 @@ impl Membership {
         let address = carrier.address();
         let id = ChitchatId::new(config.node.to_string(), incarnation, address);
         let (inbound, queue) = mpsc::channel(INBOUND_MESSAGES);
-        let wire = Wire::new(Arc::clone(carrier), queue, Arc::clone(changed), Arc::clone(tally));
+        let (to_carrier, to_changed) = (Arc::clone(carrier), Arc::clone(changed));
+        let wire = Wire::new(config.node, to_carrier, queue, to_changed, Arc::clone(tally));
         let handle =
             spawn_chitchat(chitchat_config(config, id.clone(), address), key_values, &wire).await?;
         let written = handle.with_chitchat(|chitchat| chitchat.self_node_state().max_version());

@@ -315,7 +315,6 @@ impl<C: Carrier> Replicator<C> {
 
     fn observe(&mut self, observation: Observation, now: Instant) {
         let Observation { node, address, heard, changes } = observation;
-        self.carrier.introduce(node, address);
         if heard {
             self.addresses.insert(node, address);
             self.hear(node, now);

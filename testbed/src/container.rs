@@ -41,6 +41,8 @@ pub struct Attachment {
     pub ifname: String,
     pub mtu_bytes: u16,
     pub gateways: Vec<IpAddr>,
+    /// Where the container's resolver library asks.
+    pub resolvers: Vec<IpAddr>,
     /// How long the command took, from its start to its end.
     pub took: Duration,
 }
@@ -72,6 +74,7 @@ impl Attachment {
             ifname: text("ifname")?,
             mtu_bytes: json.get("mtu").and_then(Value::as_u64).context("no mtu")?.try_into()?,
             gateways: Vec::new(),
+            resolvers: Vec::new(),
             took,
         };
         for address in list("addresses")? {
@@ -82,9 +85,13 @@ impl Attachment {
                 IpAddr::V6(ip) => attachment.ip6 = Some(ip),
             }
         }
-        for gateway in list("gateways")? {
-            attachment.gateways.push(gateway.as_str().context("a gateway is no text")?.parse()?);
-        }
+        let ips = |field: &str| -> anyhow::Result<Vec<IpAddr>> {
+            let texts = list(field)?.iter();
+            let texts = texts.map(|ip| ip.as_str().with_context(|| format!("{field}: {ip}")));
+            texts.map(|text| Ok(text?.parse()?)).collect()
+        };
+        attachment.gateways = ips("gateways")?;
+        attachment.resolvers = ips("resolvers")?;
         Ok(attachment)
     }
 }
@@ -121,8 +128,8 @@ impl Container {
         self.pid
     }
 
-    /// Runs `weft attach PID --network NETWORK --name NAME OPTIONS`, and makes the network's
-    /// gateway the container's resolver.
+    /// Runs `weft attach PID --network NETWORK --name NAME OPTIONS`, and lets the container ask for
+    /// names where that says.
     ///
     /// # Errors
     ///
@@ -296,9 +303,9 @@ impl Container {
 
     fn write_resolvers(&self) -> anyhow::Result<()> {
         let mut lines = String::from("options timeout:1 attempts:2\n");
-        for gateway in self.attachments.borrow().iter().flat_map(|attachment| &attachment.gateways)
-        {
-            lines.push_str(&format!("nameserver {gateway}\n"));
+        let attachments = self.attachments.borrow();
+        for resolver in attachments.iter().flat_map(|attachment| &attachment.resolvers) {
+            lines.push_str(&format!("nameserver {resolver}\n"));
         }
         fs::write(self.host.dir().join(format!("{}.resolv", self.name)), lines)?;
         Ok(())

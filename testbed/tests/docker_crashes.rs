@@ -101,3 +101,34 @@ fn a_host_that_lost_its_power_comes_back_with_its_containers() -> anyhow::Result
     lab.finish();
     Ok(())
 }
+
+#[test]
+fn without_its_agent_a_host_has_dockers_own_names_at_once() -> anyhow::Result<()> {
+    let (lab, dockers) = Docker::on_cluster(2)?;
+    let [one, two] = &dockers[..] else { unreachable!() };
+    for docker in &dockers {
+        docker.create_network("app")?;
+    }
+    one.container("web", "--network app")?;
+    one.container("near", "--network app --network-alias neighbour")?;
+    two.container("far", "--network app")?;
+    let (near, far) = (one.address("near", "app")?, two.address("far", "app")?);
+    for how in [Stop::Killed, Stop::Gracefully] {
+        one.finds("web", "far", &[far])?;
+        lab.host(1).stop_agent(how)?;
+        // The rules went with the process: there is nothing to wait for.
+        for name in ["near", "neighbour"] {
+            let found = one.resolve("web", name)?;
+            ensure!(found == [near], "{name} is {found:?}");
+        }
+        one.misses("web", "far")?;
+        let rules = one.sandbox_sh("web", "nft list tables")?;
+        ensure!(!rules.contains("weft_dns"), "{rules}");
+        lab.host(1).start_agent()?;
+    }
+    one.finds("web", "far", &[far])?;
+    let rules = one.sandbox_sh("web", "nft list tables")?;
+    ensure!(rules.contains("weft_dns"), "{rules}");
+    lab.finish();
+    Ok(())
+}

@@ -132,7 +132,7 @@ fn containers_that_may_not_meet_reach_the_outside_only() -> anyhow::Result<()> {
     for (command, words) in refused {
         host.weft(command)?.refused(1, &words)?;
     }
-    for driver in ["host", "none", "macvlan", "tunnel"] {
+    for driver in ["host", "none", "ipvlan", "tunnel"] {
         host.weft(&format!("network create x -d {driver}"))?.refused(2, &[driver])?;
     }
     lab.finish();

@@ -106,15 +106,41 @@ fn what_podman_5_4_sent_attaches_a_container_that_others_find() -> anyhow::Resul
     ensure!(answer["interfaces"]["eth0"]["subnets"][0]["ipnet"] != "10.93.0.2/24", "{answer}");
     client.reaches("second", SOON)?;
 
+    // A second network of the same container leads out if its metric is the lower one.
+    let (mut other_network, mut second) = (create.clone(), setup.clone());
+    for network in [&mut other_network, &mut second["network"]] {
+        network["name"] = json!("lead");
+        network["subnets"] = json!([{"subnet": "10.94.0.0/24", "gateway": "10.94.0.1"}]);
+        network["options"] = json!({"metric": "50"});
+    }
+    second["network_options"]["interface_name"] = json!("eth1");
+    second["network_options"]["static_ips"] = Value::Null;
+    ok(host, &["create"], &other_network)?;
+    ok(host, &a, &second)?;
+    for gateway in ["10.94.0.1", "10.93.0.1"] {
+        let default = format!("default via {gateway}");
+        eventually(SOON, &default, || {
+            let routes = host.sh("ip -n a route")?;
+            ensure!(
+                routes.contains(&default) && routes.matches("default").count() == 1,
+                "{routes}"
+            );
+            Ok(())
+        })?;
+        ok(host, &["teardown", "/run/netns/a"], &second)?;
+    }
+
     let mut strange = setup.clone();
     strange["network"]["options"] = json!({"colour": "red"});
     refused(host, &b, &strange, &["colour", "red"])?;
+    strange["network"]["options"] = json!({"metric": "low"});
+    refused(host, &b, &strange, &["metric", "low"])?;
     let mut absent = setup.clone();
     absent["network"]["options"] = json!({"weft.network": "nowhere"});
     refused(host, &b, &absent, &["nowhere"])?;
     let mut differs = create.clone();
-    differs["subnets"] = json!([{"subnet": "10.94.0.0/24"}]);
-    refused(host, &["create"], &differs, &["10.94.0.0/24", "10.93.0.0/24"])?;
+    differs["subnets"] = json!([{"subnet": "10.95.0.0/24"}]);
+    refused(host, &["create"], &differs, &["10.95.0.0/24", "10.93.0.0/24"])?;
     refused(host, &["frob"], &Value::Null, &["teardown"])?;
     refused(host, &["create"], &Value::Null, &["object"])?;
     refused(host, &["setup", "/run/netns/nowhere"], &same, &["/run/netns/nowhere"])?;

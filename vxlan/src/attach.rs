@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use weft_model::{EndpointId, MacAddr, NetworkId};
 
 use crate::{
-    AttachSpec, NamespaceError, NetlinkError, OverlayNetwork, Port, Prefix, Sandbox,
+    AttachSpec, NamespaceError, NetlinkError, OverlayNetwork, ParentError, Port, Prefix, Sandbox,
     link::{self, Link},
     mtu,
     namespace::Namespace,
@@ -44,6 +44,12 @@ pub enum AttachError {
     DefaultRouteTaken { sandbox: Sandbox, gateway: IpAddr, existing: IpAddr },
     #[error("failed to {step} for endpoint {endpoint}")]
     Kernel { step: &'static str, endpoint: EndpointId, source: KernelError },
+    #[error(
+        "endpoint {endpoint} is on a macvlan network, whose interfaces cannot wait until an engine moves them"
+    )]
+    Unmovable { endpoint: EndpointId },
+    #[error(transparent)]
+    Parent(#[from] ParentError),
     #[error("the data plane has stopped")]
     Stopped,
 }
@@ -52,11 +58,21 @@ pub enum AttachError {
 #[derive(Debug)]
 pub(crate) struct Wire {
     /// The sandbox, or the host's namespace while the sandbox is the engine's affair.
-    far: Namespace,
+    pub(crate) far: Namespace,
     pub(crate) ifname: String,
     pub(crate) host_ifname: String,
     /// Whether it was made just now.
     pub(crate) new: bool,
+    pub(crate) surface: Surface,
+}
+
+/// What a port meets outside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Surface {
+    /// A bridge of this host, which answers for everybody.
+    Bridge,
+    /// A link with machines that weft knows nothing of.
+    Lan,
 }
 
 impl Wire {
@@ -78,12 +94,14 @@ impl Wire {
             let links = netlink.links().map_err(failed("list the sandbox's interfaces"))?;
             match links.into_values().find(|link| is_far_end(link, &near_end, spec.mac)) {
                 Some(Link { name: ifname, .. }) => {
-                    return Ok(Self { far, ifname, host_ifname, new: false });
+                    let surface = Surface::Bridge;
+                    return Ok(Self { far, ifname, host_ifname, new: false, surface });
                 }
                 // The engine has moved it, which is what it waited for.
                 None if spec.sandbox == Sandbox::Engine => {
                     let ifname = spec.ifname.clone().unwrap_or_else(|| waiting_name(spec.endpoint));
-                    return Ok(Self { far, ifname, host_ifname, new: false });
+                    let surface = Surface::Bridge;
+                    return Ok(Self { far, ifname, host_ifname, new: false, surface });
                 }
                 // The endpoint has another sandbox now.
                 None => near.delete_link(&host_ifname).map_err(failed("replace the port"))?,
@@ -94,7 +112,10 @@ impl Wire {
             let links = netlink.links().map_err(failed("list the sandbox's interfaces"))?;
             let ifname = choose_name(spec, &links)?;
             match create(spec, network, near, &host_ifname, &far, &ifname) {
-                Ok(()) => return Ok(Self { far, ifname, host_ifname, new: true }),
+                Ok(()) => {
+                    let surface = Surface::Bridge;
+                    return Ok(Self { far, ifname, host_ifname, new: true, surface });
+                }
                 // Somebody else took the name since.
                 Err(error) if error.errno() == Some(Errno::EEXIST) && spec.ifname.is_none() => {}
                 Err(error) => {
@@ -184,7 +205,7 @@ impl Wire {
     /// will do.
     fn announce(&self, spec: &AttachSpec) -> Result<(), KernelError> {
         self.far.run(|| {
-            for (path, value) in sandbox_settings(&self.ifname) {
+            for (path, value) in sandbox_settings(&self.ifname, self.surface) {
                 let path = format!("/proc/sys/net/{path}");
                 match fs::write(&path, value) {
                     // A kernel without IPv6.
@@ -202,23 +223,29 @@ impl Wire {
 
 /// What an interface in a sandbox is told, by path under `/proc/sys/net`.
 ///
-/// Neighbours are asked for every 50 ms rather than every second, for three seconds as before: the
-/// answer is always near, since this host gives it, but an endpoint that was attached elsewhere a
-/// moment ago may not be known to it yet.
-fn sandbox_settings(ifname: &str) -> [(String, &'static str); 6] {
-    [
+/// On a bridge, neighbours are asked for every 50 ms rather than every second, for three seconds as
+/// before: the answer is always near, since this host gives it, but an endpoint that was attached
+/// elsewhere a moment ago may not be known to it yet.
+fn sandbox_settings(ifname: &str, surface: Surface) -> Vec<(String, &'static str)> {
+    let asking = [
         (format!("ipv4/neigh/{ifname}/retrans_time_ms"), "50"),
         (format!("ipv4/neigh/{ifname}/mcast_solicit"), "60"),
         (format!("ipv6/neigh/{ifname}/retrans_time_ms"), "50"),
         (format!("ipv6/neigh/{ifname}/mcast_solicit"), "60"),
+    ];
+    let telling = [
         (format!("ipv4/conf/{ifname}/arp_notify"), "1"),
         (format!("ipv6/conf/{ifname}/ndisc_notify"), "1"),
-    ]
+    ];
+    match surface {
+        Surface::Bridge => asking.into_iter().chain(telling).collect(),
+        Surface::Lan => telling.into(),
+    }
 }
 
 /// Looks again and again; a blocking thread has nothing better to do, and the kernel offers no
 /// event that all versions send.
-fn holds_in_time(mut condition: impl FnMut() -> bool) -> bool {
+pub(crate) fn holds_in_time(mut condition: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while start.elapsed() < WORKER_TIMEOUT {
         if condition() {
@@ -232,7 +259,7 @@ fn holds_in_time(mut condition: impl FnMut() -> bool) -> bool {
 const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
 const WORKER_POLL: Duration = Duration::from_millis(2);
 
-fn open_sandbox(spec: &AttachSpec, host: &Namespace) -> Result<Namespace, AttachError> {
+pub(crate) fn open_sandbox(spec: &AttachSpec, host: &Namespace) -> Result<Namespace, AttachError> {
     let opened = match &spec.sandbox {
         Sandbox::Engine => return Ok(host.clone()),
         Sandbox::Pid(pid) => Namespace::of_process(*pid),
@@ -251,7 +278,10 @@ fn is_far_end(link: &Link, near: &Link, mac: MacAddr) -> bool {
     near.peer == Some(link.index) && link.peer == Some(near.index) && link.mac == mac.octets()
 }
 
-fn choose_name(spec: &AttachSpec, taken: &BTreeMap<String, Link>) -> Result<String, AttachError> {
+pub(crate) fn choose_name(
+    spec: &AttachSpec,
+    taken: &BTreeMap<String, Link>,
+) -> Result<String, AttachError> {
     let wanted = match (&spec.ifname, &spec.sandbox) {
         (Some(name), _) => name.clone(),
         (None, Sandbox::Engine) => waiting_name(spec.endpoint),
@@ -305,6 +335,9 @@ fn create(
     near.change_link(host_ifname, vec![alias, link::no_address_generation()])
 }
 
-fn kernel(endpoint: EndpointId, step: &'static str) -> impl FnOnce(NetlinkError) -> AttachError {
+pub(crate) fn kernel(
+    endpoint: EndpointId,
+    step: &'static str,
+) -> impl FnOnce(NetlinkError) -> AttachError {
     move |source| AttachError::Kernel { step, endpoint, source: source.into() }
 }

@@ -2,7 +2,7 @@ use netlink_packet_route::link::{InfoBridge, LinkAttribute};
 use weft_model::{MacAddr, NetworkId};
 
 use crate::{
-    OverlayNetwork,
+    OverlayNetwork, Transport,
     link::{self, Link},
     netlink::{Netlink, NetlinkError},
 };
@@ -35,7 +35,7 @@ impl Bridge {
             settings: BridgeSettings {
                 mac: Some(network.gateway_mac),
                 mtu: network.mtu.into(),
-                mark: Some(mark(network.id)),
+                mark: Some(mark(network)),
                 snooping: network.multicast,
                 address_generation: false,
             },
@@ -83,11 +83,20 @@ impl BridgeSettings {
 
 /// The network that a bridge's mark names.
 pub(crate) fn marked_network(alias: &str) -> Option<NetworkId> {
-    alias.strip_prefix(MARK)?.parse().ok()
+    alias.strip_prefix(MARK)?.split(' ').next()?.parse().ok()
 }
 
-fn mark(network: NetworkId) -> String {
-    format!("{MARK}{network}")
+/// Whether a bridge's mark says that the network's ports are macvlan interfaces.
+pub(crate) fn is_macvlan(alias: &str) -> bool {
+    marked_network(alias).is_some() && alias.ends_with(MACVLAN)
+}
+
+fn mark(network: &OverlayNetwork) -> String {
+    let kind = match network.transport {
+        Transport::Macvlan { .. } => MACVLAN,
+        Transport::Vxlan { .. } | Transport::Sealed | Transport::Local => "",
+    };
+    format!("{MARK}{}{kind}", network.id)
 }
 
 fn mac_attribute(mac: MacAddr) -> LinkAttribute {
@@ -95,3 +104,4 @@ fn mac_attribute(mac: MacAddr) -> LinkAttribute {
 }
 
 const MARK: &str = "weft network ";
+const MACVLAN: &str = " macvlan";

@@ -95,7 +95,7 @@ impl Carrier {
                 // worth waking it.
                 CarrierSettings { queue_length: Some(QUEUE_LENGTH), ..settings },
             ),
-            Transport::Local => return None,
+            Transport::Local | Transport::Macvlan { .. } => return None,
         };
         Some((network.transport.device()?, Self { identity, settings, up: true }))
     }
@@ -135,7 +135,7 @@ impl Transport {
         match self {
             Self::Vxlan { .. } => Some(VXLAN),
             Self::Sealed => Some(TAP),
-            Self::Local => None,
+            Self::Local | Self::Macvlan { .. } => None,
         }
     }
 }

@@ -5,7 +5,9 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_model::{EndpointId, Label, MacAddr, NetworkId, NodeId, Vni, VtepAddr};
+use weft_model::{
+    EndpointId, InterfaceName, Label, MacAddr, MacvlanMode, NetworkId, NodeId, Vni, VtepAddr,
+};
 
 use crate::Prefix;
 
@@ -69,6 +71,17 @@ pub enum Transport {
     Sealed,
     /// Not at all: the network is this host's alone. It has no remote stations, whatever is said.
     Local,
+    /// Not by weft: each port is a part of an interface of the host, which is on a link with
+    /// machines that weft knows nothing of. There is no bridge port, no rule, no gateway and no
+    /// uplink; the network's namespace only says which sandboxes are on it.
+    Macvlan {
+        /// In the host's namespace. Without one the ports have a segment of their own, in the
+        /// network's.
+        parent: Option<InterfaceName>,
+        mode: MacvlanMode,
+        /// Bytes; the parent's when absent.
+        mtu: Option<u16>,
+    },
 }
 
 impl Transport {
@@ -76,7 +89,7 @@ impl Transport {
     pub fn vni(self) -> Option<Vni> {
         match self {
             Self::Vxlan { vni, .. } => Some(vni),
-            Self::Sealed | Self::Local => None,
+            Self::Sealed | Self::Local | Self::Macvlan { .. } => None,
         }
     }
 }

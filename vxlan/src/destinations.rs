@@ -65,7 +65,7 @@ impl Destinations {
                 };
                 Self { fdb, beyond: Beyond::Sealed(forwarding) }
             }
-            Transport::Local => Self { fdb, beyond: Beyond::Nothing },
+            Transport::Local | Transport::Macvlan { .. } => Self { fdb, beyond: Beyond::Nothing },
         }
     }
 }

@@ -32,7 +32,7 @@ impl Events {
     /// Must be called inside a tokio runtime.
     pub(crate) fn open(namespace: &Namespace) -> Result<Self, NetlinkError> {
         Ok(Self {
-            route: open(namespace, NETLINK_ROUTE, &[RTNLGRP_LINK, RTNLGRP_NEIGH])?,
+            route: open(namespace, NETLINK_ROUTE, &[RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_NSID])?,
             rules: open(namespace, NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?,
         })
     }
@@ -95,7 +95,7 @@ fn drain(socket: &mut TokioSocket, interesting: impl Fn(&[u8]) -> bool) -> bool 
     }
 }
 
-/// Whether a link or a neighbour entry has gone, or a link has changed. Additions of neighbours
+/// Whether a link, a neighbour entry or a sandbox has gone, or a link has changed. Additions of neighbours
 /// are the reconcilers' own.
 fn is_loss(datagram: &[u8]) -> bool {
     messages(datagram).iter().any(|message| {
@@ -105,6 +105,7 @@ fn is_loss(datagram: &[u8]) -> bool {
                 RouteNetlinkMessage::NewLink(_)
                     | RouteNetlinkMessage::DelLink(_)
                     | RouteNetlinkMessage::DelNeighbour(_)
+                    | RouteNetlinkMessage::DelNsId(_)
             )
         )
     })
@@ -113,5 +114,6 @@ fn is_loss(datagram: &[u8]) -> bool {
 /// `include/uapi/linux/rtnetlink.h`, `include/uapi/linux/netfilter/nfnetlink.h`.
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_NEIGH: u32 = 3;
+const RTNLGRP_NSID: u32 = 28;
 const NFNLGRP_NFTABLES: u32 = 7;
 const DATAGRAM: usize = 64 << 10;

@@ -8,8 +8,8 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
         AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridge, InfoBridgePort,
-        InfoData, InfoKind, InfoPortData, InfoPortKind, InfoTun, InfoVeth, InfoVxlan,
-        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind, InfoTun, InfoVeth, InfoVlan,
+        InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
     },
     nsid::{NsidAttribute, NsidMessage},
     route::{
@@ -18,6 +18,7 @@ use netlink_packet_route::{
     },
 };
 use nix::errno::Errno;
+use weft_model::MacvlanMode;
 
 use crate::{
     Prefix,
@@ -138,6 +139,35 @@ pub(crate) fn veth(name: &str, peer: LinkMessage) -> LinkMessage {
     of_kind(name, InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(peer)))
 }
 
+/// A new macvlan interface of the link with index `parent`, born in `namespace` while its parent is
+/// where the message is sent.
+pub(crate) fn macvlan(
+    name: &str,
+    parent: u32,
+    mode: MacvlanMode,
+    namespace: &Namespace,
+) -> LinkMessage {
+    let mode = match mode {
+        MacvlanMode::Bridge => MacVlanMode::Bridge,
+        MacvlanMode::Private => MacVlanMode::Private,
+        MacvlanMode::Vepa => MacVlanMode::Vepa,
+        MacvlanMode::Passthru => MacVlanMode::Passthrough,
+    };
+    let data = InfoData::MacVlan(vec![InfoMacVlan::Mode(mode)]);
+    let mut message = of_kind(name, InfoKind::MacVlan, data);
+    message.attributes.push(LinkAttribute::Link(parent));
+    message.attributes.push(LinkAttribute::NetNsFd(namespace.file().as_raw_fd()));
+    message
+}
+
+/// A new VLAN of the link with index `lower`, as iproute2 makes it (`ip link add link eth0 name
+/// eth0.50 type vlan id 50`): of 802.1Q, by the kernel's default (`vlan_newlink()`).
+pub(crate) fn vlan(name: &str, lower: u32, id: u16) -> LinkMessage {
+    let mut message = of_kind(name, InfoKind::Vlan, InfoData::Vlan(vec![InfoVlan::Id(id)]));
+    message.attributes.push(LinkAttribute::Link(lower));
+    message
+}
+
 fn of_kind(name: &str, kind: InfoKind, data: InfoData) -> LinkMessage {
     let mut message = named(name);
     let info = vec![LinkInfo::Kind(kind), LinkInfo::Data(data)];
@@ -173,8 +203,22 @@ impl Namespace {
 impl Netlink {
     /// All links of the namespace by name.
     pub(crate) fn links(&mut self) -> Result<BTreeMap<String, Link>, NetlinkError> {
-        let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let links = self.dump(&all)?.into_iter().filter_map(|message| match message {
+        self.links_of(LinkMessage::default())
+    }
+
+    /// All links of the namespace that this one numbers `nsid`.
+    pub(crate) fn links_elsewhere(
+        &mut self,
+        nsid: i32,
+    ) -> Result<BTreeMap<String, Link>, NetlinkError> {
+        let mut all = LinkMessage::default();
+        all.attributes.push(LinkAttribute::IfNetnsId(nsid));
+        self.links_of(all)
+    }
+
+    fn links_of(&mut self, all: LinkMessage) -> Result<BTreeMap<String, Link>, NetlinkError> {
+        let links = self.dump(&RouteNetlinkMessage::GetLink(all))?;
+        let links = links.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewLink(message) => Some(Link::read(message)),
             _ => None,
         });
@@ -216,6 +260,32 @@ impl Netlink {
             NsidAttribute::Id(nsid) if *nsid >= 0 => Some(*nsid),
             _ => None,
         }))
+    }
+
+    /// The number that this namespace gives to `other` for as long as both are there.
+    pub(crate) fn number(&mut self, other: &Namespace) -> Result<i32, NetlinkError> {
+        let mut message = NsidMessage::default();
+        // Any that is free (`alloc_netid()`).
+        message.attributes.push(NsidAttribute::Id(-1));
+        message.attributes.push(NsidAttribute::Fd(other.file().as_raw_fd().cast_unsigned()));
+        ignore_existing(self.request(RouteNetlinkMessage::NewNsId(message), 0))?;
+        let number = self.nsid(other)?;
+        number.ok_or_else(|| NetlinkError::NoInterface { name: other.path().display().to_string() })
+    }
+
+    /// The numbers that this namespace has given to others.
+    pub(crate) fn numbers(&mut self) -> Result<Vec<i32>, NetlinkError> {
+        let all = RouteNetlinkMessage::GetNsId(NsidMessage::default());
+        let found = self.dump(&all)?.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewNsId(message) => {
+                message.attributes.into_iter().find_map(|attribute| match attribute {
+                    NsidAttribute::Id(nsid) if nsid >= 0 => Some(nsid),
+                    _ => None,
+                })
+            }
+            _ => None,
+        });
+        Ok(found.collect())
     }
 
     pub(crate) fn index(&mut self, name: &str) -> Result<u32, NetlinkError> {
@@ -260,6 +330,19 @@ impl Netlink {
     /// Deletes the link called `name`. Succeeds if it has gone already.
     pub(crate) fn delete_link(&mut self, name: &str) -> Result<(), NetlinkError> {
         ignore_missing(self.request(RouteNetlinkMessage::DelLink(named(name)), 0))
+    }
+
+    /// Deletes the link with `index` in the namespace that this one numbers `nsid`. Succeeds if it
+    /// has gone already.
+    pub(crate) fn delete_link_elsewhere(
+        &mut self,
+        nsid: i32,
+        index: u32,
+    ) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::IfNetnsId(nsid));
+        ignore_missing(self.request(RouteNetlinkMessage::DelLink(message), 0))
     }
 
     /// The addresses of the link with `index`.

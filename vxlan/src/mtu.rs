@@ -89,7 +89,7 @@ pub(crate) fn plan_wider(network: u16, actual: &Widths) -> Vec<MtuOp> {
 pub(crate) fn far_end(mtu: u32, transport: Transport) -> Vec<LinkAttribute> {
     let width = [LinkAttribute::Mtu(mtu)].into_iter();
     match transport {
-        Transport::Vxlan { .. } | Transport::Local => width.collect(),
+        Transport::Vxlan { .. } | Transport::Local | Transport::Macvlan { .. } => width.collect(),
         Transport::Sealed => {
             let segments = (LARGEST_DATAGRAM / (mtu + SEALED_OVERHEAD)).clamp(1, UDP_MAX_SEGMENTS);
             width.chain([LinkAttribute::GsoMaxSegs(segments)]).collect()

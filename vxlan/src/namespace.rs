@@ -129,6 +129,11 @@ impl Namespace {
         })
     }
 
+    /// Looks for the one with `cookie` among those that mounts and processes lead to.
+    pub fn find(cookie: u64) -> Option<Self> {
+        visible().find(|namespace| namespace.cookie().ok() == Some(cookie))
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path

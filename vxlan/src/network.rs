@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use weft_model::{EndpointId, NetworkId, Vni};
+use weft_model::{EndpointId, InterfaceName, MacvlanMode, NetworkId, Vni};
 
 use crate::{
-    AttachSpec, Attached, Carriage, OverlayNetwork, Table, Transport,
-    attach::{AttachError, Wire},
+    AttachSpec, Attached, Carriage, OverlayNetwork, Parents, Table, Transport,
+    attach::{self, AttachError, Wire},
     bridge::{self, BRIDGE},
     carrier::{self, TAP, VXLAN},
     destinations::{self, Beyond, Destinations},
     fdb::{self, KernelFdb},
     handover::Handover,
     links::{self, KernelLinks, Links},
+    macvlan,
     mtu::{self, KernelWidths},
     namespace::{Directory, Namespace, NamespaceError, namespace_name},
     neighbours::{self, KernelNeighbours},
@@ -52,6 +53,8 @@ pub(crate) struct NetworkKernel {
     settled: bool,
     /// The network's, when all ports were last seen to have it.
     mtu: Option<u16>,
+    /// Whether the ports are macvlan interfaces in the sandboxes, not veths on the bridge.
+    macvlan: bool,
 }
 
 impl NetworkKernel {
@@ -67,9 +70,11 @@ impl NetworkKernel {
             true => directory.ensure(&name)?.0,
             false => directory.open(&name)?,
         };
+        let mut inside = Netlink::open(&namespace)?;
         Ok(Self {
             id,
-            inside: Netlink::open(&namespace)?,
+            macvlan: is_macvlan(&mut inside)?,
+            inside,
             host: Netlink::open(host)?,
             namespace,
             host_namespace: host.clone(),
@@ -84,6 +89,15 @@ impl NetworkKernel {
     pub(crate) fn reconcile(&mut self, goal: &Goal<'_>) -> Passes {
         let Goal { network, pools, thorough } = *goal;
         let mut passes = Passes::new();
+        self.macvlan = matches!(network.transport, Transport::Macvlan { .. });
+        if self.macvlan {
+            // Nothing is here but what says whose the namespace is.
+            let wanted = Links::of(network, false);
+            let pass = reconcile(&mut self.links(), |found| links::plan(&wanted, found));
+            self.settled = pass.errors.is_empty();
+            passes.insert(Table::Links, pass);
+            return passes;
+        }
 
         // Of no concern to a pass that nothing but other changes has woken.
         let widths = thorough || !self.settled || self.mtu != Some(network.mtu);
@@ -177,7 +191,7 @@ impl NetworkKernel {
         match network.transport {
             Transport::Vxlan { .. } => true,
             Transport::Sealed => self.handover.missing().is_none(),
-            Transport::Local => false,
+            Transport::Local | Transport::Macvlan { .. } => false,
         }
     }
 
@@ -192,7 +206,7 @@ impl NetworkKernel {
                 self.handover.withdraw();
                 Err(missing)
             }
-            (Transport::Vxlan { .. } | Transport::Local, _) => {
+            (Transport::Vxlan { .. } | Transport::Local | Transport::Macvlan { .. }, _) => {
                 self.handover.withdraw();
                 Ok(())
             }
@@ -249,6 +263,7 @@ impl NetworkKernel {
             Some(Transport::Vxlan { .. }) => Some(Carriage::Vxlan),
             Some(Transport::Sealed) => Some(Carriage::Sealed { served }),
             Some(Transport::Local) => Some(Carriage::Local),
+            Some(Transport::Macvlan { .. }) => Some(Carriage::Macvlan),
             None => served.then_some(Carriage::Sealed { served }),
         }
     }
@@ -265,7 +280,10 @@ impl NetworkKernel {
 
     /// The endpoints whose ports are there.
     pub(crate) fn endpoints(&mut self) -> Result<BTreeSet<EndpointId>, KernelError> {
-        Ok(self.ports()?.into_keys().collect())
+        match self.macvlan {
+            true => Ok(macvlan::endpoints(&mut self.inside)?),
+            false => Ok(self.ports()?.into_keys().collect()),
+        }
     }
 
     /// Connects a sandbox. Runs the passes that protect the port before the sandbox can send.
@@ -274,6 +292,17 @@ impl NetworkKernel {
         goal: &Goal<'_>,
         spec: &AttachSpec,
     ) -> (Result<Attached, AttachError>, Passes) {
+        if let Transport::Macvlan { parent, mode, mtu } = goal.network.transport {
+            let passes = self.reconcile(goal);
+            let result = match passes.get(&Table::Links).and_then(|pass| pass.errors.first()) {
+                Some(error) => {
+                    let reason = Chain(error).to_string();
+                    Err(AttachError::NotReady { network: self.id, reason })
+                }
+                None => self.attach_to_parent(parent, mode, mtu, spec),
+            };
+            return (result, passes);
+        }
         // After a pass that left nothing to do, the links are there, or the next pass sees to them.
         let ready = if self.settled { Passes::new() } else { self.reconcile(goal) };
         if let Some(error) = ready.get(&Table::Links).and_then(|pass| pass.errors.first()) {
@@ -318,8 +347,34 @@ impl NetworkKernel {
         }
     }
 
+    fn attach_to_parent(
+        &mut self,
+        parent: Option<InterfaceName>,
+        mode: MacvlanMode,
+        mtu: Option<u16>,
+        spec: &AttachSpec,
+    ) -> Result<Attached, AttachError> {
+        let parent = match parent {
+            Some(name) => Parents::new(self.host_namespace.clone()).find_fitting(name, mtu)?,
+            None => macvlan::ensure_segment(&self.namespace, mtu)
+                .map_err(attach::kernel(spec.endpoint, "make the network's own segment"))?,
+        };
+        macvlan::ensure(macvlan::Errand {
+            spec,
+            mode,
+            mtu,
+            parent,
+            namespace: &self.namespace,
+            inside: &mut self.inside,
+            host: &self.host_namespace,
+        })
+    }
+
     /// Removes a port, both ends. Succeeds if it has gone already.
     pub(crate) fn detach(&mut self, endpoint: EndpointId) -> Result<(), KernelError> {
+        if self.macvlan {
+            return Ok(macvlan::delete(&mut self.inside, endpoint)?);
+        }
         Ok(self.inside.delete_link(&ports::host_name(endpoint))?)
     }
 
@@ -347,8 +402,11 @@ impl NetworkKernel {
         for port in self.ports()?.into_values() {
             self.inside.delete_link(&port.name)?;
         }
+        if self.macvlan {
+            macvlan::delete_all(&mut self.inside)?;
+        }
         self.handover.withdraw();
-        for link in [VXLAN, TAP, BRIDGE] {
+        for link in [VXLAN, TAP, macvlan::PARENT, BRIDGE] {
             self.inside.delete_link(link)?;
         }
         Ok(directory.remove(&namespace_name(self.id))?)
@@ -359,6 +417,20 @@ impl NetworkKernel {
 pub(crate) fn marked_network(inside: &mut Netlink) -> Result<Option<NetworkId>, NetlinkError> {
     let found = inside.links()?.remove(BRIDGE);
     Ok(found.and_then(|link| bridge::marked_network(link.alias.as_deref()?)))
+}
+
+/// The endpoints whose ports are in a namespace or, on a macvlan network, in the sandboxes that it
+/// has numbered.
+pub(crate) fn present_endpoints(inside: &mut Netlink) -> Result<BTreeSet<EndpointId>, KernelError> {
+    match is_macvlan(inside)? {
+        true => Ok(macvlan::endpoints(inside)?),
+        false => Ok(KernelPorts(inside).read()?.into_keys().collect()),
+    }
+}
+
+fn is_macvlan(inside: &mut Netlink) -> Result<bool, NetlinkError> {
+    let alias = inside.links()?.remove(BRIDGE).and_then(|link| link.alias);
+    Ok(alias.as_deref().is_some_and(bridge::is_macvlan))
 }
 
 /// The VNIs that the namespaces in `directory` carry, whether or not their networks are desired.

@@ -19,8 +19,7 @@ use crate::{
     host::HostTask,
     namespace::{Directory, Namespace, NamespaceError, namespace_name},
     netlink::{Netlink, NetlinkError},
-    ports::KernelPorts,
-    table::{Chain, KernelError, KernelTable as _},
+    table::{Chain, KernelError},
     task::{NetworkTask, Surroundings},
     work::{Command, Target},
 };
@@ -185,7 +184,7 @@ impl DataPlane {
         tokio::task::spawn_blocking(move || {
             let mut found = BTreeMap::new();
             for (id, mut inside) in present_networks(&directory)? {
-                found.insert(id, KernelPorts(&mut inside).read()?.into_keys().collect());
+                found.insert(id, crate::network::present_endpoints(&mut inside)?);
             }
             Ok(found)
         })

@@ -45,6 +45,8 @@ pub enum Carriage {
     },
     /// Nothing: it is this host's alone.
     Local,
+    /// An interface of the host, and whatever is behind it.
+    Macvlan,
 }
 
 impl Carriage {
@@ -54,6 +56,7 @@ impl Carriage {
             Self::Vxlan => "vxlan",
             Self::Sealed { .. } => "sealed",
             Self::Local => "local",
+            Self::Macvlan => "macvlan",
         }
     }
 }

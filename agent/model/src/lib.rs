@@ -7,6 +7,7 @@ mod endpoint;
 mod id;
 mod ipam;
 mod mac;
+mod macvlan;
 mod name;
 mod network;
 mod node;
@@ -19,6 +20,7 @@ pub use endpoint::{AddressGrant, Endpoint, InvalidEndpoint, SandboxId};
 pub use id::{ClusterId, EndpointId, InvalidId, NetworkId, NodeId};
 pub use ipam::{BlockIndex, Family, Hold, HoldRecord, Loan, LoanRecord, Unit, WantRecord};
 pub use mac::{InvalidMac, MacAddr};
+pub use macvlan::{InterfaceName, InvalidInterfaceName, Macvlan, MacvlanMode};
 pub use name::{DnsName, InvalidName, Label};
 pub use network::{
     Driver, InvalidNetwork, InvalidPool, Network, NetworkOptions, NetworkRecord, Pool,

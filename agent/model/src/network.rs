@@ -7,7 +7,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Family, Label, Labels, NetworkId, NodeId, Subnet, Vni};
+use crate::{Family, Label, Labels, Macvlan, NetworkId, NodeId, Subnet, Vni};
 
 /// The definition of a network. It never changes once the network is created.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -58,6 +58,9 @@ impl Network {
             () if self.driver.is_local() && self.encrypted => {
                 "nothing of it goes between hosts, so nothing can be encrypted"
             }
+            () if (self.driver == Driver::Macvlan) != self.options.macvlan.is_some() => {
+                "its driver and its options do not fit each other"
+            }
             () => return Ok(self),
         };
         Err(InvalidNetwork { name: self.name, why })
@@ -81,6 +84,8 @@ pub enum Driver {
     Overlay,
     /// The host that made it, alone.
     Bridge,
+    /// The link of an interface of the host that made it.
+    Macvlan,
 }
 
 impl Driver {
@@ -89,6 +94,7 @@ impl Driver {
         match self {
             Self::Overlay => "overlay",
             Self::Bridge => "bridge",
+            Self::Macvlan => "macvlan",
         }
     }
 
@@ -96,7 +102,16 @@ impl Driver {
     pub fn is_local(self) -> bool {
         match self {
             Self::Overlay => false,
-            Self::Bridge => true,
+            Self::Bridge | Self::Macvlan => true,
+        }
+    }
+
+    /// Whether the gateway of its networks is weft's. If not it is a machine that weft knows nothing
+    /// of.
+    pub fn has_gateway(self) -> bool {
+        match self {
+            Self::Overlay | Self::Bridge => true,
+            Self::Macvlan => false,
         }
     }
 
@@ -170,6 +185,9 @@ pub struct NetworkOptions {
     /// Its containers cannot reach each other, only what is outside; `icc=false` in Docker.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
+    /// With [`Driver::Macvlan`], and with no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub macvlan: Option<Macvlan>,
 }
 
 /// What a node says about a network that it carries.
@@ -268,6 +286,7 @@ mod unchecked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MacvlanMode;
 
     #[test]
     fn a_network_that_no_node_could_carry_is_not_read_from_the_wire() {
@@ -290,6 +309,23 @@ mod tests {
             bad[field] = value;
             assert!(serde_json::from_value::<Network>(bad.clone()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_a_macvlan_network_is_made_of_goes_with_its_driver() {
+        let read = |driver: &str, options: serde_json::Value| {
+            let network = serde_json::json!({
+                "id": "00".repeat(16), "name": "lan", "vni": 5000, "driver": driver,
+                "pools": [{"subnet": "10.32.0.0/24", "gateway": "10.32.0.1"}],
+                "creator": "01".repeat(16), "lenders": ["01".repeat(16)], "options": options,
+            });
+            serde_json::from_value::<Network>(network)
+        };
+        let lan = serde_json::json!({"macvlan": {"parent": "eth0", "mode": "vepa"}});
+        let macvlan = read("macvlan", lan.clone()).unwrap().options.macvlan.unwrap();
+        assert_eq!((macvlan.parent.unwrap().as_str(), macvlan.mode), ("eth0", MacvlanMode::Vepa));
+        assert!(read("macvlan", serde_json::json!({})).is_err());
+        assert!(read("bridge", lan).is_err());
     }
 
     #[test]

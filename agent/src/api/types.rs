@@ -25,7 +25,8 @@ pub use self::services::{
 #[serde(deny_unknown_fields)]
 pub struct CreateNetwork {
     pub name: Label,
-    /// `overlay`, for all hosts, or `bridge`, for this one alone.
+    /// `overlay`, for all hosts; `bridge`, for this one alone; or `macvlan`, for the link of one of its
+    /// interfaces.
     #[serde(default)]
     pub driver: Driver,
     /// At most one a family; an IPv4 one is picked when there is none.
@@ -47,7 +48,8 @@ pub struct CreateNetwork {
     pub ipv6: bool,
     #[serde(default)]
     pub labels: Labels,
-    /// `mtu` (bytes), `multicast`, `encrypted` (true, false, or empty for true).
+    /// `mtu` (bytes), `multicast`, `encrypted` (true, false, or empty for true), `icc`; of macvlan
+    /// `parent` and `macvlan_mode`.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
 }
@@ -164,6 +166,8 @@ pub struct Attached {
     #[serde(flatten)]
     pub endpoint: EndpointStatus,
     pub gateways: Vec<IpAddr>,
+    /// Where names are answered, as seen from the sandbox.
+    pub resolvers: Vec<IpAddr>,
     pub mtu: u16,
     pub domain: DnsName,
     /// Whether the sandbox's default route leads through it.

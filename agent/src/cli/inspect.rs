@@ -108,7 +108,10 @@ fn options(network: &Network) -> BTreeMap<&'static str, String> {
         ("icc", (network.driver == Driver::Bridge && options.isolated).then_some("false")),
     ];
     let switches = switches.into_iter().filter_map(|(key, value)| Some((key, value?.to_owned())));
-    switches.chain(mtu).collect()
+    let parent = options.macvlan.and_then(|macvlan| macvlan.parent);
+    let parent = parent.map(|parent| ("parent", parent.to_string()));
+    let mode = options.macvlan.map(|macvlan| ("macvlan_mode", macvlan.mode.to_string()));
+    switches.chain(mtu).chain(parent).chain(mode).collect()
 }
 
 fn peers(status: &NetworkStatus, nodes: &[NodeStatus]) -> Value {

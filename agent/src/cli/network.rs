@@ -54,11 +54,13 @@ enum Command {
   weft network create db --subnet 10.40.0.0/24 --gateway 10.40.0.254 --internal
   weft network create dual --subnet 10.41.0.0/24 --subnet fd00:41::/64
   weft network create secret --encrypted
-  weft network create -d bridge local --icc=false")]
+  weft network create -d bridge local --icc=false
+  weft network create -d macvlan -o parent=eth0 --subnet 192.168.1.0/24 --gateway 192.168.1.1 lan")]
 pub(super) struct Create {
     /// Letters, digits and inner hyphens
     name: Label,
-    /// overlay: all hosts of the cluster; bridge: this host alone, unknown to the others
+    /// overlay: all hosts of the cluster; bridge: this host alone, unknown to the others; macvlan: the
+    /// link of an interface of this host
     #[arg(long, short, value_name = "DRIVER", value_parser = parse_driver, default_value = "overlay")]
     driver: Driver,
     /// Address range, one a family; an IPv4 one is picked when there is none
@@ -88,7 +90,8 @@ pub(super) struct Create {
     /// Whether its containers reach each other, not only what is outside; false needs driver bridge
     #[arg(long, value_name = "BOOL", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     icc: Option<bool>,
-    /// mtu=BYTES, multicast, encrypted, icc=BOOL
+    /// mtu=BYTES, multicast, encrypted, icc=BOOL; of macvlan parent=INTERFACE and
+    /// macvlan_mode=bridge|private|vepa|passthru
     #[arg(long, short, value_name = "KEY[=VALUE]", value_parser = parse_option)]
     opt: Vec<(String, String)>,
 }
@@ -204,7 +207,7 @@ fn row(status: &NetworkStatus) -> [String; 9] {
         network.driver.scope().into(),
         match network.driver {
             Driver::Overlay => network.vni.to_string(),
-            Driver::Bridge => "-".into(),
+            Driver::Bridge | Driver::Macvlan => "-".into(),
         },
         output::list(network.pools.iter().map(|pool| pool.subnet)),
         if network.encrypted { "yes" } else { "no" }.into(),
@@ -241,11 +244,12 @@ fn parse_driver(name: &str) -> Result<Driver, String> {
     match name {
         "overlay" => Ok(Driver::Overlay),
         "bridge" => Ok(Driver::Bridge),
+        "macvlan" => Ok(Driver::Macvlan),
         "host" | "none" | "null" => {
             Err("it is predefined: weft run --network host, or --network none".into())
         }
-        "macvlan" | "ipvlan" => Err("weft cannot do it yet: there are overlay and bridge".into()),
-        _ => Err("there are overlay and bridge".into()),
+        "ipvlan" => Err("weft cannot do it yet: there are overlay, bridge and macvlan".into()),
+        _ => Err("there are overlay, bridge and macvlan".into()),
     }
 }
 

@@ -161,9 +161,15 @@ async fn detach_all(agent: &Client, attached: &[Attached]) -> anyhow::Result<()>
     Ok(())
 }
 
-/// A resolver file that asks the gateways; resolvers read three servers at most (resolv.conf(5)).
+/// A resolver file that asks where names are answered; of such a file three servers at most are read
+/// (resolv.conf(5)).
 fn resolv_conf(attached: &[Attached]) -> String {
-    let gateways: Vec<IpAddr> = attached.iter().flat_map(|a| a.gateways.iter().copied()).collect();
-    let lines = gateways.iter().take(3).map(|gateway| format!("nameserver {gateway}\n"));
+    let mut resolvers: Vec<IpAddr> = Vec::new();
+    for resolver in attached.iter().flat_map(|attached| &attached.resolvers) {
+        if !resolvers.contains(resolver) {
+            resolvers.push(*resolver);
+        }
+    }
+    let lines = resolvers.iter().take(3).map(|resolver| format!("nameserver {resolver}\n"));
     lines.chain(["options timeout:2\n".to_owned()]).collect()
 }

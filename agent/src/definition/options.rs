@@ -1,6 +1,6 @@
 //! The options of a network.
 
-use weft_model::NetworkOptions;
+use weft_model::{Driver, InterfaceName, Macvlan, MacvlanMode, NetworkOptions};
 
 use crate::{
     api::types::CreateNetwork,
@@ -20,7 +20,10 @@ pub(super) struct Chosen {
 /// An option that there is not, or that does not fit its value or the driver.
 pub(super) fn options(request: &CreateNetwork) -> Result<Chosen, Refusal> {
     let mut encrypted = request.encrypted;
-    let mut options = NetworkOptions::default();
+    let mut options = NetworkOptions {
+        macvlan: (request.driver == Driver::Macvlan).then(Macvlan::default),
+        ..NetworkOptions::default()
+    };
     for (key, value) in &request.options {
         match key.as_str() {
             "mtu" => {
@@ -48,7 +51,7 @@ pub(super) fn options(request: &CreateNetwork) -> Result<Chosen, Refusal> {
             }
             "icc" | DOCKER_ICC => {
                 options.isolated = !switch(key, value)?;
-                if !request.driver.is_local() && options.isolated {
+                if request.driver != Driver::Bridge && options.isolated {
                     return refuse(
                         "options",
                         format!(
@@ -56,6 +59,21 @@ pub(super) fn options(request: &CreateNetwork) -> Result<Chosen, Refusal> {
                             request.name
                         ),
                     );
+                }
+            }
+            "parent" | "macvlan_mode" => {
+                let Some(macvlan) = &mut options.macvlan else {
+                    return refuse(
+                        "options",
+                        format!(
+                            "{key}={value} needs driver macvlan: create {} with -d macvlan",
+                            request.name
+                        ),
+                    );
+                };
+                match key.as_str() {
+                    "parent" => macvlan.parent = Some(parent(value)?),
+                    _ => macvlan.mode = mode(value)?,
                 }
             }
             "encrypted" => {
@@ -71,7 +89,7 @@ pub(super) fn options(request: &CreateNetwork) -> Result<Chosen, Refusal> {
                 return refuse(
                     "options",
                     format!(
-                        "{key} is no option of network {}: there are mtu, multicast, encrypted and icc",
+                        "{key} is no option of network {}: there are mtu, multicast, encrypted, icc, parent and macvlan_mode",
                         request.name
                     ),
                 );
@@ -88,6 +106,18 @@ pub(super) fn options(request: &CreateNetwork) -> Result<Chosen, Refusal> {
         );
     }
     Ok(Chosen { encrypted, options })
+}
+
+fn parent(name: &str) -> Result<InterfaceName, Refusal> {
+    name.parse().map_err(|error| Refusal::field("options", format!("parent={name}: {error}")))
+}
+
+fn mode(name: &str) -> Result<MacvlanMode, Refusal> {
+    let found = MacvlanMode::ALL.into_iter().find(|mode| mode.as_str() == name);
+    found.ok_or_else(|| {
+        let all = MacvlanMode::ALL.map(MacvlanMode::as_str).join(", ");
+        Refusal::field("options", format!("macvlan_mode={name}: there are {all}"))
+    })
 }
 
 /// Docker's own name for `icc`.

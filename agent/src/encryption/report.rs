@@ -106,7 +106,13 @@ impl Readings<'_> {
             Some(Carriage::Sealed { served: true }) => {
                 self.tunnel.networks.get(&network.id)?.fault.clone()
             }
-            Some(Carriage::Sealed { served: false } | Carriage::Vxlan | Carriage::Local) | None => {
+            Some(
+                Carriage::Sealed { served: false }
+                | Carriage::Vxlan
+                | Carriage::Local
+                | Carriage::Macvlan,
+            )
+            | None => {
                 let tables = plane.into_iter().flat_map(|plane| plane.tables.values());
                 let error = tables.filter_map(|table| table.error.clone()).next();
                 Some(error.unwrap_or_else(|| "its TAP is not there yet".into()))

@@ -21,8 +21,8 @@ pub(crate) struct Interior {
     /// What the agent calls the sandbox.
     pub(crate) sandbox: SandboxId,
     pub(crate) interfaces: BTreeMap<String, Inside>,
-    /// The families in which a default route leads out.
-    pub(crate) default_routes: BTreeSet<Family>,
+    /// Where default routes lead out: a family and an interface each.
+    pub(crate) default_routes: BTreeSet<(Family, String)>,
 }
 
 /// One interface in a sandbox.
@@ -94,19 +94,20 @@ fn ones(mask: IpAddr) -> u8 {
 }
 
 /// Reads the kernel's tables of routes (net/ipv4/fib_trie.c, net/ipv6/route.c).
-fn default_routes(v4: &str, v6: &str) -> BTreeSet<Family> {
-    let v4 = v4.lines().skip(1).any(|line| {
+fn default_routes(v4: &str, v6: &str) -> BTreeSet<(Family, String)> {
+    let v4 = v4.lines().skip(1).filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000")
+        let everything = ["00000000"; 2] == [*fields.get(1)?, *fields.get(7)?];
+        everything.then(|| (Family::V4, fields[0].to_owned()))
     });
-    let v6 = v6.lines().any(|line| {
+    let v6 = v6.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let everything = fields.first().is_some_and(|dst| dst.bytes().all(|b| b == b'0'));
+        let everything = fields.first()?.bytes().all(|b| b == b'0') && *fields.get(1)? == "00";
         // The kernel's own entry for what has no route names the loopback interface.
-        everything && fields.get(1) == Some(&"00") && fields.last() != Some(&"lo")
+        let interface = fields.last().filter(|name| **name != "lo")?;
+        everything.then(|| (Family::V6, (*interface).to_owned()))
     });
-    let families = [(Family::V4, v4), (Family::V6, v6)];
-    families.into_iter().filter(|(_, there)| *there).map(|(family, _)| family).collect()
+    v4.chain(v6).collect()
 }
 
 #[cfg(test)]
@@ -126,7 +127,8 @@ mod tests {
         assert!(default_routes(&format!("{head}{subnet}"), &none6).is_empty());
         let both =
             default_routes(&format!("{head}{default}{subnet}"), &format!("{none6}{default6}"));
-        assert_eq!(both, BTreeSet::from([Family::V4, Family::V6]));
+        let eth0 = |family| (family, "eth0".to_owned());
+        assert_eq!(both, BTreeSet::from([eth0(Family::V4), eth0(Family::V6)]));
         assert!(default_routes("", "").is_empty());
     }
 

@@ -13,6 +13,7 @@ use super::{
     book::{EndpointState, LocalEndpoint},
     gateways,
     keeper::Keeper,
+    macvlan,
     ports::{KernelWork, Release},
 };
 use crate::{
@@ -315,6 +316,7 @@ impl Keeper {
         request: &Attach,
         sandbox: &SandboxId,
     ) -> Result<(), Obstacle> {
+        macvlan::check(network, request)?;
         for ip in &request.addresses {
             if network.pool_of(*ip).is_none() {
                 let subnets: Vec<_> = network.pools.iter().map(|p| p.subnet.to_string()).collect();
@@ -358,6 +360,7 @@ impl Keeper {
                 ),
             ));
         }
+        macvlan::check_beside(network, other)?;
         if other.sandbox != *sandbox {
             return Ok(());
         }
@@ -434,7 +437,8 @@ impl Keeper {
     }
 
     pub(super) fn take_uplink(&mut self, network: &Network) -> Result<(), Refusal> {
-        if network.internal || self.book.uplinks.contains_key(&network.id) {
+        let needs_none = network.internal || !network.driver.has_gateway();
+        if needs_none || self.book.uplinks.contains_key(&network.id) {
             return Ok(());
         }
         let pool = self.context.uplink_pool;

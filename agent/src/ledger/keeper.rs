@@ -12,8 +12,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_dns::Directory;
 use weft_gossip::{ClusterView, Gossip, Key, PublishError, Record};
 use weft_ipam::{Ipam, Timing};
-use weft_model::{EndpointId, NetworkId, Node};
-use weft_vxlan::{DataPlane, Desired, Gone, Status};
+use weft_model::{EndpointId, InterfaceName, NetworkId, Node};
+use weft_vxlan::{DataPlane, Desired, Gone, Parents, Status};
 
 use super::{
     Command, Snapshot, Snapshots, Verdicts,
@@ -26,7 +26,7 @@ use crate::{
     chain::Chain,
     cluster::Cluster,
     encryption::Encryption,
-    listeners::Listeners,
+    listeners::{Listeners, sandboxes::SandboxListeners},
     projection::{
         Drained, Kernel, NamesProjection, OwnRecords, PlaneContext, own_records, plane,
         with_private,
@@ -51,6 +51,9 @@ pub struct Links {
     /// What the checks of this host's endpoints have found.
     pub verdicts: watch::Receiver<Arc<Verdicts>>,
     pub balance: Balancing,
+    /// The interfaces of this host that macvlan networks are on.
+    pub parents: Parents,
+    pub sandbox_listeners: SandboxListeners,
     pub tracker: TaskTracker,
 }
 
@@ -104,6 +107,10 @@ pub struct Keeper {
     pub(super) doomed: BTreeSet<EndpointId>,
     /// Answers to give once the others have been told.
     pub(super) answers: Vec<Answer>,
+    /// Interfaces that are being tried out for networks to come.
+    pub(super) tried: Vec<InterfaceName>,
+    /// Those that networks were last known to be on.
+    pub(super) parents: Option<BTreeSet<InterfaceName>>,
     /// Address spaces at work; the book has what of them must outlive the process.
     pub(super) spaces: BTreeMap<NetworkId, Ipam>,
 }
@@ -169,6 +176,8 @@ impl Keeper {
             in_flight: BTreeSet::new(),
             doomed: BTreeSet::new(),
             answers: Vec::new(),
+            tried: Vec::new(),
+            parents: None,
             spaces,
         };
         (keeper, snapshots)
@@ -238,7 +247,7 @@ impl Keeper {
     fn command(&mut self, command: Command) {
         match command {
             Command::CreateNetwork(request, reply) => {
-                let _ = reply.send(self.create_network(&request));
+                self.begin_create(request, reply);
             }
             Command::RemoveNetwork { network, force, reply } => {
                 let _ = reply.send(self.remove_network(&network, force));

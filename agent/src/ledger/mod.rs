@@ -7,6 +7,7 @@ pub mod book;
 mod drain;
 mod gateways;
 mod keeper;
+mod macvlan;
 mod networks;
 mod ports;
 mod services;

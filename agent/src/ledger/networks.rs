@@ -1,17 +1,74 @@
-use std::sync::Arc;
+use std::{collections::BTreeSet, panic::resume_unwind, sync::Arc};
 
-use weft_model::{Network, NetworkId};
+use tokio::task::spawn_blocking;
+use weft_model::{InterfaceName, Macvlan, Network, NetworkId};
 
-use super::keeper::Keeper;
+use super::{Reply, keeper::Keeper, ports::Finished};
 use crate::{
     api::types::CreateNetwork,
+    chain::Chain,
     clock,
     definition::{self, DEFAULT_BRIDGE},
     refusal::{Refusal, RefusalKind},
 };
 
 impl Keeper {
-    pub(super) fn create_network(&mut self, request: &CreateNetwork) -> Result<NetworkId, Refusal> {
+    /// Makes a network; one on an interface of this host once that has been tried out.
+    pub(super) fn begin_create(&mut self, request: CreateNetwork, reply: Reply<NetworkId>) {
+        let now = clock::unix_seconds();
+        let planned = definition::define(&request, fresh_id(), self.context.me, &self.cluster, now);
+        let macvlan = match &planned {
+            Ok(network) => network.options.macvlan,
+            Err(_) => None,
+        };
+        let Some(Macvlan { parent: Some(parent), mode }) = macvlan else {
+            let _ = reply.send(self.create_network(&request));
+            return;
+        };
+        let mtu = planned.ok().and_then(|network| network.options.mtu);
+        self.tried.push(parent);
+        let (parents, finished) = (self.links.parents.clone(), self.finished.clone());
+        self.links.tracker.spawn(async move {
+            let tried = spawn_blocking(move || parents.try_out(parent, mode, mtu)).await;
+            let tried = tried.unwrap_or_else(|panic| resume_unwind(panic.into_panic()));
+            let outcome =
+                tried.map_err(|error| Refusal::conflict("options", Chain(&error).to_string()));
+            let _ = finished.send(Finished::Parent { parent, request, outcome, reply }).await;
+        });
+    }
+
+    pub(super) fn finish_parent(
+        &mut self,
+        parent: InterfaceName,
+        request: &CreateNetwork,
+        outcome: Result<(), Refusal>,
+        reply: Reply<NetworkId>,
+    ) {
+        if let Some(at) = self.tried.iter().position(|tried| *tried == parent) {
+            self.tried.swap_remove(at);
+        }
+        let _ = reply.send(outcome.and_then(|()| self.create_network(request)));
+    }
+
+    /// Removes VLANs that were made for networks which have gone. An endpoint that needs one after
+    /// all has it made again.
+    fn release_parents(&mut self) {
+        let of_networks = self.book.networks.values().filter_map(|n| n.options.macvlan?.parent);
+        let wanted: BTreeSet<_> = of_networks.chain(self.tried.iter().copied()).collect();
+        let left = self.parents.as_ref().is_none_or(|before| !before.is_subset(&wanted));
+        self.parents = Some(wanted.clone());
+        if left {
+            let parents = self.links.parents.clone();
+            self.links.tracker.spawn(async move {
+                let released = spawn_blocking(move || parents.release(&wanted)).await;
+                if let Ok(Err(error)) = released {
+                    tracing::warn!(error = %Chain(&error), "cannot remove a VLAN");
+                }
+            });
+        }
+    }
+
+    fn create_network(&mut self, request: &CreateNetwork) -> Result<NetworkId, Refusal> {
         let id = fresh_id();
         let now = clock::unix_seconds();
         let network = definition::define(request, id, self.context.me, &self.cluster, now)?;
@@ -108,6 +165,7 @@ impl Keeper {
         if !self.book.ended.is_empty() {
             Arc::make_mut(&mut self.book).forget_ended();
         }
+        self.release_parents();
     }
 }
 

@@ -1,8 +1,8 @@
 //! Endpoints between book and kernel: what is started, what has finished, what is taken back.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use weft_model::{EndpointId, Family, NetworkId};
+use weft_model::{EndpointId, Family, InterfaceName, NetworkId};
 use weft_vxlan::{AttachError, AttachSpec, Attached, DataPlane, Prefix};
 
 use super::{
@@ -12,8 +12,9 @@ use super::{
     keeper::Keeper,
 };
 use crate::{
-    api::types::Sandbox,
+    api::types::{CreateNetwork, Sandbox},
     chain::Chain,
+    listeners::sandboxes::{self, Resident},
     projection::gateway_ips,
     refusal::{Refusal, RefusalKind},
 };
@@ -37,8 +38,21 @@ impl KernelWork {
 
 /// Kernel work that has ended.
 pub(super) enum Finished {
-    Attached { endpoint: EndpointId, outcome: Result<Attached, Refusal> },
-    Detached { endpoint: EndpointId, outcome: Result<(), Refusal> },
+    Attached {
+        endpoint: EndpointId,
+        outcome: Result<Attached, Refusal>,
+    },
+    Detached {
+        endpoint: EndpointId,
+        outcome: Result<(), Refusal>,
+    },
+    /// An interface was tried out for a network to come.
+    Parent {
+        parent: InterfaceName,
+        request: CreateNetwork,
+        outcome: Result<(), Refusal>,
+        reply: Reply<NetworkId>,
+    },
 }
 
 /// Connects a sandbox. One that has a default route already keeps it.
@@ -60,9 +74,10 @@ fn refusal_of(error: &AttachError) -> Refusal {
     match error {
         AttachError::InvalidIfname { .. } => Refusal::field("ifname", message),
         AttachError::IfnameTaken { .. } => Refusal::conflict("ifname", message),
-        AttachError::Sandbox { .. } | AttachError::HostSandbox { .. } => {
-            Refusal::field("sandbox", message)
-        }
+        AttachError::Sandbox { .. }
+        | AttachError::HostSandbox { .. }
+        | AttachError::Unmovable { .. } => Refusal::field("sandbox", message),
+        AttachError::Parent(_) => Refusal::conflict("network", message),
         AttachError::DefaultRouteTaken { .. }
         | AttachError::UnknownNetwork { .. }
         | AttachError::NotReady { .. }
@@ -294,6 +309,7 @@ impl Keeper {
                     let spec = self.attach_spec(local);
                     let way_out = self.way_out(local);
                     let listen = self.listen_on(network);
+                    let inside = self.listen_inside(local);
                     self.links.tracker.spawn(async move {
                         let attached = attach(&plane, spec).await;
                         if let (Ok(attached), Some(way_out)) = (&attached, way_out) {
@@ -301,7 +317,10 @@ impl Keeper {
                         }
                         // Names are answered before the caller hears of success.
                         let outcome = match attached {
-                            Ok(attached) => listen.await.map(|()| attached),
+                            Ok(attached) => {
+                                inside.await;
+                                listen.await.map(|()| attached)
+                            }
                             Err(refusal) => Err(refusal),
                         };
                         let _ = finished.send(Finished::Attached { endpoint: id, outcome }).await;
@@ -323,6 +342,9 @@ impl Keeper {
         match finished {
             Finished::Attached { endpoint, outcome } => self.finish_attach(endpoint, outcome),
             Finished::Detached { endpoint, outcome } => self.finish_detach(endpoint, outcome),
+            Finished::Parent { parent, request, outcome, reply } => {
+                self.finish_parent(parent, &request, outcome, reply);
+            }
         }
     }
 
@@ -419,11 +441,36 @@ impl Keeper {
         }
     }
 
+    /// The addresses of weft's own gateways in a network.
+    fn own_gateways(&self, id: NetworkId) -> Vec<IpAddr> {
+        let network = self.cluster.network(id).filter(|network| network.driver.has_gateway());
+        network.map_or_else(Vec::new, |network| gateway_ips(network))
+    }
+
+    /// Answers names in the sandbox itself, where its network has no gateway of weft's. Without
+    /// names it is attached all the same: it may have a resolver of its own.
+    fn listen_inside(&self, local: &LocalEndpoint) -> impl Future<Output = ()> + use<> {
+        let network = self.book.networks.get(&local.endpoint.network);
+        let bare = network.is_some_and(|network| !network.driver.has_gateway());
+        let resident = bare.then(|| Resident::of(local));
+        let sandbox = local.sandbox.clone();
+        let listeners = self.links.sandbox_listeners.clone();
+        async move {
+            let Some(resident) = resident else { return };
+            if let Err(error) = listeners.serve(&resident).await {
+                sandboxes::note(&sandbox, &error);
+            }
+        }
+    }
+
     /// Answers names on the network's gateway addresses, once its links are there.
     fn listen_on(&self, id: NetworkId) -> impl Future<Output = Result<(), Refusal>> + use<> {
-        let gateways = self.cluster.network(id).map_or_else(Vec::new, |n| gateway_ips(n));
+        let gateways = self.own_gateways(id);
         let listeners = self.links.listeners.clone();
         async move {
+            if gateways.is_empty() {
+                return Ok(());
+            }
             listeners
                 .listen(id, &gateways)
                 .await
@@ -437,8 +484,8 @@ impl Keeper {
         let carried = plane.networks.iter().filter(|(_, network)| network.reached.is_some());
         let active = self.book.active();
         for (&id, _) in carried.filter(|(id, _)| active.contains(id)) {
-            let gateways = self.cluster.network(id).map_or_else(Vec::new, |n| gateway_ips(n));
-            if !self.links.listeners.is_serving(id, &gateways) {
+            let gateways = self.own_gateways(id);
+            if !gateways.is_empty() && !self.links.listeners.is_serving(id, &gateways) {
                 self.listen(id);
             }
         }

@@ -95,7 +95,7 @@ impl Keeper {
             self.remove_service(&key);
             return Ok(key);
         };
-        check(&service, &network)?;
+        check(&service, &vip, &network)?;
         self.check_ports_of(&service)?;
         self.take_vips(id, &vip, &network, &mut service)?;
         if service.lease.is_some_and(|lease| lease.id == id) {

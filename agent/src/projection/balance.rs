@@ -42,7 +42,7 @@ pub(crate) fn balance(
     let mut networks = BTreeMap::new();
     for id in carried(cluster, book) {
         let network = cluster.network(id).map(AsRef::as_ref).or_else(|| book.networks.get(&id));
-        let Some(network) = network else { continue };
+        let Some(network) = network.filter(|n| n.driver.has_gateway()) else { continue };
         let (balance, ports) = view.network(network);
         for (port, to) in ports {
             host.ports.entry(port).or_insert(to);

@@ -5,7 +5,9 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use weft_model::{Driver, Endpoint, Family, MacAddr, Network, NetworkId, NodeId, VtepAddr};
+use weft_model::{
+    Driver, Endpoint, Family, MacAddr, Macvlan, Network, NetworkId, NodeId, VtepAddr,
+};
 use weft_vxlan::{
     AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Transport, Uplink,
 };
@@ -124,18 +126,10 @@ fn overlay_network(
     OverlayNetwork {
         id: network.id,
         name: network.name.clone(),
-        transport: match (network.driver, network.encrypted) {
-            (Driver::Bridge, _) => Transport::Local,
-            (Driver::Overlay, true) => Transport::Sealed,
-            (Driver::Overlay, false) => Transport::Vxlan {
-                vni: network.vni,
-                local: context.local,
-                port: context.vxlan_port,
-            },
-        },
+        transport: transport(context, network),
         mtu: mtu(network, cluster),
         gateway_mac: MacAddr::for_gateway(network.id),
-        gateways: gateways(network),
+        gateways: if network.driver.has_gateway() { gateways(network) } else { Vec::new() },
         internal: network.internal,
         multicast: network.options.multicast,
         isolated: network.options.isolated,
@@ -144,6 +138,20 @@ fn overlay_network(
         flood: if network.options.multicast { flood } else { BTreeMap::new() },
         ports: ports.collect(),
         uplink: uplink(context, book, network),
+    }
+}
+
+fn transport(context: PlaneContext, network: &Network) -> Transport {
+    match (network.driver, network.encrypted) {
+        (Driver::Bridge, _) => Transport::Local,
+        (Driver::Macvlan, _) => {
+            let Macvlan { parent, mode } = network.options.macvlan.unwrap_or_default();
+            Transport::Macvlan { parent, mode, mtu: network.options.mtu }
+        }
+        (Driver::Overlay, true) => Transport::Sealed,
+        (Driver::Overlay, false) => {
+            Transport::Vxlan { vni: network.vni, local: context.local, port: context.vxlan_port }
+        }
     }
 }
 
@@ -167,7 +175,7 @@ const LEAST_MTU_V6: u16 = 1280;
 /// carry it. What no link could have, whoever says it, is raised to what it needs.
 pub fn mtu(network: &Network, cluster: &Cluster) -> u16 {
     let around = |outer| match (network.driver, network.encrypted) {
-        (Driver::Bridge, _) => 0,
+        (Driver::Bridge | Driver::Macvlan, _) => 0,
         (Driver::Overlay, true) => outer + SEALED,
         (Driver::Overlay, false) => outer + PLAIN,
     };
@@ -191,7 +199,7 @@ pub fn uplink_capacity(pool: Ipv4Net) -> u16 {
 }
 
 pub(super) fn uplink(context: PlaneContext, book: &Book, network: &Network) -> Option<Uplink> {
-    if network.internal {
+    if network.internal || !network.driver.has_gateway() {
         return None;
     }
     let slot = *book.uplinks.get(&network.id)?;

@@ -175,6 +175,7 @@ impl Router {
                         known.addresses = addresses;
                     }
                 });
+                self.end_search(node);
             }
             Event::Failed { address, failure, connected } => {
                 self.log(address, &failure, connected);
@@ -245,8 +246,19 @@ impl Router {
             if self.peers.contains_key(&Target::Node(node)) {
                 self.command(Target::Node(node), Command::Introduce(address));
             }
+            self.end_search(node);
         }
         self.look_after();
+    }
+
+    /// Ends the attempts to find out who is where `node` says that it is, if there is a connection
+    /// with it: what waits for them goes over that one.
+    fn end_search(&mut self, node: NodeId) {
+        let connected = !self.published.borrow().links(node).is_empty();
+        if let Some(address) = self.directory.claim(node).filter(|_| connected) {
+            // Without its sender the task gives back what waits.
+            self.peers.remove(&Target::Stranger(address));
+        }
     }
 
     /// Closes what has expired, and keeps up what is to be kept.

@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeSet,
+    fmt::Debug,
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -186,6 +187,38 @@ impl Agent {
             self.carrier.last_failures(),
             self.carrier.traffic()
         )
+    }
+}
+
+/// Checks again and again that something holds, for as long as `span`.
+pub(crate) async fn throughout(span: Duration, mut check: impl FnMut()) {
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        check();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until `read` has given the same for as long as `span`. What it gives first may change: an
+/// attempt of either side may still be under way.
+pub(crate) async fn settled<T: PartialEq + Debug>(
+    span: Duration,
+    mut read: impl FnMut() -> Option<T>,
+) -> T {
+    let end = Instant::now() + LIMIT;
+    let (mut value, mut since) = (read(), Instant::now());
+    loop {
+        let now = read();
+        if now != value {
+            (value, since) = (now, Instant::now());
+        }
+        if since.elapsed() >= span
+            && let Some(value) = value
+        {
+            return value;
+        }
+        assert!(Instant::now() < end, "never the same for {span:?} within {LIMIT:?}: {value:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -109,12 +109,12 @@ fn a_peer_that_was_killed_is_reached_again_as_soon_as_it_is_back() {
             assert!(begin.elapsed() < Duration::from_secs(5), "{}", cluster.issuer.state());
         }
     });
-    // Well before the connection would have timed out.
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    // Before the connection would have timed out.
+    assert!(took < Timing::default().silence, "{took:?}");
 }
 
 #[tokio::test]
-async fn a_healed_link_is_used_again_within_a_second() {
+async fn a_healed_link_is_used_again_at_the_next_attempt() {
     let cluster = Cluster::start();
     let quick = Timing {
         silence: Duration::from_millis(900),
@@ -137,7 +137,8 @@ async fn a_healed_link_is_used_again_within_a_second() {
     relay.cut.store(false, Ordering::Relaxed);
     let healed = Instant::now();
     cluster.issuer.recv().await;
-    assert!(healed.elapsed() < Duration::from_secs(1), "{:?}", healed.elapsed());
+    let patience = 2 * (quick.dial + quick.retry);
+    assert!(healed.elapsed() < patience, "{:?}", healed.elapsed());
 }
 
 /// Waits for the system to give the port of a killed agent free.

@@ -1,4 +1,11 @@
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tokio_util::{
@@ -14,6 +21,8 @@ use crate::cluster::{Agent, LIMIT};
 pub(crate) struct Member {
     pub(crate) agent: Agent,
     pub(crate) gossip: Gossip,
+    /// How many things it has published.
+    told: AtomicU8,
     _stop: DropGuard,
 }
 
@@ -38,7 +47,7 @@ impl Member {
         let cancel = CancellationToken::new();
         let carrier = agent.carrier.clone();
         let gossip = Gossip::start(config, carrier, &TaskTracker::new(), cancel.clone());
-        Self { agent, gossip, _stop: cancel.drop_guard() }
+        Self { agent, gossip, told: AtomicU8::new(0), _stop: cancel.drop_guard() }
     }
 
     pub(crate) fn node(&self) -> NodeId {
@@ -55,8 +64,8 @@ impl Member {
     }
 
     /// Publishes something and waits until `other` has it. Returns how long it took.
-    pub(crate) async fn tell(&self, other: &Self, what: u8) -> Duration {
-        let network = NetworkId::from([what; 16]);
+    pub(crate) async fn tell(&self, other: &Self) -> Duration {
+        let network = NetworkId::from([self.told.fetch_add(1, Ordering::Relaxed); 16]);
         let begin = Instant::now();
         let record = Record::Want(WantRecord::default());
         self.gossip.publish(vec![(Key::Want(network), Some(record))]).await.unwrap();
@@ -67,6 +76,26 @@ impl Member {
         let told = tokio::time::timeout(LIMIT, view.wait_for(has)).await.is_ok();
         assert!(told, "no news: {}", other.agent.state());
         begin.elapsed()
+    }
+
+    /// Publishes until something has reached `other` while that received nothing of anti-entropy:
+    /// so it was pushed.
+    pub(crate) async fn push(&self, other: &Self) {
+        let exchanges = || other.gossip.counters().gossip.received_messages;
+        let end = Instant::now() + LIMIT;
+        loop {
+            let before = exchanges();
+            let took = self.tell(other).await;
+            if exchanges() == before {
+                return;
+            }
+            let state = || other.agent.state();
+            assert!(
+                Instant::now() < end,
+                "nothing was pushed, the last took {took:?}: {}",
+                state()
+            );
+        }
     }
 }
 

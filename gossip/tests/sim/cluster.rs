@@ -172,6 +172,9 @@ fn expected_member(n: u16, records: &BTreeMap<Key, Record>) -> Member {
         loans: BTreeMap::new(),
         holds: BTreeMap::new(),
         wants: BTreeMap::new(),
+        services: BTreeMap::new(),
+        conditions: BTreeMap::new(),
+        drained: BTreeMap::new(),
         unknown_keys: 0,
         undecodable: 0,
     };
@@ -187,6 +190,20 @@ fn expected_member(n: u16, records: &BTreeMap<Key, Record>) -> Member {
             (Some(id), Record::Loan(loans)) => drop(member.loans.insert(id, loans)),
             (Some(id), Record::Hold(holds)) => drop(member.holds.insert(id, holds)),
             (Some(id), Record::Want(wants)) => drop(member.wants.insert(id, wants)),
+            (Some(id), Record::Services(services)) => {
+                for service in services {
+                    member.services.entry(id).or_default().insert(service.name.clone(), service);
+                }
+            }
+            (Some(id), Record::Conditions(conditions)) => {
+                for condition in conditions {
+                    let known = member.conditions.entry(id).or_default();
+                    known.insert(condition.endpoint, condition);
+                }
+            }
+            (Some(id), Record::Drained(endpoints)) => {
+                drop(member.drained.insert(id, endpoints));
+            }
             (None, _) | (Some(_), Record::Node(_)) => panic!("{key} has {record:?}"),
         }
     }

@@ -155,6 +155,17 @@ impl Docker {
         Ok(dir.display().to_string())
     }
 
+    /// Runs a shell script of the host's in the network namespace of a container.
+    ///
+    /// # Errors
+    ///
+    /// The script fails.
+    pub fn sandbox_sh(&self, container: &str, script: &str) -> anyhow::Result<String> {
+        let pid = self.run_args(&["inspect", "-f", "{{.State.Pid}}", container])?;
+        let namespace = format!("--net=/proc/{pid}/ns/net");
+        self.host.exec(&["nsenter", &namespace, "sh", "-ec", script])?.ok()
+    }
+
     /// The address of a container in a network, as Docker shows it.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod tunnels;
 mod hygiene;
 mod lifecycle;
 mod local;
+mod macvlan;
 mod mtu;
 mod overlay;
 mod ports;

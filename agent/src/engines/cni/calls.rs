@@ -68,12 +68,12 @@ impl Plugin {
             }
             None => self.attach(&request).await?,
         };
-        let families = default_families(&attached, &Interior::read(&netns)?, &interior);
+        let families = default_families(&attached, &Interior::read(&netns)?);
         if self.conf.default_gateway == Some(true) && families.is_empty() {
             let failure = Failure::new(
                 Code::Conflict,
                 format!(
-                    "isDefaultGateway is true, but the container has a default route already, or network {} is internal: leave it out",
+                    "isDefaultGateway is true, but the container has a default route that goes before, or network {} is internal: leave it out, or give a higher gatewayPriority",
                     attached.endpoint.network
                 ),
             );
@@ -191,7 +191,7 @@ impl Plugin {
             mac: self.conf.mac.or(args.mac),
             ifname: Some(self.ifname(container).to_owned()),
             default_route: self.conf.default_gateway.unwrap_or(true),
-            gateway_priority: 0,
+            gateway_priority: self.conf.gateway_priority,
             service: names.service,
             labels: self.key(container).labels(),
             ports: Vec::new(),
@@ -277,18 +277,11 @@ fn is_asked_for(attached: &Attached, request: &Attach, interior: &Interior) -> b
         && request.mac.is_none_or(|mac| mac == endpoint.mac)
 }
 
-/// The families in which the default route leads through the endpoint: it may, there is one, and
-/// there was none before.
-fn default_families(attached: &Attached, now: &Interior, before: &Interior) -> BTreeSet<Family> {
-    let new = !before.interfaces.contains_key(attached.endpoint.ifname.as_deref().unwrap_or(""));
-    let own = |family: &&Family| {
-        attached.endpoint.addresses.iter().any(|net| Family::of(net.addr()) == **family)
-            && !(new && before.default_routes.contains(*family))
-    };
-    match attached.default_route {
-        true => now.default_routes.iter().filter(own).copied().collect(),
-        false => BTreeSet::new(),
-    }
+/// The families in which the container's default route leads through the endpoint.
+fn default_families(attached: &Attached, interior: &Interior) -> BTreeSet<Family> {
+    let ifname = attached.endpoint.ifname.as_deref();
+    let own = interior.default_routes.iter().filter(|(_, name)| Some(name.as_str()) == ifname);
+    own.map(|(family, _)| *family).collect()
 }
 
 /// Says what is not as it was answered.
@@ -324,7 +317,7 @@ fn compare(
     }
     for route in prev.routes.iter().filter(|route| route.dst.prefix_len() == 0) {
         let family = Family::of(route.dst.addr());
-        if !interior.default_routes.contains(&family) {
+        if !interior.default_routes.iter().any(|(other, _)| *other == family) {
             return Err(format!("the container has lost its default route {}", route.dst));
         }
     }

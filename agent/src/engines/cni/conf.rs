@@ -28,6 +28,8 @@ pub(super) struct Conf {
     /// Whether the default route leads through the network; the first one that can has it if
     /// nothing is said.
     pub(super) default_gateway: Option<bool>,
+    /// Of a container's networks, the one of the highest has its default route.
+    pub(super) gateway_priority: i32,
     pub(super) dns: Dns,
     pub(super) aliases: Vec<String>,
     pub(super) ips: Vec<IpAddr>,
@@ -55,6 +57,7 @@ struct Raw {
     mtu: Option<u16>,
     ifname: Option<String>,
     is_default_gateway: Option<bool>,
+    gateway_priority: Option<i32>,
     #[serde(default)]
     dns: Dns,
     #[serde(default)]
@@ -98,7 +101,7 @@ const VALID: &str = "cni.dev/valid-attachments";
 
 /// Keys that are understood, or that say nothing to a plugin. Others are refused, but for those of
 /// somebody's own domain, which hold a dot or a slash.
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 23] = [
     "cniVersion",
     "cniVersions",
     "name",
@@ -113,6 +116,7 @@ const KEYS: [&str; 22] = [
     "mtu",
     "ifname",
     "isDefaultGateway",
+    "gatewayPriority",
     "dns",
     "capabilities",
     "runtimeConfig",
@@ -198,6 +202,10 @@ impl Raw {
             },
             ifname,
             default_gateway: self.is_default_gateway,
+            // Who says so goes before who says nothing.
+            gateway_priority: self
+                .gateway_priority
+                .unwrap_or_else(|| i32::from(self.is_default_gateway == Some(true))),
             dns: self.dns,
             aliases: aliases.remove(&name).unwrap_or_default(),
             ips: addresses,

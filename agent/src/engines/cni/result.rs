@@ -130,8 +130,8 @@ impl CniResult {
     /// Adds the network's resolver, with what the configuration wants beside it.
     pub(super) fn resolve_with(mut self, attached: &Attached, wanted: &Dns) -> Self {
         let dns = &mut self.dns;
-        let gateways = attached.gateways.iter().map(ToString::to_string);
-        extend(&mut dns.nameservers, gateways.chain(wanted.nameservers.iter().cloned()));
+        let resolvers = attached.resolvers.iter().map(ToString::to_string);
+        extend(&mut dns.nameservers, resolvers.chain(wanted.nameservers.iter().cloned()));
         let domain = [attached.domain.to_string()];
         extend(&mut dns.search, domain.into_iter().chain(wanted.search.iter().cloned()));
         extend(&mut dns.options, wanted.options.iter().cloned());
@@ -197,6 +197,7 @@ mod tests {
             "network_id": "02".repeat(16), "node": "h1", "node_id": "03".repeat(16),
             "mac": "02:00:00:00:00:01", "addresses": ["10.5.0.2/24", "fd00::2/64"],
             "ifname": "eth0", "reachable": true, "gateways": ["10.5.0.1", "fd00::1"],
+            "resolvers": ["10.5.0.1", "fd00::1"],
             "mtu": 1450, "domain": "weft.internal", "default_route": true, "sandbox": "7",
         }))
         .unwrap()

@@ -13,6 +13,10 @@ use crate::{
 
 const PROJECT: &str = "com.docker.compose.project";
 const SERVICE: &str = "com.docker.compose.service";
+const STACK: &str = "com.docker.stack.namespace";
+const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
+/// The labels by which services are found.
+const OF_SERVICES: [&str; 4] = [PROJECT, SERVICE, STACK, SWARM_SERVICE];
 
 /// What is known when a container joins a network: its name.
 pub(super) fn at_join(name: Option<&str>, endpoint: &EngineId) -> Description {
@@ -20,7 +24,7 @@ pub(super) fn at_join(name: Option<&str>, endpoint: &EngineId) -> Description {
     Description { name, aliases, service: None, labels: Labels::new() }
 }
 
-/// What an inspection tells: aliases, compose's service, labels.
+/// What an inspection tells: aliases, the service of compose or of a swarm, labels.
 pub(super) fn description(
     container: &ContainerInspect,
     settings: &EndpointSettings,
@@ -28,12 +32,10 @@ pub(super) fn description(
     let id = container.id.get(..12).unwrap_or(&container.id);
     let (name, mut aliases) = container_name(container.name.trim_start_matches('/'), id);
     let labels = container.config.labels.clone().unwrap_or_default();
-    let service = labels.get(SERVICE).and_then(|text| text.parse::<Label>().ok());
-    let qualified = service.as_ref().zip(labels.get(PROJECT));
-    let qualified = qualified.map(|(service, project)| format!("{service}.{project}"));
+    let Service { name: service, others } = Service::of(&labels);
     let given = [&settings.aliases, &settings.dns_names].into_iter().flatten().flatten();
     let mut length: usize = aliases.iter().map(|alias: &DnsName| alias.as_str().len()).sum();
-    for text in given.map(String::as_str).chain(qualified.as_deref()) {
+    for text in given.chain(&others).map(String::as_str) {
         let Ok(alias) = text.parse::<DnsName>() else { continue };
         length += alias.as_str().len();
         let known = alias.as_str() == name.as_str() || aliases.contains(&alias) || text == id;
@@ -43,6 +45,34 @@ pub(super) fn description(
         }
     }
     Description { name, aliases, service, labels: fitting(labels) }
+}
+
+/// A service that a container is part of, if it is of one.
+#[derive(Default)]
+struct Service {
+    name: Option<Label>,
+    /// What else it is asked for by.
+    others: Vec<String>,
+}
+
+impl Service {
+    /// Swarm calls a service of a stack `STACK_SERVICE`, and its file calls it `SERVICE`.
+    fn of(labels: &Labels) -> Self {
+        let of_swarm = labels.get(SWARM_SERVICE).map(|whole| match labels.get(STACK) {
+            Some(stack) => {
+                let inner = whole.strip_prefix(stack.as_str()).and_then(|s| s.strip_prefix('_'));
+                (inner.unwrap_or(whole), Some(stack), Some(whole.clone()))
+            }
+            None => (whole.as_str(), None, None),
+        });
+        let of_compose =
+            || labels.get(SERVICE).map(|name| (name.as_str(), labels.get(PROJECT), None));
+        let Some((name, project, whole)) = of_swarm.or_else(of_compose) else {
+            return Self::default();
+        };
+        let qualified = project.map(|project| format!("{name}.{project}"));
+        Self { name: name.parse().ok(), others: qualified.into_iter().chain(whole).collect() }
+    }
 }
 
 /// A container's name as an endpoint's. One that is no label, as with dots, becomes an alias, if it
@@ -57,10 +87,10 @@ fn container_name(name: &str, short_id: &str) -> (Label, Vec<DnsName>) {
     }
 }
 
-/// The labels, if a record can carry them; else those by which compose finds its containers.
+/// The labels, if a record can carry them; else those that say of which service they are.
 fn fitting(mut labels: Labels) -> Labels {
     if label_bytes(&labels) > MOST {
-        labels.retain(|key, _| key == PROJECT || key == SERVICE);
+        labels.retain(|key, _| OF_SERVICES.contains(&key.as_str()));
     }
     if label_bytes(&labels) > MOST { Labels::new() } else { labels }
 }
@@ -96,6 +126,25 @@ mod tests {
         assert_eq!(texts(&found.aliases), ["web", "host1", "web.shop"]);
         assert_eq!(found.service.unwrap().as_str(), "web");
         assert_eq!(found.labels.len(), 2);
+    }
+
+    #[test]
+    fn a_task_of_a_swarm_is_found_by_its_service_as_the_stacks_file_calls_it() {
+        let task = |labels: serde_json::Value| {
+            inspected(json!({
+                "Id": "be8560d729bc80c8", "Name": "/shop_web.1.l4r1bf6iq3ziwa989dmhpsicw",
+                "Config": {"Labels": labels},
+                "NetworkSettings": {"Networks": {"app": {"EndpointID": "aa"}}},
+            }))
+        };
+        let plain = task(json!({"com.docker.swarm.service.name": "shop_web"}));
+        assert_eq!(plain.service.unwrap().as_str(), "shop_web");
+        assert_eq!(texts(&plain.aliases), ["shop_web.1.l4r1bf6iq3ziwa989dmhpsicw"]);
+        let staged = task(json!({
+            "com.docker.swarm.service.name": "shop_web", "com.docker.stack.namespace": "shop",
+        }));
+        assert_eq!(staged.service.unwrap().as_str(), "web");
+        assert_eq!(texts(&staged.aliases)[1..], ["web.shop", "shop_web"]);
     }
 
     #[test]

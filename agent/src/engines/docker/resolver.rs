@@ -14,7 +14,7 @@ use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use weft_dns::Fallback;
 use weft_model::NetworkId;
-use weft_vxlan::{KernelError, Namespace, NamespaceError, redirect_dns, restore_dns};
+use weft_vxlan::{DnsRedirect, KernelError, Namespace, NamespaceError, redirect_dns};
 
 use super::driver::Driver;
 use crate::{
@@ -52,7 +52,6 @@ pub(super) async fn serve(driver: Arc<Driver>, listeners: Listeners, stop: Cance
             _ = resync.tick() => resolvers.forget_silent().await,
         }
     }
-    resolvers.give_back().await;
 }
 
 /// Who asks in each sandbox.
@@ -88,7 +87,8 @@ struct Awaited {
 struct Served {
     asker: Asker,
     socket: SocketAddr,
-    namespace: Namespace,
+    /// Without it, Docker's own resolver has the sandbox.
+    _redirect: DnsRedirect,
 }
 
 impl Resolvers {
@@ -96,18 +96,14 @@ impl Resolvers {
         let ended: Vec<PathBuf> =
             self.served.keys().filter(|path| !wanted.contains_key(*path)).cloned().collect();
         for path in ended {
-            if let Some(Served { asker: (network, ip), .. }) = self.served.remove(&path) {
-                self.listeners.unlisten_in_sandbox(network, ip).await;
-            }
+            self.give_back(&path).await;
         }
         self.awaited.retain(|path, _| wanted.contains_key(path));
         for (path, askers) in wanted {
             if self.served.get(&path).is_some_and(|served| askers.contains(&served.asker)) {
                 continue;
             }
-            if let Some(Served { asker: (network, ip), .. }) = self.served.remove(&path) {
-                self.listeners.unlisten_in_sandbox(network, ip).await;
-            }
+            self.give_back(&path).await;
             match self.serve(&path, askers[0]).await {
                 Ok(served) => {
                     self.awaited.remove(&path);
@@ -145,20 +141,34 @@ impl Resolvers {
         let (udp, tcp) = (socket.port(), sockets.1.local_addr()?.port());
         let (network, ip) = asker;
         let fallback = docker.fallback(&inside);
-        self.listeners.listen_in_sandbox(network, ip, fallback, sockets).await?;
-        let redirected = tokio::task::spawn_blocking(move || {
-            redirect_dns(&inside, RESOLVER, udp, tcp).map(|()| inside)
-        });
+        self.listeners.listen_in_sandbox(network, ip, Some(fallback), sockets).await?;
+        let redirected =
+            tokio::task::spawn_blocking(move || redirect_dns(&inside, RESOLVER, udp, tcp));
         match redirected.await.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic())) {
-            Ok(namespace) => {
+            Ok(redirect) => {
                 tracing::debug!(sandbox = %path.display(), address = %ip, "answers names in the sandbox");
-                Ok(Served { asker, socket, namespace })
+                Ok(Served { asker, socket, _redirect: redirect })
             }
             Err(error) => {
                 self.listeners.unlisten_in_sandbox(network, ip).await;
                 Err(error.into())
             }
         }
+    }
+
+    /// Leaves a sandbox to Docker's own resolver, if it is served.
+    async fn give_back(&mut self, path: &Path) {
+        let Some(Served { asker: (network, ip), _redirect: redirect, .. }) =
+            self.served.remove(path)
+        else {
+            return;
+        };
+        // Before the sockets: in between, nobody would answer. The kernel takes its time over it.
+        let ended = tokio::task::spawn_blocking(move || drop(redirect));
+        if let Err(panic) = ended.await {
+            std::panic::resume_unwind(panic.into_panic());
+        }
+        self.listeners.unlisten_in_sandbox(network, ip).await;
     }
 
     fn note_failure(&mut self, path: PathBuf, error: &ServeError) {
@@ -175,22 +185,6 @@ impl Resolvers {
     /// Whether Docker is making a sandbox.
     fn is_eager(&self) -> bool {
         self.awaited.values().any(|awaited| awaited.since.elapsed() < EAGER_FOR)
-    }
-
-    /// Leaves every sandbox to Docker's own resolver: names go on being answered without the agent,
-    /// those of this host at least.
-    async fn give_back(self) {
-        let namespaces: Vec<_> = self.served.into_values().map(|served| served.namespace).collect();
-        let restored = tokio::task::spawn_blocking(move || {
-            for namespace in namespaces {
-                if let Err(error) = restore_dns(&namespace) {
-                    tracing::debug!(error = %Chain(&error), "a sandbox cannot be given back");
-                }
-            }
-        });
-        if let Err(panic) = restored.await {
-            std::panic::resume_unwind(panic.into_panic());
-        }
     }
 }
 

@@ -140,9 +140,9 @@ impl Wanted {
     fn differences(&self, network: &Network) -> Vec<String> {
         let mut found = Vec::new();
         if network.driver != Driver::Overlay {
+            let driver = network.driver;
             found.push(format!(
-                "its driver is {}, and Docker's network is for all hosts: take another name",
-                network.driver
+                "its driver is {driver}, and Docker's network is for all hosts: take another name, or let docker network create -d {driver} make one of Docker's own"
             ));
         }
         for family in [Family::V4, Family::V6] {

@@ -80,11 +80,16 @@ struct AddressMade {
     gateway: Option<IpAddr>,
 }
 
+/// The metric of a default route for which nobody gave one (netavark's own).
+const METRIC: i32 = 100;
+
 /// What `-o` says of a network.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Options {
     pub(super) socket: PathBuf,
     pub(super) default_route: bool,
+    /// Of a container's networks, the one of the highest has its default route.
+    pub(super) gateway_priority: i32,
     /// Whether another network of the container's publishes its ports.
     pub(super) ports_elsewhere: bool,
     network: Option<String>,
@@ -100,6 +105,7 @@ impl Network {
         let mut options = Options {
             socket: config::DEFAULT_SOCKET.into(),
             default_route: true,
+            gateway_priority: 0,
             ports_elsewhere: false,
             network: None,
             encrypted: None,
@@ -111,6 +117,13 @@ impl Network {
                 "agent_socket" => options.socket = value.into(),
                 "encrypted" => options.encrypted = Some(switch(key, value)?),
                 "no_default_route" => options.default_route = !switch(key, value)?,
+                "metric" => {
+                    let metric: i32 =
+                        value.parse().ok().filter(|metric| *metric >= 0).ok_or_else(|| {
+                            Failure(format!("option metric={value}: give a number, such as 100"))
+                        })?;
+                    options.gateway_priority = METRIC - metric;
+                }
                 "ports" if value == "elsewhere" => options.ports_elsewhere = true,
                 "mtu" => {
                     let mtu = value.parse().map_err(|_| {
@@ -120,7 +133,7 @@ impl Network {
                 }
                 _ => {
                     return Err(Failure(format!(
-                        "option {key}={value} is not known: give weft.network=NAME, mtu=BYTES, encrypted, no_default_route, ports=elsewhere or agent_socket=PATH"
+                        "option {key}={value} is not known: give weft.network=NAME, mtu=BYTES, encrypted, metric=NUMBER, no_default_route, ports=elsewhere or agent_socket=PATH"
                     )));
                 }
             }
@@ -182,7 +195,7 @@ impl NetworkSetup {
         });
         let made = InterfaceMade { mac_address: attached.endpoint.mac, subnets: subnets.collect() };
         let (domains, servers) = match self.network.has_names() {
-            true => (vec![attached.domain.to_string()], attached.gateways.clone()),
+            true => (vec![attached.domain.to_string()], attached.resolvers.clone()),
             false => (Vec::new(), Vec::new()),
         };
         StatusBlock {
@@ -239,7 +252,7 @@ mod tests {
             "id": "01".repeat(16), "name": "nv1", "aliases": [], "network": "shop",
             "network_id": "02".repeat(16), "node": "h1", "node_id": "03".repeat(16),
             "mac": "ee:b3:42:08:d9:e3", "addresses": ["10.93.0.2/24"], "ifname": "eth0",
-            "reachable": true, "gateways": ["10.93.0.1"], "mtu": 1450,
+            "reachable": true, "gateways": ["10.93.0.1"], "resolvers": ["10.93.0.1"], "mtu": 1450,
             "domain": "weft.internal", "default_route": true, "sandbox": "7",
         }))
         .unwrap();

@@ -125,7 +125,7 @@ fn request(setup: &NetworkSetup, options: &Options, netns: &Path) -> Result<Atta
         mac: given.static_mac,
         ifname: Some(given.interface_name.clone()),
         default_route: options.default_route,
-        gateway_priority: 0,
+        gateway_priority: options.gateway_priority,
         service: names.service,
         labels: key(setup).labels(),
         ports: Vec::new(),

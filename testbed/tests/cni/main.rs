@@ -1,0 +1,11 @@
+//! `weft-cni` called as a container runtime calls it, with a real agent behind it.
+
+mod attach;
+mod call;
+mod chain;
+mod leftovers;
+mod networks;
+
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(5);

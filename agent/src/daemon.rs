@@ -279,6 +279,7 @@ impl Agent {
             ledger: ledger.clone(),
             snapshots,
             plane: plane.status(),
+            balance: balancer.status(),
             carrier: Arc::clone(&carrier),
             encryption: encryption.clone(),
             parents,

@@ -1,5 +1,7 @@
 //! What the API tells: pure readings of the keeper's snapshot and the reconcilers' status.
 
+mod services;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
@@ -30,6 +32,7 @@ pub struct Report {
     ledger: Ledger,
     snapshots: Snapshots,
     plane: watch::Receiver<Arc<weft_vxlan::Status>>,
+    balance: watch::Receiver<Arc<weft_balance::Status>>,
     carrier: Arc<QuicCarrier>,
     encryption: Encryption,
     parents: Parents,
@@ -42,6 +45,7 @@ pub struct Sources {
     pub ledger: Ledger,
     pub snapshots: Snapshots,
     pub plane: watch::Receiver<Arc<weft_vxlan::Status>>,
+    pub balance: watch::Receiver<Arc<weft_balance::Status>>,
     pub carrier: Arc<QuicCarrier>,
     pub encryption: Encryption,
     pub parents: Parents,
@@ -52,8 +56,8 @@ pub type RoundTrips = Arc<dyn Fn() -> BTreeMap<NodeId, f64> + Send + Sync>;
 
 impl Report {
     pub fn new(sources: Sources, domain: DnsName, rtt: RoundTrips) -> Self {
-        let Sources { ledger, snapshots, plane, carrier, encryption, parents } = sources;
-        Self { ledger, snapshots, plane, carrier, encryption, parents, domain, rtt }
+        let Sources { ledger, snapshots, plane, balance, carrier, encryption, parents } = sources;
+        Self { ledger, snapshots, plane, balance, carrier, encryption, parents, domain, rtt }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {

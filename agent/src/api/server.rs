@@ -1,3 +1,5 @@
+mod services;
+
 use std::sync::Arc;
 
 use axum::{
@@ -46,6 +48,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/docker/networks", post(create_docker_network))
         .route("/v1/endpoints", get(endpoints).post(attach))
         .route("/v1/endpoints/{endpoint}", get(endpoint).delete(detach))
+        .merge(services::routes())
         .route("/v1/resolve", get(resolve))
         .route("/v1/tokens", get(tokens).post(create_token))
         .route("/v1/tokens/{token}", delete(remove_token))

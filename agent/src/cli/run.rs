@@ -147,6 +147,7 @@ async fn attach_all(
         request.network = next.network;
         request.gateway_priority = next.gateway_priority;
         request.addresses.clear();
+        request.ports.clear();
         request.mac = None;
     }
 }

@@ -249,6 +249,7 @@ impl Keeper {
         let addresses = self.addresses(&network, id, request)?;
         let mac = request.mac.unwrap_or_else(|| MacAddr::for_address(network.id, addresses[0].ip));
         self.check_mac(&network, mac)?;
+        let ports = self.host_ports_for(&network, &request.ports)?;
         self.take_uplink(&network)?;
 
         let gateway_priority = gateways::priority(request, &network);
@@ -276,7 +277,7 @@ impl Keeper {
             state: EndpointState::Attaching,
             default_route,
             gateway_priority,
-            ports: Vec::new(),
+            ports,
         };
         Arc::make_mut(&mut self.book).endpoints.insert(id, local);
         Ok(())

@@ -10,6 +10,7 @@ mod keeper;
 mod macvlan;
 mod networks;
 mod ports;
+mod published;
 mod services;
 mod spaces;
 

@@ -17,6 +17,10 @@ fn names_reach_as_far_as_their_network_on_one_host_and_across_three() -> anyhow:
         docker.create_network("alpine-net")?;
         docker.create_network("--subnet 10.77.0.0/24 other-net")?;
     }
+    // What Docker does to bridges in the host's own namespace does not reach weft's.
+    let guarded = "iptables -S FORWARD; cat /proc/sys/net/bridge/bridge-nf-call-iptables";
+    let guarded = one.host().sh(guarded)?;
+    ensure!(guarded.contains("-P FORWARD DROP") && guarded.ends_with('1'), "{guarded}");
     for placed in [[one; 4], [one, two, two, three], [three, one, two, one]] {
         tell_networks_apart(&lab, placed)?;
     }
@@ -77,6 +81,36 @@ fn tell_networks_apart(lab: &Lab, placed: [&Docker; 4]) -> anyhow::Result<()> {
         docker.run(&format!("rm -f {name}"))?;
     }
     placed.into_iter().try_for_each(|docker| docker.leaves_nothing())
+}
+
+#[test]
+fn a_name_goes_with_its_container_and_comes_back_with_it() -> anyhow::Result<()> {
+    let (lab, dockers) = Docker::on_cluster(2)?;
+    let [one, two] = &dockers[..] else { unreachable!() };
+    for docker in &dockers {
+        docker.create_network("app")?;
+    }
+    one.container("web", "--network app --network-alias www")?;
+    two.container("client", "--network app")?;
+    for ends in ["stop -t 0 web", "kill web"] {
+        two.finds("client", "www", &[one.address("web", "app")?])?;
+        one.run(ends)?;
+        for name in ["web", "www"] {
+            two.loses("client", name)?;
+        }
+        one.leaves_nothing()?;
+        one.run("start web")?;
+        two.finds("client", "web", &[one.address("web", "app")?])?;
+        two.ping("client", "www")?;
+    }
+    one.run("restart -t 0 web")?;
+    two.finds("client", "www", &[one.address("web", "app")?])?;
+    two.ping("client", "web")?;
+    // A container that ends by itself is none that was stopped.
+    one.run("run --rm --name once --network app weft-test true")?;
+    two.loses("client", "once")?;
+    lab.finish();
+    Ok(())
 }
 
 #[test]

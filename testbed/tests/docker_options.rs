@@ -121,6 +121,38 @@ fn addresses_come_from_the_range_and_never_from_what_is_reserved() -> anyhow::Re
     Ok(())
 }
 
+/// Docker asks for another subnet, without an end, while what it gets overlaps a route of its host.
+#[test]
+fn a_subnet_that_the_host_routes_elsewhere_ends_in_another_or_in_an_error() -> anyhow::Result<()> {
+    let (lab, dockers) = Docker::on_cluster(2)?;
+    let [one, two] = &dockers[..] else { unreachable!() };
+    lab.create_network("app --subnet 10.40.0.0/24")?;
+    // Docker is offered the only network of the cluster, and finds its subnet in use here.
+    one.host().sh("ip route add 10.40.0.0/24 dev eth0")?;
+    let ran = one.try_run(&format!("{CREATE} app"))?;
+    ensure!(ran.code == 0 && ran.took < Duration::from_secs(5), "{ran}");
+    two.create_network("app")?;
+    for docker in &dockers {
+        let name = docker.host().name();
+        docker.container(name, "--network app")?;
+        // Whatever Docker shows of the network, addresses are those of the cluster's.
+        let address = docker.address(name, "app")?.to_string();
+        ensure!(address.starts_with("10.40.0."), "{address}");
+    }
+    two.finds("h2", "h1", &[one.address("h1", "app")?])?;
+    eventually(SOON, "the other host is reached", || two.ping("h2", "h1"))?;
+
+    // Where every address leads elsewhere there is nothing to offer.
+    one.host().sh("ip route add 10.0.0.0/8 dev eth0")?;
+    let ran = one.try_run(&format!("{CREATE} more"))?;
+    ensure!(ran.took < Duration::from_secs(10), "{ran}");
+    ran.refused(1, &["Give --subnet"])?;
+    one.create_network("--subnet 100.100.0.0/24 more")?;
+    one.container("web", "--network more")?;
+    lab.finish();
+    Ok(())
+}
+
 #[test]
 fn chosen_addresses_of_both_families_are_given_or_refused_with_who_has_them() -> anyhow::Result<()>
 {

@@ -216,6 +216,48 @@ fn a_command_runs_on_the_hosts_network_on_none_or_in_a_containers() -> anyhow::R
 }
 
 #[test]
+fn what_is_on_no_network_of_wefts_is_listed_on_its_host() -> anyhow::Result<()> {
+    let lab = Lab::cluster(2)?;
+    lab.create_network("app --subnet 10.40.0.0/24")?;
+    let (here, there) = (lab.host(1), lab.host(2));
+    here.weft("run --network app --name web -d -- sleep 600")?.ok()?;
+    let mut pids = Vec::new();
+    for (network, name) in [("host", "tool"), ("none", "batch"), ("container:web", "debug")] {
+        let pid =
+            here.weft(&format!("run --network {network} --name {name} -d -- sleep 600"))?.ok()?;
+        let shown = here.weft("ps")?.ok()?;
+        let row = shown.lines().find(|line| line.contains(&format!(" {name} ")));
+        ensure!(row.is_some_and(|row| row.contains(network) && row.contains("h1")), "{shown}");
+        let listed = here.weft_json(&format!("ps --network {network}"))?;
+        ensure!(listed[0]["name"] == name, "{listed}");
+        ensure!(listed[0]["pid"] == pid.parse::<u32>()?, "{listed} not {pid}");
+        pids.push(pid);
+    }
+    let taken = here.weft("run --network none --name tool -- true")?;
+    taken.refused(1, &["tool", "--network host", &pids[0]])?;
+    ensure!(there.weft_json("ps")?.as_array().map(Vec::len) == Some(1), "another host lists them");
+
+    // They need no agent, and are listed again when there is one.
+    here.stop_agent(Stop::Killed)?;
+    here.start_agent()?;
+    ensure!(here.weft_json("ps --node h1")?.as_array().map(Vec::len) == Some(4));
+    here.sh(&format!("kill -KILL {}", pids.join(" ")))?;
+    eventually(SOON, "what has ended is listed no more", || {
+        let shown = here.weft_json("ps")?;
+        ensure!(shown.as_array().map(Vec::len) == Some(1), "{shown}");
+        Ok(())
+    })?;
+    here.weft("run --network none --name tool -- true")?.ok()?;
+
+    let listed = here.weft_json("network ls")?;
+    let listed = listed.as_array().into_iter().flatten();
+    let names: Vec<_> = listed.map(|network| network["name"].as_str().unwrap_or("?")).collect();
+    ensure!(names == ["app", "bridge", "host", "none"], "{names:?}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
 fn the_default_route_follows_the_priorities_of_a_containers_networks() -> anyhow::Result<()> {
     let lab = Lab::cluster(2)?;
     let (host, outside) = (lab.host(1), lab.host(2).address().to_string());

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use weft_testbed::{Container, Host, Lab, NetworkView, Stop, eventually, holds_for, plugin_call};
 
 const SOON: Duration = Duration::from_secs(5);
+const PODMAN_5: &str = include_str!("../../agent/tests/engines/podman-5.4.jsonl");
 /// The kernel ends namespaces one after the other, those of the whole machine.
 const ENDED: Duration = Duration::from_secs(20);
 
@@ -70,6 +71,8 @@ fn containers_are_machines_on_their_parents_link() -> anyhow::Result<()> {
         ("/0/Options/parent", "lan0"),
         ("/0/Options/macvlan_mode", "bridge"),
         ("/0/IPAM/Config/0/Gateway", "10.70.0.1"),
+        // An address of the host's own is no container's.
+        ("/0/IPAM/Config/0/AuxiliaryAddresses/host", "10.70.0.2"),
     ] {
         let found = shown.pointer(pointer).and_then(|found| found.as_str());
         ensure!(found == Some(value), "{pointer} is {found:?}, not {value}: {shown}");
@@ -113,6 +116,18 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((\"0.0.0.0\", 53))'
     let said = host.weft_args(&run)?.ok()?;
     ensure!(said.starts_with("10.70.0.66 "), "{said}");
     ensure!(machine(host, "ip neigh show 10.70.0.9")?.contains(mac));
+
+    // Two of one MAC address cannot be on one link, in whatever network.
+    host.weft("network create -d macvlan -o parent=lan0 --subnet 10.71.0.0/24 more")?.ok()?;
+    let taken = two.on("lan")?.mac;
+    let three = host.container("three")?;
+    three.try_attach("more", &format!("--mac {taken}"))?.refused(1, &[&taken, "two", "lan0"])?;
+    let own = host.sh("ip -o link show lan0")?;
+    let own = own.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+    let own = own.context("lan0 has no MAC address")?;
+    three.try_attach("more", &format!("--mac {own}"))?.refused(1, &[own, "take another"])?;
+    ensure!(three.sh("ip -o link")?.lines().count() == 1, "the interface stayed");
+    host.weft("network rm more")?.ok()?;
 
     host.weft("network rm lan")?.refused(1, &["lan", "one on h1", "two on h1"])?;
     one.detach("lan")?;
@@ -261,6 +276,59 @@ fn containers_go_on_without_the_agent_and_their_end_is_noticed() -> anyhow::Resu
 }
 
 #[test]
+fn containers_that_come_and_go_leave_nothing_behind() -> anyhow::Result<()> {
+    let lab = Lab::cluster(1)?;
+    let host = lab.host(1);
+    lan(host)?;
+    host.weft(CREATE)?.ok()?;
+    let one = host.container("one")?;
+    one.attach("lan", "")?;
+    // Sockets, redirections and watches of processes are descriptors.
+    let descriptors = || -> anyhow::Result<usize> {
+        let count = "for p in /proc/[0-9]*; do
+                       tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'weft agent' || continue
+                       ls $p/fd
+                     done | wc -l";
+        Ok(host.sh(count)?.trim().parse()?)
+    };
+    let settled = || {
+        eventually(ENDED, "one is left", || {
+            let now = NetworkView::read(host, "lan")?;
+            ensure!(now.endpoints == ["one"], "{now:?}");
+            Ok(())
+        })
+    };
+    let round = |round: u8| -> anyhow::Result<()> {
+        host.sh(&format!(
+            "for n in 1 2 3 4 5 6 7 8; do
+               weft run --network lan --name r{round}-$n -- ping -n -c1 -W2 one >/dev/null &
+               pids=\"$pids $!\"
+             done
+             for pid in $pids; do wait $pid; done"
+        ))?;
+        settled()
+    };
+    round(0)?;
+    let before = descriptors()?;
+    ensure!(before > 10, "{before} descriptors of the agent");
+    (1..4).try_for_each(round)?;
+    eventually(SOON, "the agent lets go of all", || {
+        let now = descriptors()?;
+        ensure!(now <= before, "{now} descriptors, before {before}");
+        Ok(())
+    })?;
+    for _ in 0..8 {
+        one.detach("lan")?;
+        one.attach("lan", "")?;
+        one.ping("one")?;
+    }
+    let now = descriptors()?;
+    ensure!(now <= before + 2, "{now} descriptors, before {before}");
+    lab.finish();
+    Ok(())
+}
+
+#[test]
 fn a_container_is_on_networks_of_several_drivers() -> anyhow::Result<()> {
     let lab = Lab::cluster(2)?;
     let host = lab.host(1);
@@ -316,7 +384,8 @@ fn a_container_is_on_networks_of_several_drivers() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_runtime_attaches_by_cni_and_docker_is_sent_to_its_own_driver() -> anyhow::Result<()> {
+fn runtimes_attach_by_cni_and_netavark_and_docker_is_sent_to_its_own_driver() -> anyhow::Result<()>
+{
     let lab = Lab::cluster(1)?;
     let host = lab.host(1);
     std::os::unix::fs::symlink("weft", host.dir().join("bin/weft-cni"))?;
@@ -345,6 +414,27 @@ fn a_runtime_attaches_by_cni_and_docker_is_sent_to_its_own_driver() -> anyhow::R
     host.sh("ip netns exec box ping -n -c1 -W2 10.70.0.1")?;
     call("DEL", &conf)?;
     ensure!(one.resolve("box").is_err(), "its name is answered");
+
+    // What podman 5.4 put on standard input, for this network.
+    let lines = PODMAN_5.lines().map(serde_json::from_str::<Value>);
+    let recorded = lines.filter_map(Result::ok).find(|line| line["argv"][0] == "setup");
+    let mut setup = recorded.context("no setup was recorded")?["stdin"].clone();
+    setup["network"]["options"] = json!({"weft.network": "lan"});
+    setup["network"]["subnets"] = json!([{"subnet": "10.70.0.0/24", "gateway": "10.70.0.1"}]);
+    setup["network_options"]["static_ips"] = Value::Null;
+    setup["port_mappings"] = json!([]);
+    std::fs::write(host.dir().join("setup.json"), setup.to_string())?;
+    std::os::unix::fs::symlink("weft", host.dir().join("bin/weft-netavark"))?;
+    let netavark = |verb: &str| {
+        let input = host.dir().join("setup.json");
+        host.sh(&format!("weft-netavark {verb} /run/netns/box <{}", input.display()))
+    };
+    let answer: Value = serde_json::from_str(&netavark("setup")?)?;
+    ensure!(answer["dns_server_ips"] == json!(["127.0.0.11"]), "{answer}");
+    let name = setup["container_name"].as_str().context("it has no name")?;
+    one.ping(name)?;
+    netavark("teardown")?;
+    ensure!(one.resolve(name).is_err(), "its name is answered");
 
     let pool = json!({"AddressSpace": "weft", "Pool": "10.70.0.0/24", "Options": {}, "V6": false});
     plugin_call(host, "IpamDriver.RequestPool", &pool.to_string())?;

@@ -48,6 +48,10 @@ pub enum AttachError {
         "endpoint {endpoint} is on a macvlan network, whose interfaces cannot wait until an engine moves them"
     )]
     Unmovable { endpoint: EndpointId },
+    #[error(
+        "the MAC address {mac} of endpoint {endpoint} is in use on its network's parent: take another"
+    )]
+    MacTaken { endpoint: EndpointId, mac: MacAddr },
     #[error(transparent)]
     Parent(#[from] ParentError),
     #[error("the data plane has stopped")]

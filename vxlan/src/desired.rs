@@ -34,6 +34,9 @@ pub struct OverlayNetwork {
     pub gateway_mac: MacAddr,
     /// The anycast gateway's addresses with the prefix length of their subnet, one a family.
     pub gateways: Vec<Prefix>,
+    /// Virtual addresses of services: the gateway answers for them on every host, and whoever
+    /// translates them finds their packets there.
+    pub vips: BTreeSet<IpAddr>,
     /// No egress: never gets an uplink, even if `uplink` is set.
     pub internal: bool,
     /// Replicate broadcast and multicast to `flood`.

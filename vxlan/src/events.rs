@@ -50,7 +50,11 @@ impl Events {
                         return Change::Links;
                     }
                 }
-                _ = self.rules.recv_from(&mut rules) => return Change::Rules,
+                read = self.rules.recv_from(&mut rules) => {
+                    if read.is_err() || concerns_us(&rules) {
+                        return Change::Rules;
+                    }
+                }
             }
         }
     }
@@ -111,9 +115,59 @@ fn is_loss(datagram: &[u8]) -> bool {
     })
 }
 
+/// Whether a notification of nftables is of a table that these reconcilers look at: not of one of
+/// the tables `weft-…`, which have a reconciler of their own, and no mere count of transactions.
+fn concerns_us(mut datagram: &[u8]) -> bool {
+    while let Some(length) = datagram.first_chunk().map(|prefix| u32::from_ne_bytes(*prefix)) {
+        let Some(message) = datagram.get(..length as usize) else { return true };
+        let kind = message.get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]]));
+        let (table, ours) = (message.get(TABLE_NAME..).unwrap_or_default(), b"weft-");
+        if kind.is_none() || (kind != Some(NEW_GENERATION) && !table.starts_with(ours)) {
+            return true;
+        }
+        datagram = datagram.get((length as usize).next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
+}
+
+/// The name of the table is the first attribute of all that nftables tells of: behind a netlink
+/// header, the family's and the attribute's.
+const TABLE_NAME: usize = 16 + 4 + 4;
+/// `NFT_MSG_NEWGEN` of `NFNL_SUBSYS_NFTABLES`.
+const NEW_GENERATION: u16 = 10 << 8 | 15;
 /// `include/uapi/linux/rtnetlink.h`, `include/uapi/linux/netfilter/nfnetlink.h`.
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_NEIGH: u32 = 3;
 const RTNLGRP_NSID: u32 = 28;
 const NFNLGRP_NFTABLES: u32 = 7;
 const DATAGRAM: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn notification(kind: u16, attribute: &[u8]) -> Vec<u8> {
+        let length = (TABLE_NAME + attribute.len()) as u32;
+        let mut bytes = Vec::from(length.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.resize(TABLE_NAME, 0);
+        bytes.extend(attribute);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn tables_that_others_look_after_wake_nobody() {
+        let (new_rule, counted) = (10 << 8 | 6, notification(NEW_GENERATION, &[0, 0, 0, 7]));
+        let services = notification(new_rule, b"weft-services\0");
+        let ours = notification(new_rule, b"weft\0");
+        let docker = notification(new_rule, b"filter\0");
+        assert!(!concerns_us(&services) && !concerns_us(&counted));
+        assert!(!concerns_us(&[services.clone(), counted.clone()].concat()));
+        for of_interest in [&ours, &docker] {
+            assert!(concerns_us(of_interest));
+            assert!(concerns_us(&[&services, of_interest.as_slice(), &counted].concat()));
+        }
+        assert!(concerns_us(&services[..20]));
+    }
+}

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, net::IpAddr, os::fd::AsRawFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+    address::{
+        AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
+    },
     link::{
         AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridge, InfoBridgePort,
         InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind, InfoTun, InfoVeth, InfoVlan,
@@ -364,6 +366,21 @@ impl Netlink {
         ignore_existing(self.request(message, NLM_F_CREATE | NLM_F_EXCL))
     }
 
+    /// As [`add_address`](Self::add_address), but an address that nothing of ours sends from: its
+    /// preferred lifetime is over (RFC 6724 §5, rule 3).
+    pub(crate) fn add_virtual_address(
+        &mut self,
+        index: u32,
+        prefix: Prefix,
+    ) -> Result<(), NetlinkError> {
+        let mut message = address(index, prefix);
+        let mut lifetime = CacheInfo::default();
+        lifetime.ifa_valid = FOREVER;
+        message.attributes.push(AddressAttribute::CacheInfo(lifetime));
+        let message = RouteNetlinkMessage::NewAddress(message);
+        ignore_existing(self.request(message, NLM_F_CREATE | NLM_F_EXCL))
+    }
+
     /// Removes an address. Succeeds if it has gone already.
     pub(crate) fn delete_address(
         &mut self,
@@ -523,6 +540,9 @@ fn address(index: u32, Prefix { ip, len }: Prefix) -> AddressMessage {
     }
     message
 }
+
+/// `INFINITY_LIFE_TIME` of `include/net/addrconf.h`.
+const FOREVER: u32 = u32::MAX;
 
 fn default_route(index: u32, gateway: IpAddr) -> RouteMessage {
     let mut message = RouteMessage::default();

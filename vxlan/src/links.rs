@@ -41,11 +41,12 @@ pub(crate) enum LinkOp {
 impl Links {
     /// The links that carry `network`; on this host only unless it is `connected`.
     pub(crate) fn of(network: &OverlayNetwork, connected: bool) -> Self {
+        let vips = network.vips.iter().copied().map(Prefix::of_host);
         Self {
             loopback_up: true,
             bridge: Some(Bridge::of(network)),
             carriers: connected.then(|| Carrier::of(network)).flatten().into_iter().collect(),
-            addresses: network.gateways.iter().copied().chain([ROUTER]).collect(),
+            addresses: network.gateways.iter().copied().chain([ROUTER]).chain(vips).collect(),
         }
     }
 }
@@ -150,7 +151,10 @@ impl KernelLinks<'_> {
             LinkOp::ConfigureCarrier(name, settings) => settings.configure(name, self.inside)?,
             LinkOp::AddAddress(prefix) => {
                 let index = self.inside.index(BRIDGE)?;
-                self.inside.add_address(index, *prefix)?;
+                match prefix.is_host() {
+                    true => self.inside.add_virtual_address(index, *prefix)?,
+                    false => self.inside.add_address(index, *prefix)?,
+                }
             }
             LinkOp::RemoveAddress(prefix) => {
                 let index = self.inside.index(BRIDGE)?;

@@ -7,8 +7,12 @@ use std::{
 
 use crate::{namespace::Namespace, table::KernelError};
 
-/// Loads `script` as one transaction: all of it, or nothing.
-pub(crate) fn load(namespace: &Namespace, script: &str) -> Result<(), KernelError> {
+/// Has `nft` load `script` in `namespace` as one transaction: all of it, or nothing.
+///
+/// # Errors
+///
+/// `nft` is not installed, or refuses.
+pub fn load(namespace: &Namespace, script: &str) -> Result<(), KernelError> {
     let output = namespace.run(|| run(&["-f", "-"], script))?;
     match output.status.success() {
         true => Ok(()),

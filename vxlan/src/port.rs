@@ -10,6 +10,17 @@ pub struct Prefix {
     pub len: u8,
 }
 
+impl Prefix {
+    /// That of one address alone.
+    pub(crate) fn of_host(ip: IpAddr) -> Self {
+        Self { ip, len: if ip.is_ipv4() { 32 } else { 128 } }
+    }
+
+    pub(crate) fn is_host(self) -> bool {
+        self == Self::of_host(self.ip)
+    }
+}
+
 /// The network namespace that a port leads into.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Sandbox {

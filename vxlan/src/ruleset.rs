@@ -387,6 +387,7 @@ pub(crate) mod tests {
             mtu: 1450,
             gateway_mac: MacAddr::for_gateway(id),
             gateways: Vec::new(),
+            vips: BTreeSet::new(),
             internal,
             multicast: false,
             isolated: false,

@@ -23,6 +23,11 @@ impl Client {
         Self { socket: socket.into() }
     }
 
+    /// Where the agent's sockets are.
+    pub(crate) fn directory(&self) -> &Path {
+        self.socket.parent().unwrap_or_else(|| Path::new("/"))
+    }
+
     pub(crate) async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.call(Method::GET, path, Bytes::new()).await
     }

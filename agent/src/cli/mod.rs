@@ -22,6 +22,7 @@ mod service;
 mod status;
 mod surroundings;
 mod token;
+mod unattached;
 
 use std::{io, path::PathBuf, process::ExitCode};
 

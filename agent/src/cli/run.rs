@@ -15,6 +15,7 @@ use super::{
     client::encode,
     container,
     surroundings::{Membership, Surroundings},
+    unattached::Unattached,
 };
 use crate::{
     api::types::{Attached, Sandbox},
@@ -65,6 +66,14 @@ impl Run {
         if self.background {
             nix::unistd::setsid().context("cannot leave the terminal's session")?;
         }
+        let notes = agent.directory().join(UNATTACHED);
+        let note = match &surroundings {
+            Surroundings::Networks(_) => None,
+            Surroundings::Nothing | Surroundings::Host | Surroundings::Container(_) => {
+                let name = self.endpoint.name.clone();
+                Some(Unattached::note(&notes, name, self.network[0].clone())?)
+            }
+        };
         let attached = match surroundings {
             Surroundings::Networks(networks) => {
                 sandbox::enter_new(&hostname)?;
@@ -94,9 +103,15 @@ impl Run {
         let (program, arguments) = self.command.split_first().expect("clap requires a command");
         let error = Command::new(program).args(arguments).exec();
         super::wait(detach_all(agent, &attached))?;
+        if let Some(note) = note {
+            note.forget(&notes)?;
+        }
         Err(error).with_context(|| format!("cannot run {}", program.display()))
     }
 }
+
+/// Where notes of commands without an endpoint are, beside the agent's socket.
+pub(super) const UNATTACHED: &str = "unattached";
 
 /// Starts this program again without `--detach`, waits until its endpoints are attached (it then
 /// closes its output) and prints its process id.

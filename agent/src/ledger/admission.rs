@@ -362,6 +362,8 @@ impl Keeper {
             ));
         }
         macvlan::check_beside(network, other)?;
+        let others = self.book.networks.get(&other.network);
+        macvlan::check_mac(network, request, other, others)?;
         if other.sandbox != *sandbox {
             return Ok(());
         }

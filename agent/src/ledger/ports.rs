@@ -50,7 +50,7 @@ pub(super) enum Finished {
     Parent {
         parent: InterfaceName,
         request: CreateNetwork,
-        outcome: Result<(), Refusal>,
+        outcome: Result<Vec<IpAddr>, Refusal>,
         reply: Reply<NetworkId>,
     },
 }
@@ -78,6 +78,7 @@ fn refusal_of(error: &AttachError) -> Refusal {
         | AttachError::HostSandbox { .. }
         | AttachError::Unmovable { .. } => Refusal::field("sandbox", message),
         AttachError::Parent(_) => Refusal::conflict("network", message),
+        AttachError::MacTaken { .. } => Refusal::conflict("mac", message),
         AttachError::DefaultRouteTaken { .. }
         | AttachError::UnknownNetwork { .. }
         | AttachError::NotReady { .. }
@@ -343,7 +344,7 @@ impl Keeper {
             Finished::Attached { endpoint, outcome } => self.finish_attach(endpoint, outcome),
             Finished::Detached { endpoint, outcome } => self.finish_detach(endpoint, outcome),
             Finished::Parent { parent, request, outcome, reply } => {
-                self.finish_parent(parent, &request, outcome, reply);
+                self.finish_parent(parent, request, outcome, reply);
             }
         }
     }

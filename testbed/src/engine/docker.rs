@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context as _;
 
 use super::{Engine, IMAGE, cgroups, image, tree};
-use crate::{Host, Lab, command::Ran, eventually};
+use crate::{Container, Host, Lab, command::Ran, eventually};
 
 /// A daemon with an image, and everything that it starts. Dropping it powers its host off.
 #[derive(Debug)]
@@ -161,9 +161,23 @@ impl Docker {
     ///
     /// The script fails.
     pub fn sandbox_sh(&self, container: &str, script: &str) -> anyhow::Result<String> {
-        let pid = self.run_args(&["inspect", "-f", "{{.State.Pid}}", container])?;
-        let namespace = format!("--net=/proc/{pid}/ns/net");
+        let namespace = format!("--net=/proc/{}/ns/net", self.pid(container)?);
         self.host.exec(&["nsenter", &namespace, "sh", "-ec", script])?.ok()
+    }
+
+    /// A container that runs, for what takes those of the lab.
+    ///
+    /// # Errors
+    ///
+    /// There is none of that name.
+    pub fn process(&self, container: &str) -> anyhow::Result<Container> {
+        Ok(Container::running(&self.host, container, self.pid(container)?))
+    }
+
+    /// Of its first process, as its host sees it.
+    fn pid(&self, container: &str) -> anyhow::Result<u32> {
+        let text = self.run_args(&["inspect", "-f", "{{.State.Pid}}", container])?;
+        text.parse().with_context(|| format!("{container} has the pid {text:?}"))
     }
 
     /// The address of a container in a network, as Docker shows it.

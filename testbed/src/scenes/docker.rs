@@ -1,11 +1,9 @@
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use weft_testbed::{
     Container, Docker, Engine as _, IMAGE, Lab, Question, eventually, query,
     report::{Figure, Target, percentile},
@@ -153,7 +151,7 @@ impl Side {
     fn carry(&mut self, course: &Course) -> anyhow::Result<()> {
         let peer = format!("{}-peer", self.network);
         let address: IpAddr = course.one.address(&peer, self.network)?;
-        let peer = Container::running(course.one.host(), &peer, pid(&course.one, &peer)?);
+        let peer = course.one.process(&peer)?;
         let measured = throughput(&self.observer, &peer, address, 3)?;
         self.flows.push(measured.gigabits_per_second);
         Ok(())
@@ -184,13 +182,7 @@ fn lose_a_host(lab: &Lab, sides: &mut [Side; 2]) -> anyhow::Result<()> {
 
 fn running(docker: &Docker, name: &str, network: &str) -> anyhow::Result<Container> {
     docker.container(name, &format!("--network {network}"))?;
-    Ok(Container::running(&Arc::clone(docker.host()), name, pid(docker, name)?))
-}
-
-/// Of the container's first process, as its host sees it.
-fn pid(docker: &Docker, name: &str) -> anyhow::Result<u32> {
-    let text = docker.run_args(&["inspect", "-f", "{{.State.Pid}}", name])?;
-    text.parse().with_context(|| format!("{name} has the pid {text:?}"))
+    docker.process(name)
 }
 
 fn milliseconds(since: Instant) -> f64 {

@@ -7,12 +7,29 @@
 
 mod balancer;
 mod board;
+mod conntrack;
 mod desired;
+mod error;
+mod events;
+mod expression;
+mod holdings;
 mod host;
+mod kernel;
+mod maglev;
+mod netfilter;
+mod network;
+mod parts;
+mod set;
+mod skeleton;
 mod status;
+mod task;
+mod wire;
 
 pub use balancer::{Balancer, Config, StartError};
 pub use desired::{
     Backend, Desired, Frontend, HostPort, HostPublish, NetworkBalance, Pool, Router, Transit,
 };
-pub use status::{HostStatus, NetworkStatus, Status};
+pub use error::BalanceError;
+pub use maglev::maglev;
+pub use netfilter::NetfilterError;
+pub use status::{Counters, HostStatus, NetworkStatus, Status, Traffic};

@@ -51,3 +51,20 @@ pub struct HostStatus {
     /// Why the last pass failed, if it did.
     pub error: Option<String>,
 }
+
+/// What the traffic of a frontend has come to since it is there.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counters {
+    /// New connections; of UDP, flows.
+    pub connections: u64,
+    /// From clients.
+    pub requests: Traffic,
+    /// To clients.
+    pub answers: Traffic,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Traffic {
+    pub packets: u64,
+    pub bytes: u64,
+}

@@ -1,7 +1,7 @@
 //! The interfaces of the host that macvlan networks are on. What is called like a VLAN of another
 //! interface is made if it is not there, and removed when no network needs it any more.
 
-use std::{collections::BTreeSet, thread};
+use std::{collections::BTreeSet, net::IpAddr, thread};
 
 use netlink_packet_route::link::{InfoKind, LinkAttribute};
 use nix::{
@@ -44,6 +44,8 @@ pub enum ParentError {
     Missing { name: InterfaceName },
     #[error("there is no interface {lower} on this host, of which {name} would be a VLAN")]
     MissingLower { name: InterfaceName, lower: InterfaceName },
+    #[error("{lower} is down, of which {name} would be a VLAN: ip link set {lower} up")]
+    LowerDown { name: InterfaceName, lower: InterfaceName },
     #[error(
         "cannot make {name}: this kernel has no 802.1q VLANs ({reason}): load the module 8021q, use a kernel with CONFIG_VLAN_8021Q, or name an interface that is there"
     )]
@@ -74,7 +76,8 @@ impl Parents {
     }
 
     /// Tries whether `name` can be the parent of a network with `mode` and, if that is given, an
-    /// `mtu` in bytes. A VLAN is made for it if need be.
+    /// `mtu` in bytes. A VLAN is made for it if need be. Returns the addresses that the host itself
+    /// has there.
     ///
     /// # Errors
     ///
@@ -84,7 +87,7 @@ impl Parents {
         name: InterfaceName,
         mode: MacvlanMode,
         mtu: Option<u16>,
-    ) -> Result<(), ParentError> {
+    ) -> Result<Vec<IpAddr>, ParentError> {
         let there = look(&mut self.open()?, name)?.is_some();
         let tried = self.find_fitting(name, mtu).and_then(|parent| self.divide(name, parent, mode));
         if tried.is_err()
@@ -160,7 +163,7 @@ impl Parents {
         name: InterfaceName,
         mut parent: ParentLink,
         mode: MacvlanMode,
-    ) -> Result<(), ParentError> {
+    ) -> Result<Vec<IpAddr>, ParentError> {
         thread::scope(|scope| {
             let tried = scope.spawn(|| {
                 let failed = |source| ParentError::Kernel { step: "try out", name, source };
@@ -179,7 +182,10 @@ impl Parents {
                 })?;
                 let deleted =
                     Netlink::open(&aside).and_then(|mut inside| inside.delete_link("probe0"));
-                deleted.map_err(|error| failed(error.into()))
+                deleted.map_err(|error| failed(error.into()))?;
+                let own = parent.netlink.addresses(parent.index);
+                let own = own.map_err(|error| failed(error.into()))?;
+                Ok(own.into_iter().map(|prefix| prefix.ip).collect())
             });
             tried.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
@@ -202,6 +208,9 @@ fn look(netlink: &mut Netlink, name: InterfaceName) -> Result<Option<Link>, Pare
 fn make_vlan(netlink: &mut Netlink, name: InterfaceName) -> Result<Link, ParentError> {
     let Some((lower, id)) = name.vlan() else { return Err(ParentError::Missing { name }) };
     let below = look(netlink, lower)?.ok_or(ParentError::MissingLower { name, lower })?;
+    if !below.up {
+        return Err(ParentError::LowerDown { name, lower });
+    }
     match netlink.create_link(link::vlan(name.as_str(), below.index, id)) {
         Ok(()) => {}
         // Another network's endpoint came at the same moment.

@@ -158,8 +158,12 @@ fn prepare(errand: &Errand<'_>, wire: &Wire) -> Result<(), AttachError> {
         netlink.change_link(&wire.ifname, vec![mac]).map_err(failed("set the MAC address"))?;
     }
     // An endpoint that had the same MAC may be on its way out still.
-    let busy = |error: &NetlinkError| error.errno() == Some(Errno::EBUSY);
-    retry(busy, || netlink.set_up(&wire.ifname)).map_err(failed("take up the interface"))
+    let busy =
+        |error: &NetlinkError| matches!(error.errno(), Some(Errno::EADDRINUSE | Errno::EBUSY));
+    retry(busy, || netlink.set_up(&wire.ifname)).map_err(|error| match busy(&error) {
+        true => AttachError::MacTaken { endpoint: spec.endpoint, mac: spec.mac },
+        false => failed("take up the interface")(error),
+    })
 }
 
 /// Tries again, for a while, what fails for a reason that passes by itself.

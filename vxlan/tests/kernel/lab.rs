@@ -391,6 +391,7 @@ impl Net {
                 Prefix { ip: IpAddr::from([10, 1, 0, 254]), len: 24 },
                 Prefix { ip: "fd00:1::fe".parse().unwrap(), len: 64 },
             ],
+            vips: BTreeSet::new(),
             internal: self.internal,
             multicast: self.multicast,
             isolated: self.isolated,

@@ -46,6 +46,7 @@ impl Lan {
         let network = OverlayNetwork {
             transport: Transport::Macvlan { parent, mode, mtu },
             gateways: Vec::new(),
+            vips: BTreeSet::new(),
             uplink: None,
             ..self.net.on(1, Underlay::V4)
         };
@@ -286,6 +287,7 @@ fn what_cannot_be_divided_is_refused_by_name() {
             ("eth9", None, &["eth9", "no interface"][..]),
             ("eth9.50", None, &["no interface eth9", "eth9.50"]),
             ("eth0.5000", None, &["no interface eth0.5000"]),
+            ("other7.5", None, &["other7 is down", "ip link set other7 up"]),
             ("lo", None, &["lo", "loopback"]),
             ("port7", None, &["port7", "br7"]),
             ("tun7", None, &["tun7", "Ethernet"]),

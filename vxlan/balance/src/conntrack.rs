@@ -1,0 +1,189 @@
+//! The connections that a namespace tracks (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use nix::errno::Errno;
+use weft_model::Protocol;
+
+use crate::{
+    Frontend, NetworkBalance, Pool,
+    netfilter::{Netfilter, NetfilterError, Request},
+    set::{Element, Kind},
+    wire::{self, Writer, attribute, nested},
+};
+
+/// A tracked connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Connection {
+    pub(crate) protocol: Protocol,
+    pub(crate) client: SocketAddr,
+    /// Where it was sent to.
+    pub(crate) to: SocketAddr,
+    /// Who answers: the backend, if it was translated.
+    pub(crate) from: SocketAddr,
+    /// Whether both ends agree that there is one; of UDP, whether there was an answer.
+    pub(crate) established: bool,
+    /// The attributes by which the kernel finds it again.
+    identity: Vec<u8>,
+}
+
+impl Connection {
+    pub(crate) fn is_translated(&self) -> bool {
+        self.to != self.from
+    }
+}
+
+/// Reads the connections of TCP and UDP, of both families.
+pub(crate) fn read(netfilter: &mut Netfilter) -> Result<Vec<Connection>, NetfilterError> {
+    let request = Request { kind: GET, flags: 0, family: 0, body: Writer::default() };
+    let answers = netfilter.dump(&request)?;
+    Ok(answers.iter().filter_map(|answer| parse(&answer.body)).collect())
+}
+
+/// Has the kernel forget `connections`; tells how many were there still.
+pub(crate) fn forget(
+    netfilter: &mut Netfilter,
+    connections: &[&Connection],
+) -> Result<u64, NetfilterError> {
+    let requests: Vec<_> = connections
+        .iter()
+        .map(|connection| {
+            let family = if connection.client.is_ipv4() { AF_INET } else { AF_INET6 };
+            let body = Writer(connection.identity.clone());
+            Request { kind: DELETE, flags: 0, family, body }
+        })
+        .collect();
+    netfilter.each(&requests, Errno::ENOENT)
+}
+
+/// Whether a connection of UDP keeps its client from a backend: the client goes on sending, so it
+/// would never end by itself.
+///
+/// It goes to somebody who is no backend any more, or it was let through untranslated when the
+/// frontend did not exist.
+pub(crate) fn is_stale(connection: &Connection, balance: &NetworkBalance) -> bool {
+    if connection.protocol != Protocol::Udp {
+        return false;
+    }
+    let Some((frontend, pool)) = frontend(balance, Protocol::Udp, connection.to) else {
+        return false;
+    };
+    let port = |backend: Option<u16>| match frontend.port {
+        Some(port) => backend.unwrap_or(port),
+        None => connection.to.port(),
+    };
+    !pool.backends.values().any(|backend| {
+        let address = SocketAddr::new(backend.ip, port(backend.port));
+        backend.weight > 0 && address == connection.from
+    })
+}
+
+/// The frontend that connections to `to` come to.
+pub(crate) fn frontend(
+    balance: &NetworkBalance,
+    protocol: Protocol,
+    to: SocketAddr,
+) -> Option<(Frontend, &Pool)> {
+    [Some(to.port()), None].into_iter().find_map(|port| {
+        let frontend = Frontend { ip: to.ip(), protocol, port };
+        balance.frontends.get(&frontend).map(|pool| (frontend, &**pool))
+    })
+}
+
+/// What the translation of answers takes, by the connections that there are.
+pub(crate) fn used(connections: &[Connection]) -> BTreeSet<Element> {
+    let translated = connections.iter().filter(|connection| connection.is_translated());
+    translated
+        .flat_map(|connection| {
+            let (ip, port) = (connection.from.ip(), connection.from.port());
+            [Kind::Replies, Kind::AddressReplies, Kind::Fragments]
+                .map(|kind| Element::new(kind, ip, connection.protocol, port))
+        })
+        .collect()
+}
+
+/// How many connections each backend has, by the frontend they came to.
+pub(crate) fn counts(
+    connections: &[Connection],
+    balance: &NetworkBalance,
+) -> BTreeMap<Frontend, BTreeMap<SocketAddr, u64>> {
+    let mut counts: BTreeMap<Frontend, BTreeMap<SocketAddr, u64>> = BTreeMap::new();
+    for connection in connections.iter().filter(|c| c.established && c.is_translated()) {
+        if let Some((key, _)) = frontend(balance, connection.protocol, connection.to) {
+            *counts.entry(key).or_default().entry(connection.from).or_default() += 1;
+        }
+    }
+    counts
+}
+
+fn parse(body: &[u8]) -> Option<Connection> {
+    let (original, reply) = (attribute(body, TUPLE_ORIGINAL)?, attribute(body, TUPLE_REPLY)?);
+    let protocol = match nested(original, &[TUPLE_PROTOCOL, PROTOCOL_NUMBER])? {
+        [6] => Protocol::Tcp,
+        [17] => Protocol::Udp,
+        _ => return None,
+    };
+    let status = attribute(body, STATUS).and_then(wire::number)?;
+    let established = match protocol {
+        Protocol::Udp => status & SEEN_REPLY != 0,
+        Protocol::Tcp => {
+            nested(body, &[PROTOCOL_INFO, INFO_TCP, TCP_STATE]) == Some(&[TCP_ESTABLISHED])
+        }
+    };
+    let mut identity = Writer::default();
+    identity.bytes(TUPLE_ORIGINAL | NESTED, original);
+    for kind in [ZONE, ID] {
+        if let Some(value) = attribute(body, kind) {
+            identity.bytes(kind, value);
+        }
+    }
+    Some(Connection {
+        protocol,
+        client: end(original, [IP_V4_SOURCE, IP_V6_SOURCE], SOURCE_PORT)?,
+        to: end(original, [IP_V4_DESTINATION, IP_V6_DESTINATION], DESTINATION_PORT)?,
+        from: end(reply, [IP_V4_SOURCE, IP_V6_SOURCE], SOURCE_PORT)?,
+        established,
+        identity: identity.0,
+    })
+}
+
+fn end(tuple: &[u8], [v4, v6]: [u16; 2], port: u16) -> Option<SocketAddr> {
+    let addresses = attribute(tuple, TUPLE_IP)?;
+    let ip: IpAddr = match (attribute(addresses, v4), attribute(addresses, v6)) {
+        (Some(octets), _) => <[u8; 4]>::try_from(octets).ok()?.into(),
+        (None, Some(octets)) => <[u8; 16]>::try_from(octets).ok()?.into(),
+        (None, None) => return None,
+    };
+    let port = nested(tuple, &[TUPLE_PROTOCOL, port])?;
+    Some(SocketAddr::new(ip, u16::from_be_bytes(port.try_into().ok()?)))
+}
+
+/// `IPCTNL_MSG_CT_GET`, `IPCTNL_MSG_CT_DELETE` of `NFNL_SUBSYS_CTNETLINK`.
+const GET: u16 = 1 << 8 | 1;
+const DELETE: u16 = 1 << 8 | 2;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const NESTED: u16 = 0x8000;
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const PROTOCOL_INFO: u16 = 4;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTOCOL: u16 = 2;
+const IP_V4_SOURCE: u16 = 1;
+const IP_V4_DESTINATION: u16 = 2;
+const IP_V6_SOURCE: u16 = 3;
+const IP_V6_DESTINATION: u16 = 4;
+const PROTOCOL_NUMBER: u16 = 1;
+const SOURCE_PORT: u16 = 2;
+const DESTINATION_PORT: u16 = 3;
+const INFO_TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
+const TCP_ESTABLISHED: u8 = 3;
+/// `IPS_SEEN_REPLY` of `nf_conntrack_common.h`.
+const SEEN_REPLY: u32 = 1 << 1;

@@ -1,0 +1,246 @@
+//! What all frontends of a network have in the kernel together, and what differs from what is there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use weft_model::{Family, MacAddr};
+
+use crate::{
+    Frontend, NetworkBalance, Pool,
+    kernel::{Actual, Change, rule_label},
+    parts::{Collection, Parts, REFUSE},
+    set::{Element, Kind, Set, Table},
+    skeleton::Skeleton,
+};
+
+/// The parts of each frontend, and how many of them have what they share.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Holdings {
+    frontends: BTreeMap<Frontend, (Arc<Pool>, Parts)>,
+    elements: BTreeMap<Element, u32>,
+    collections: BTreeMap<String, u32>,
+    /// Nobody's any more, but connections that were made before may need them.
+    pub(crate) lingering: BTreeSet<Element>,
+    gateways: BTreeSet<IpAddr>,
+}
+
+impl Holdings {
+    /// Goes over to `desired`, and tells what changes by it.
+    pub(crate) fn follow(&mut self, desired: &NetworkBalance, seed: u32) -> Change {
+        if self.gateways != desired.gateways {
+            // Whether sources are translated depends on them.
+            self.gateways.clone_from(&desired.gateways);
+            self.frontends.values_mut().for_each(|(pool, _)| {
+                *pool = Arc::new(Pool { backends: BTreeMap::new(), ..(**pool).clone() });
+            });
+        }
+        let mut counts = Counts::default();
+        let mut change = Change::default();
+        let gone = self.frontends.keys().filter(|key| !desired.frontends.contains_key(key));
+        for frontend in gone.copied().collect::<Vec<_>>() {
+            if let Some((_, parts)) = self.frontends.remove(&frontend) {
+                counts.sub(&parts);
+                change.gone_elements.push(parts.entry.clone());
+                counts.drop_chain(parts, &mut change);
+            }
+        }
+        for (&frontend, pool) in &desired.frontends {
+            let held = self.frontends.get(&frontend);
+            let same = |held: &Arc<Pool>| Arc::ptr_eq(held, pool) || **held == **pool;
+            if held.is_some_and(|(held, _)| same(held)) {
+                continue;
+            }
+            let gateway =
+                desired.gateways.iter().any(|ip| Family::of(*ip) == Family::of(frontend.ip));
+            let parts = Parts::of(frontend, pool, seed, gateway);
+            counts.add(&parts);
+            let before = self.frontends.insert(frontend, (Arc::clone(pool), parts.clone()));
+            let led = before.as_ref().map(|(_, parts)| parts.chain.name.clone());
+            if led.as_ref() != Some(&parts.chain.name) {
+                if led.is_some() {
+                    change.gone_elements.push(parts.entry.clone());
+                }
+                let lead = Some(parts.chain.name.clone());
+                change.new_elements.push((parts.entry.clone(), lead));
+                if parts.chain.name != REFUSE {
+                    change.new_chains.push(parts.chain.clone());
+                }
+            }
+            if let Some((_, before)) = before {
+                counts.sub(&before);
+                if led.as_ref() != Some(&parts.chain.name) {
+                    counts.drop_chain(before, &mut change);
+                }
+            }
+        }
+        self.settle(counts, &mut change);
+        change
+    }
+
+    /// Brings the counts of shared things up to date.
+    fn settle(&mut self, counts: Counts, change: &mut Change) {
+        let Counts { elements, collections, shapes } = counts;
+        for (element, delta) in elements {
+            let held = self.elements.get(&element).copied().unwrap_or_default();
+            let count = held.saturating_add_signed(delta);
+            match (held, count) {
+                (0, 1..) => {
+                    // It is in the kernel still if it lingers.
+                    if !self.lingering.remove(&element) {
+                        change.new_elements.push((element.clone(), None));
+                    }
+                }
+                (1.., 0) if element.set.lingers() => {
+                    self.lingering.insert(element.clone());
+                }
+                (1.., 0) => change.gone_elements.push(element.clone()),
+                _ => {}
+            }
+            match count {
+                0 => self.elements.remove(&element),
+                _ => self.elements.insert(element, count),
+            };
+        }
+        for (name, delta) in collections {
+            let held = self.collections.get(&name).copied().unwrap_or_default();
+            let count = held.saturating_add_signed(delta);
+            match (held, count) {
+                (0, 1..) => change.new_collections.extend(shapes.get(&name).cloned()),
+                (1.., 0) => change.gone_collections.push((Table::Inet, name.clone())),
+                _ => {}
+            }
+            match count {
+                0 => self.collections.remove(&name),
+                _ => self.collections.insert(name, count),
+            };
+        }
+    }
+
+    /// Lists what differs in the kernel; `None` if tables, chains or sets of the skeleton do, which
+    /// have to be laid first.
+    ///
+    /// What old connections may need is found among what is there, and stays.
+    pub(crate) fn compare(&mut self, actual: &Actual, skeleton: &Skeleton) -> Option<Change> {
+        if !is_laid(actual, skeleton) {
+            return None;
+        }
+        let mut change = Change::default();
+        let mut chains = BTreeMap::new();
+        let mut entries = BTreeMap::new();
+        let mut shapes = BTreeMap::new();
+        for (_, parts) in self.frontends.values() {
+            entries.insert(&parts.entry, parts.chain.name.as_str());
+            chains.insert(parts.chain.name.as_str(), &parts.chain);
+            shapes.extend(parts.collections.iter().map(|c| (c.name.as_str(), c)));
+        }
+        chains.remove(REFUSE);
+
+        let fixed = skeleton.labelled();
+        for (chain, labels) in actual.chains.iter().filter(|(key, _)| !fixed.contains_key(key)) {
+            let (table, name) = chain;
+            let Some(wanted) = chains.get(name.as_str()).filter(|_| *table == Table::Inet) else {
+                change.gone_chains.push(chain.clone());
+                continue;
+            };
+            let rules = (0..wanted.rules.len()).map(|index| Some(rule_label(name, index)));
+            if !rules.eq(labels.iter().cloned()) {
+                change.mended_chains.push((*wanted).clone());
+            }
+        }
+        let present = |name: &str| actual.chains.contains_key(&(Table::Inet, name.to_owned()));
+        let missing = chains.iter().filter(|(name, _)| !present(name));
+        change.new_chains.extend(missing.map(|(_, chain)| (*chain).clone()));
+
+        let key = |name: &str| (Table::Inet, name.to_owned());
+        let missing = shapes.iter().filter(|(name, _)| !actual.collections.contains(&key(name)));
+        change.new_collections.extend(missing.map(|(_, collection)| (*collection).clone()));
+        let foreign = |(table, name): &&(Table, String)| {
+            *table != Table::Inet || !shapes.contains_key(name.as_str())
+        };
+        change.gone_collections.extend(actual.collections.iter().filter(foreign).cloned());
+
+        self.lingering.clear();
+        for (element, lead) in &actual.elements {
+            match (entries.get(element), self.elements.contains_key(element)) {
+                (Some(wanted), _) if lead.as_deref() == Some(*wanted) => {}
+                (None, true) => {}
+                (None, false) if element.set.lingers() => {
+                    self.lingering.insert(element.clone());
+                }
+                // Stations are added by the kernel, and removed with care.
+                (None, false) if element.set.kind == Kind::Clients => {}
+                _ => change.gone_elements.push(element.clone()),
+            }
+        }
+        for (element, wanted) in entries {
+            let found = actual.elements.get(element);
+            if found.and_then(Option::as_deref) != Some(wanted) {
+                change.new_elements.push((element.clone(), Some(wanted.to_owned())));
+            }
+        }
+        let missing = self.elements.keys().filter(|e| !actual.elements.contains_key(e));
+        change.new_elements.extend(missing.map(|element| (element.clone(), None)));
+        Some(change)
+    }
+
+    /// Takes what lingers and is not among `used`: nothing needs it any more.
+    pub(crate) fn let_go(&mut self, used: &BTreeSet<Element>) -> Change {
+        let gone: Vec<_> = self.lingering.difference(used).cloned().collect();
+        self.lingering.retain(|element| used.contains(element));
+        Change { gone_elements: gone, ..Change::default() }
+    }
+}
+
+/// The stations of this host that the kernel shall know at once, not only when they send.
+pub(crate) fn stations(macs: &BTreeSet<MacAddr>, actual: &Actual) -> Change {
+    let wanted = macs.iter().map(|mac| Element::client(*mac));
+    let missing = wanted.filter(|element| !actual.elements.contains_key(element));
+    Change { new_elements: missing.map(|element| (element, None)).collect(), ..Change::default() }
+}
+
+fn is_laid(actual: &Actual, skeleton: &Skeleton) -> bool {
+    let labelled = |(chain, labels): (&(Table, String), &Vec<String>)| {
+        actual.chains.get(chain).is_some_and(|found| {
+            found.iter().map(Option::as_deref).eq(labels.iter().map(|label| Some(label.as_str())))
+        })
+    };
+    skeleton.labelled().iter().all(labelled) && Set::all().all(|set| actual.sets.contains(&set))
+}
+
+/// By how much the use of shared things changes.
+#[derive(Debug, Default)]
+struct Counts {
+    elements: BTreeMap<Element, i32>,
+    collections: BTreeMap<String, i32>,
+    shapes: BTreeMap<String, Collection>,
+}
+
+impl Counts {
+    fn add(&mut self, parts: &Parts) {
+        for element in &parts.elements {
+            *self.elements.entry(element.clone()).or_default() += 1;
+        }
+        for collection in &parts.collections {
+            *self.collections.entry(collection.name.clone()).or_default() += 1;
+            self.shapes.insert(collection.name.clone(), collection.clone());
+        }
+    }
+
+    fn sub(&mut self, parts: &Parts) {
+        for element in &parts.elements {
+            *self.elements.entry(element.clone()).or_default() -= 1;
+        }
+        for collection in &parts.collections {
+            *self.collections.entry(collection.name.clone()).or_default() -= 1;
+        }
+    }
+
+    fn drop_chain(&self, parts: Parts, change: &mut Change) {
+        if parts.chain.name != REFUSE {
+            change.gone_chains.push((Table::Inet, parts.chain.name));
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The services of one network: everything of them in its namespace, brought to the desired state.
+
+use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
+
+use weft_model::MacAddr;
+use weft_vxlan::Namespace;
+
+use crate::{
+    Counters, Frontend, NetworkBalance, Traffic,
+    conntrack::{self, Connection},
+    error::BalanceError,
+    events::Events,
+    holdings::{Holdings, stations},
+    kernel::{Kernel, Tally},
+    set::{Element, Kind, Set},
+    skeleton::Skeleton,
+};
+
+/// The namespace of one network, with what is known to be in it.
+#[derive(Debug)]
+pub(crate) struct NetworkKernel {
+    kernel: Kernel,
+    pub(crate) events: Events,
+    seed: u32,
+    holdings: Holdings,
+    /// What is in the kernel, unless somebody else has changed it.
+    known: Option<Arc<NetworkBalance>>,
+}
+
+/// What a pass came to.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Outcome {
+    /// Transactions.
+    pub(crate) applied: u64,
+    /// Connections that the kernel was told to forget.
+    pub(crate) forgotten: u64,
+}
+
+impl NetworkKernel {
+    /// Must be called inside a tokio runtime.
+    pub(crate) fn open(namespace: Namespace, seed: u32) -> Result<Self, BalanceError> {
+        let kernel = Kernel::open(namespace)?;
+        let events = Events::open(&kernel.namespace, kernel.netfilter.port()?)?;
+        Ok(Self { kernel, events, seed, holdings: Holdings::default(), known: None })
+    }
+
+    pub(crate) fn is_in(&self, namespace: &Namespace) -> bool {
+        self.kernel.namespace.is(namespace)
+    }
+
+    /// Whether `balance` is what the kernel has, as far as is known without asking it.
+    pub(crate) fn has(&self, balance: &Arc<NetworkBalance>) -> bool {
+        self.known.as_ref().is_some_and(|known| Arc::ptr_eq(known, balance) || known == balance)
+    }
+
+    /// Brings the kernel from what is known to be in it to `desired`; `thorough`: from whatever is
+    /// in it. `macs` are this host's stations.
+    pub(crate) fn reconcile(
+        &mut self,
+        desired: &Arc<NetworkBalance>,
+        macs: &BTreeSet<MacAddr>,
+        thorough: bool,
+    ) -> Result<Outcome, BalanceError> {
+        let base = |balance: &NetworkBalance| (balance.gateway_mac, balance.gateways.clone());
+        let known = self.known.take();
+        let changes = self.holdings.follow(desired, self.seed);
+        if known.as_ref().is_some_and(|known| base(known) == base(desired)) && !thorough {
+            let applied = u64::from(!changes.is_empty());
+            if changes.is_empty() || self.kernel.apply(&changes).is_ok() {
+                self.known = Some(Arc::clone(desired));
+                return Ok(Outcome { applied, ..Outcome::default() });
+            }
+            tracing::debug!("what is known of the tables of services is not so; reading them");
+        }
+        let outcome = self.compare(desired, macs)?;
+        self.known = Some(Arc::clone(desired));
+        Ok(outcome)
+    }
+
+    fn compare(
+        &mut self,
+        desired: &NetworkBalance,
+        macs: &BTreeSet<MacAddr>,
+    ) -> Result<Outcome, BalanceError> {
+        let skeleton = Skeleton::new(desired.gateway_mac, &desired.gateways);
+        let mut outcome = Outcome::default();
+        for attempt in 0.. {
+            let actual = self.kernel.read()?;
+            let Some(change) = self.holdings.compare(&actual, &skeleton) else {
+                match attempt {
+                    0 => self.kernel.lay(&skeleton)?,
+                    _ => self.kernel.lay_anew(&skeleton)?,
+                }
+                outcome.applied += 1;
+                // That was us; whatever comes from now on is not.
+                self.events.settle();
+                continue;
+            };
+            if change.is_empty() {
+                return Ok(outcome);
+            }
+            let seeds = match outcome.applied {
+                0 => crate::kernel::Change::default(),
+                _ => stations(macs, &actual),
+            };
+            let new_elements = [change.new_elements.as_slice(), &seeds.new_elements].concat();
+            let change = crate::kernel::Change { new_elements, ..change };
+            match self.kernel.apply(&change) {
+                Ok(()) => {
+                    outcome.applied += 1;
+                    return Ok(outcome);
+                }
+                Err(error) if attempt >= ATTEMPTS => return Err(error),
+                // Somebody may have changed the tables in between.
+                Err(error) => {
+                    tracing::debug!(%error, "failed to mend the tables of services");
+                    if attempt > 0 {
+                        self.kernel.lay_anew(&skeleton)?;
+                        self.events.settle();
+                    }
+                }
+            }
+        }
+        unreachable!("attempts are counted until they fail")
+    }
+
+    /// Has the kernel forget connections that keep their clients from a backend, and what only
+    /// connections that have ended had needed.
+    pub(crate) fn sweep(&mut self) -> Result<Outcome, BalanceError> {
+        let Some(balance) = self.known.clone() else { return Ok(Outcome::default()) };
+        let connections = conntrack::read(&mut self.kernel.netfilter)?;
+        let stale: Vec<&Connection> = connections
+            .iter()
+            .filter(|connection| conntrack::is_stale(connection, &balance))
+            .collect();
+        let mut outcome = Outcome::default();
+        if !stale.is_empty() {
+            outcome.forgotten = conntrack::forget(&mut self.kernel.netfilter, &stale)?;
+        }
+        if !self.holdings.lingering.is_empty() {
+            let gone = self.holdings.let_go(&conntrack::used(&connections));
+            if !gone.is_empty() && self.kernel.apply(&gone).is_err() {
+                self.known = None;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// What the frontends' traffic has come to since they are there.
+    pub(crate) fn counters(&mut self) -> Result<BTreeMap<Frontend, Counters>, BalanceError> {
+        let Some(balance) = self.known.clone() else { return Ok(BTreeMap::new()) };
+        let mut tallies: BTreeMap<Element, Tally> = BTreeMap::new();
+        for set in Set::all().filter(|set| set.is_counted()) {
+            let found = self.kernel.tallies(set)?;
+            tallies.extend(found.into_iter().map(|(key, tally)| (Element { set, key }, tally)));
+        }
+        let counters = |frontend: &Frontend| {
+            let Frontend { ip, protocol, port } = *frontend;
+            let of = |with, without| {
+                let kind = if port.is_some() { with } else { without };
+                let key = Element::new(kind, ip, protocol, port.unwrap_or_default());
+                tallies.get(&key).copied().unwrap_or_default()
+            };
+            let traffic = |Tally { packets, bytes }| Traffic { packets, bytes };
+            let connections = of(Kind::PortConnections, Kind::AddressConnections).packets;
+            Counters {
+                connections,
+                requests: traffic(of(Kind::PortRequests, Kind::AddressRequests)),
+                answers: traffic(of(Kind::PortAnswers, Kind::AddressAnswers)),
+            }
+        };
+        Ok(balance.frontends.keys().map(|frontend| (*frontend, counters(frontend))).collect())
+    }
+
+    /// The established connections, by frontend and backend.
+    pub(crate) fn connections(
+        &mut self,
+    ) -> Result<BTreeMap<Frontend, BTreeMap<std::net::SocketAddr, u64>>, BalanceError> {
+        let Some(balance) = self.known.clone() else { return Ok(BTreeMap::new()) };
+        let connections = conntrack::read(&mut self.kernel.netfilter)?;
+        Ok(conntrack::counts(&connections, &balance))
+    }
+
+    /// Removes all that is ours.
+    pub(crate) fn clear(&mut self) -> Result<(), BalanceError> {
+        self.known = None;
+        self.holdings = Holdings::default();
+        if self.kernel.has_tables()? {
+            self.kernel.clear()?;
+        }
+        Ok(())
+    }
+}
+
+const ATTEMPTS: u32 = 3;

@@ -1,0 +1,220 @@
+//! The sets and maps that the skeleton declares, and what is in them.
+
+use std::{fmt, net::IpAddr};
+
+use weft_model::{Family, MacAddr, Protocol};
+
+use crate::expression::number_of;
+
+/// A table of nftables.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Table {
+    Inet,
+    Bridge,
+}
+
+/// A set or map of one of the tables.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Set {
+    pub(crate) kind: Kind,
+    pub(crate) family: Family,
+}
+
+/// What a set or map is for.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Kind {
+    /// Address, protocol and port to a frontend's chain.
+    Ports,
+    /// Address and protocol to the chain of a frontend for all ports.
+    Addresses,
+    /// Counts new connections, by frontend; packets from clients; packets to clients.
+    PortConnections,
+    AddressConnections,
+    PortRequests,
+    AddressRequests,
+    PortAnswers,
+    AddressAnswers,
+    /// A backend's address twice: it is its own client.
+    Hairpins,
+    /// Backends of this host that see the gateway instead of clients from outside.
+    Masked,
+    /// What replies have to be translated, by source address, protocol and port.
+    Replies,
+    /// By source address and protocol, for services of all ports.
+    AddressReplies,
+    /// By source address and protocol, for what has no port: all fragments of a packet but the
+    /// first.
+    Fragments,
+    /// The MACs of this host's stations that ever sent anything to the gateway.
+    Clients,
+}
+
+/// Something in a set, or a key of a map.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Element {
+    pub(crate) set: Set,
+    pub(crate) key: Vec<u8>,
+}
+
+impl Table {
+    pub(crate) const NAME: &'static str = "weft-services";
+
+    /// `NFPROTO_INET`, `NFPROTO_BRIDGE`.
+    pub(crate) fn family(self) -> u8 {
+        match self {
+            Self::Inet => 1,
+            Self::Bridge => 7,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Inet => "inet weft-services",
+            Self::Bridge => "bridge weft-services",
+        }
+    }
+}
+
+/// How a set's key is made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Key {
+    AddressProtocolPort,
+    AddressProtocol,
+    AddressAddress,
+    Mac,
+}
+
+impl Set {
+    /// All of them.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let both = |kind| [Family::V4, Family::V6].map(|family| Self { kind, family });
+        let clients = Self { kind: Kind::Clients, family: Family::V4 };
+        KINDS.iter().copied().flat_map(both).chain([clients])
+    }
+
+    pub(crate) fn named(name: &str, table: Table) -> Option<Self> {
+        Self::all().find(|set| set.table() == table && set.to_string() == name)
+    }
+
+    pub(crate) fn table(self) -> Table {
+        match self.kind {
+            Kind::Replies | Kind::AddressReplies | Kind::Fragments | Kind::Clients => Table::Bridge,
+            _ => Table::Inet,
+        }
+    }
+
+    /// Whether a key leads to a chain.
+    pub(crate) fn is_map(self) -> bool {
+        matches!(self.kind, Kind::Ports | Kind::Addresses)
+    }
+
+    pub(crate) fn is_counted(self) -> bool {
+        matches!(
+            self.kind,
+            Kind::PortConnections
+                | Kind::AddressConnections
+                | Kind::PortRequests
+                | Kind::AddressRequests
+                | Kind::PortAnswers
+                | Kind::AddressAnswers
+        )
+    }
+
+    /// Whether connections that were made before may need what is in it still.
+    pub(crate) fn lingers(self) -> bool {
+        matches!(self.kind, Kind::Replies | Kind::AddressReplies | Kind::Fragments)
+    }
+
+    pub(crate) fn key(self) -> Key {
+        match self.kind {
+            Kind::Ports
+            | Kind::PortConnections
+            | Kind::PortRequests
+            | Kind::PortAnswers
+            | Kind::Masked
+            | Kind::Replies => Key::AddressProtocolPort,
+            Kind::Addresses
+            | Kind::AddressConnections
+            | Kind::AddressRequests
+            | Kind::AddressAnswers
+            | Kind::AddressReplies
+            | Kind::Fragments => Key::AddressProtocol,
+            Kind::Hairpins => Key::AddressAddress,
+            Kind::Clients => Key::Mac,
+        }
+    }
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.kind {
+            Kind::Ports => "ports",
+            Kind::Addresses => "addresses",
+            Kind::PortConnections => "port-connections",
+            Kind::AddressConnections => "address-connections",
+            Kind::PortRequests => "port-requests",
+            Kind::AddressRequests => "address-requests",
+            Kind::PortAnswers => "port-answers",
+            Kind::AddressAnswers => "address-answers",
+            Kind::Hairpins => "hairpins",
+            Kind::Masked => "masked",
+            Kind::Replies => "port-replies",
+            Kind::AddressReplies => "address-replies",
+            Kind::Fragments => "fragments",
+            Kind::Clients => return f.write_str("clients"),
+        };
+        let family = match self.family {
+            Family::V4 => 4,
+            Family::V6 => 6,
+        };
+        write!(f, "{name}{family}")
+    }
+}
+
+impl Element {
+    /// An element that is made of an address, a protocol, and a port if the kind has one.
+    pub(crate) fn new(kind: Kind, ip: IpAddr, protocol: Protocol, port: u16) -> Self {
+        let set = Set { kind, family: Family::of(ip) };
+        let mut key = octets(ip);
+        match set.key() {
+            Key::AddressProtocolPort => {
+                key.extend([number_of(protocol), 0, 0, 0]);
+                key.extend(port.to_be_bytes());
+                key.extend([0, 0]);
+            }
+            Key::AddressProtocol => key.extend([number_of(protocol), 0, 0, 0]),
+            Key::AddressAddress => key.extend(octets(ip)),
+            Key::Mac => {}
+        }
+        Self { set, key }
+    }
+
+    pub(crate) fn client(mac: MacAddr) -> Self {
+        let set = Set { kind: Kind::Clients, family: Family::V4 };
+        Self { set, key: mac.octets().to_vec() }
+    }
+}
+
+pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// Those that are there for each family.
+const KINDS: &[Kind] = &[
+    Kind::Ports,
+    Kind::Addresses,
+    Kind::PortConnections,
+    Kind::AddressConnections,
+    Kind::PortRequests,
+    Kind::AddressRequests,
+    Kind::PortAnswers,
+    Kind::AddressAnswers,
+    Kind::Hairpins,
+    Kind::Masked,
+    Kind::Replies,
+    Kind::AddressReplies,
+    Kind::Fragments,
+];

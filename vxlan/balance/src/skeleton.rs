@@ -1,0 +1,239 @@
+//! The part of our tables that is the same whatever services there are: text, by a pure function.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::IpAddr,
+};
+
+use sha2::{Digest as _, Sha256};
+use weft_model::{Family, MacAddr};
+
+use crate::set::{Key, Set, Table};
+
+/// Our tables without what comes and goes with services.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Skeleton {
+    chains: Vec<Chain>,
+    /// Tells skeletons apart; every rule is labelled with it.
+    digest: String,
+}
+
+/// A chain of the skeleton.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Chain {
+    table: Table,
+    name: &'static str,
+    hook: Option<&'static str>,
+    rules: Vec<String>,
+}
+
+impl Skeleton {
+    pub(crate) fn new(gateway_mac: MacAddr, gateways: &BTreeSet<IpAddr>) -> Self {
+        let chains = vec![refuse(), requests(), dispatch(), translate(gateways), answers()];
+        let chains: Vec<_> = chains.into_iter().chain(lift(gateway_mac)).collect();
+        let mut hash = Sha256::new();
+        for Chain { table, name, hook, rules } in &chains {
+            for text in [table.as_str(), name, hook.unwrap_or_default()] {
+                hash.update(text);
+            }
+            for rule in rules {
+                hash.update(rule);
+                hash.update([0]);
+            }
+        }
+        let [a, b, c, d, ..]: [u8; 32] = hash.finalize().into();
+        Self { chains, digest: format!("{:08x}", u32::from_be_bytes([a, b, c, d])) }
+    }
+
+    /// What `nft -f` loads: the sets are made if they are missing, and keep what is in them; the
+    /// chains' rules are replaced.
+    pub(crate) fn script(&self) -> String {
+        let mut script = String::new();
+        for table in [Table::Inet, Table::Bridge] {
+            let _ = writeln!(script, "table {} {{", table.as_str());
+            for set in Set::all().filter(|set| set.table() == table) {
+                script += &declaration(set);
+            }
+            for chain in self.chains_of(table) {
+                let hook = chain.hook.map(|hook| format!("\t\t{hook}\n")).unwrap_or_default();
+                let _ = writeln!(script, "\tchain {} {{\n{hook}\t}}", chain.name);
+            }
+            script += "}\n";
+            for chain in self.chains_of(table) {
+                let _ = writeln!(script, "flush chain {} {}", table.as_str(), chain.name);
+            }
+            let _ = writeln!(script, "table {} {{", table.as_str());
+            for chain in self.chains_of(table) {
+                let _ = writeln!(script, "\tchain {} {{", chain.name);
+                for (rule, label) in chain.rules.iter().zip(self.labels(chain)) {
+                    let _ = writeln!(script, "\t\t{rule} comment \"{label}\"");
+                }
+                script += "\t}\n";
+            }
+            script += "}\n";
+        }
+        script
+    }
+
+    /// What removes all of it, and all that is in it.
+    pub(crate) fn removal() -> String {
+        [Table::Inet, Table::Bridge].map(|t| t.as_str()).iter().fold(
+            String::new(),
+            |mut script, table| {
+                // Declared first, because only a table that is there can be deleted.
+                let _ = writeln!(script, "table {table}\ndelete table {table}");
+                script
+            },
+        )
+    }
+
+    /// The label of each rule, by table and chain.
+    pub(crate) fn labelled(&self) -> BTreeMap<(Table, String), Vec<String>> {
+        let labels = |chain: &Chain| {
+            ((chain.table, chain.name.to_owned()), self.labels(chain).collect::<Vec<_>>())
+        };
+        self.chains.iter().map(labels).collect()
+    }
+
+    fn labels<'a>(&'a self, chain: &'a Chain) -> impl Iterator<Item = String> + 'a {
+        (0..chain.rules.len()).map(|index| format!("weft {} {index}", self.digest))
+    }
+
+    fn chains_of(&self, table: Table) -> impl Iterator<Item = &Chain> {
+        self.chains.iter().filter(move |chain| chain.table == table)
+    }
+}
+
+/// Where users' own rules go: made if it is missing, and never touched again.
+///
+/// Tables of their own would do as well; this one is there so that nobody has to find out at which
+/// priorities ours are.
+pub(crate) const USER: &str = "\
+table inet weft-user {
+	chain prerouting {
+		type filter hook prerouting priority -160; policy accept;
+	}
+	chain forward {
+		type filter hook forward priority -10; policy accept;
+	}
+}
+";
+
+/// For frontends without a backend: the client shall know at once.
+fn refuse() -> Chain {
+    let rules =
+        ["meta l4proto tcp reject with tcp reset", "reject with icmpx type port-unreachable"];
+    Chain { table: Table::Inet, name: "refuse", hook: None, rules: rules.map(String::from).into() }
+}
+
+/// Sends a connection's first packet to its frontend's chain. One look-up, however many services.
+fn dispatch() -> Chain {
+    let mut rules = Vec::new();
+    for (ip, n) in FAMILIES {
+        let (port, address) =
+            (format!("{ip} daddr . meta l4proto . th dport"), format!("{ip} daddr . meta l4proto"));
+        rules.push(format!("{port} @port-connections{n}"));
+        rules.push(format!("{port} vmap @ports{n}"));
+        rules.push(format!("{address} @address-connections{n}"));
+        rules.push(format!("{address} vmap @addresses{n}"));
+    }
+    let hook = "type nat hook prerouting priority dstnat; policy accept;";
+    Chain { table: Table::Inet, name: "prerouting", hook: Some(hook), rules }
+}
+
+/// Lets clients that are their own backend, and those of backends whose hosts say so, appear as the
+/// gateway. Before the masquerading of what leaves the network.
+fn translate(gateways: &BTreeSet<IpAddr>) -> Chain {
+    let mut rules = Vec::new();
+    for gateway in gateways {
+        let ip = match Family::of(*gateway) {
+            Family::V4 => FAMILIES[0],
+            Family::V6 => FAMILIES[1],
+        };
+        let (ip, n) = ip;
+        rules.push(format!(
+            "ct status dnat {ip} saddr . {ip} daddr @hairpins{n} snat {ip} to {gateway}"
+        ));
+        rules.push(format!(
+            "iifname {{ \"up0\", \"rt0\" }} {ip} daddr . meta l4proto . th dport @masked{n} \
+             snat {ip} to {gateway}"
+        ));
+    }
+    let hook = "type nat hook postrouting priority 90; policy accept;";
+    Chain { table: Table::Inet, name: "postrouting", hook: Some(hook), rules }
+}
+
+/// Counts what clients send, as they sent it.
+fn requests() -> Chain {
+    let mut rules = Vec::new();
+    for (ip, n) in FAMILIES {
+        let address = format!("{ip} daddr . meta l4proto");
+        rules.push(format!("{address} . th dport @port-requests{n} return"));
+        rules.push(format!("{address} @address-requests{n}"));
+    }
+    let hook = "type filter hook prerouting priority mangle; policy accept;";
+    Chain { table: Table::Inet, name: "requests", hook: Some(hook), rules }
+}
+
+/// Counts what clients get, as they get it.
+fn answers() -> Chain {
+    let mut rules = Vec::new();
+    for (ip, n) in FAMILIES {
+        let address = format!("{ip} saddr . meta l4proto");
+        rules.push(format!("{address} . th sport @port-answers{n} return"));
+        rules.push(format!("{address} @address-answers{n}"));
+    }
+    let hook = "type filter hook postrouting priority 300; policy accept;";
+    Chain { table: Table::Inet, name: "answers", hook: Some(hook), rules }
+}
+
+/// Gives the gateway what backends send to this host's clients, which the bridge would hand them
+/// as it is: only the gateway knows whom they had asked.
+fn lift(gateway_mac: MacAddr) -> [Chain; 2] {
+    let mut rules = vec![
+        // Whoever was sent something by a service has sent something to the gateway before.
+        format!(
+            "iifname != {{ \"vx0\", \"tap0\", \"rt0p\" }} ether daddr {gateway_mac} \
+             add @clients {{ ether saddr }}"
+        ),
+        "ether daddr != @clients accept".into(),
+    ];
+    for (ip, n) in FAMILIES {
+        let address = format!("{ip} saddr . meta l4proto");
+        rules.push(format!("{address} . th sport @port-replies{n} goto lift"));
+        rules.push(format!("{address} @address-replies{n} goto lift"));
+    }
+    // What is not the first of a packet's fragments has no port.
+    rules.push("ip frag-off & 0x1fff != 0 ip saddr . meta l4proto @fragments4 goto lift".into());
+    rules.push("frag frag-off != 0 ip6 saddr . meta l4proto @fragments6 goto lift".into());
+    let hook = "type filter hook prerouting priority -200; policy accept;";
+    let table = Table::Bridge;
+    let up = vec![format!("ether daddr set {gateway_mac} meta pkttype set host")];
+    [
+        Chain { table, name: "lift", hook: None, rules: up },
+        Chain { table, name: "prerouting", hook: Some(hook), rules },
+    ]
+}
+
+fn declaration(set: Set) -> String {
+    let address = match set.family {
+        Family::V4 => "ipv4_addr",
+        Family::V6 => "ipv6_addr",
+    };
+    let key = match set.key() {
+        Key::AddressProtocolPort => format!("{address} . inet_proto . inet_service"),
+        Key::AddressProtocol => format!("{address} . inet_proto"),
+        Key::AddressAddress => format!("{address} . {address}"),
+        Key::Mac => "ether_addr".into(),
+    };
+    let (what, value) = if set.is_map() { ("map", " : verdict") } else { ("set", "") };
+    let counter = if set.is_counted() { "\t\tcounter\n" } else { "" };
+    let written_by_rules = match set.key() {
+        Key::Mac => "\t\tsize 65536\n\t\tflags dynamic\n",
+        _ => "",
+    };
+    format!("\t{what} {set} {{\n\t\ttype {key}{value}\n{written_by_rules}{counter}\t}}\n")
+}
+
+const FAMILIES: [(&str, u8); 2] = [("ip", 4), ("ip6", 6)];

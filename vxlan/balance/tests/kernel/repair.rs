@@ -1,0 +1,159 @@
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weft_model::Protocol;
+
+use crate::{
+    lab::{Lab, Service, VIPS, eventually, in_lab, run},
+    talk::{Conversation, ask, ask_often, serve},
+};
+
+/// Waits until clients are served as before, and tells how long it took.
+async fn healed(lab: &Lab, repairs: u64) -> Duration {
+    let since = Instant::now();
+    eventually("it is repaired", async || {
+        let status = lab.one.status();
+        if status.repairs > repairs { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    since.elapsed()
+}
+
+#[test]
+fn what_others_do_to_our_tables_is_undone_within_a_second() {
+    in_lab(&[1, 2, 3, 11], async |lab| {
+        for station in [2, 3, 11] {
+            serve(station, lab.sandbox(station), 8080);
+        }
+        let service = Service {
+            affinity: Some(Duration::from_secs(600)),
+            ..Service::new(80, 8080, &[2, 3, 11])
+        };
+        lab.serve(&service.balance(1)).await;
+        let inside = lab.one.network_namespace();
+        let listing = || {
+            let tables = ["inet", "bridge"].map(|family| {
+                let table = run(&inside, &format!("nft -s list table {family} weft-services"));
+                // What the kernel has noted by itself is not ours to put back.
+                let ours = table.lines().filter(|line| !line.contains("expires"));
+                let mut ours: Vec<_> = ours.map(str::to_owned).collect();
+                ours.sort();
+                ours
+            });
+            tables.concat()
+        };
+        let before = listing();
+        let chain = before.iter().find_map(|line| line.trim().strip_prefix("chain to-web"));
+        let chain = format!("to-web{}", chain.unwrap().trim_end_matches(" {"));
+        for edit in [
+            "nft flush ruleset".into(),
+            "nft delete table inet weft-services".into(),
+            "nft delete table bridge weft-services".into(),
+            "nft flush chain inet weft-services prerouting".into(),
+            "nft insert rule inet weft-services prerouting counter accept".into(),
+            "nft flush map inet weft-services ports4".into(),
+            "nft flush set bridge weft-services port-replies4".into(),
+            "nft delete element bridge weft-services clients \
+                { $(nft list set bridge weft-services clients | grep -o 02:[0-9a-f:]* | head -1) }"
+                .into(),
+            "nft add element inet weft-services ports4 { 10.1.0.77 . tcp . 80 : goto refuse }".into(),
+            "nft add set inet weft-services mine { type ipv4_addr; }".into(),
+            "nft add chain inet weft-services mine '{ type filter hook forward priority 0; policy drop; }'"
+                .into(),
+            "nft add chain bridge weft-services mine".into(),
+            format!("nft insert rule inet weft-services {chain} drop"),
+            format!("nft flush chain inet weft-services {chain}"),
+        ] {
+            let repairs = lab.one.status().repairs;
+            let edit: String = edit;
+            run(&inside, &edit);
+            if edit.contains("clients") {
+                // The station's next packet to the gateway puts it back.
+                continue;
+            }
+            let took = healed(&lab, repairs).await;
+            println!("{took:?} after `{edit}`");
+            assert!(took < Duration::from_secs(1), "{took:?} after `{edit}`");
+            eventually(&format!("all is as it was before `{edit}`"), async || {
+                let now = listing();
+                if now == before { Ok(()) } else { Err(format!("{now:#?}\n{before:#?}")) }
+            })
+            .await;
+            for vip in VIPS {
+                for answer in ask_often(lab.sandbox(1), Protocol::Tcp, (vip, 80), 5) {
+                    answer.unwrap_or_else(|silence| panic!("{silence:?} after `{edit}`"));
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn rules_of_others_are_left_alone() {
+    in_lab(&[1, 2], async |lab| {
+        serve(2, lab.sandbox(2), 8080);
+        let service = Service::new(80, 8080, &[2]);
+        lab.serve(&service.balance(1)).await;
+        let inside = lab.one.network_namespace();
+        run(&inside, "nft add rule inet weft-user forward ip daddr 10.9.9.9 drop");
+        run(&inside, "nft add table inet mine; nft add chain inet mine input");
+        let (repairs, changes) = (lab.one.status().repairs, lab.one.status().changes);
+        run(&inside, "nft delete table bridge weft-services");
+        healed(&lab, repairs).await;
+        assert!(run(&inside, "nft list table inet weft-user").contains("10.9.9.9"));
+        assert!(run(&inside, "nft list table inet mine").contains("input"));
+        assert_eq!(lab.one.status().changes, changes);
+        lab.one.withdraw();
+        eventually("our tables have gone", async || {
+            let tables = run(&inside, "nft list tables");
+            if tables.contains("weft-services") { Err(tables) } else { Ok(()) }
+        })
+        .await;
+        assert!(run(&inside, "nft list table inet weft-user").contains("10.9.9.9"));
+    });
+}
+
+#[test]
+fn a_restarted_agent_adopts_what_is_there_and_writes_what_differs() {
+    in_lab(&[1, 2, 3, 11], async |mut lab| {
+        for station in [2, 3, 11] {
+            serve(station, lab.sandbox(station), 8080);
+        }
+        let service = Service::new(80, 8080, &[2, 11]).balance(1);
+        lab.serve(&service).await;
+        let mut old = Conversation::start(lab.sandbox(1), (VIPS[0], 80)).unwrap();
+        let one = lab.one;
+        let inside = one.network_namespace();
+        let generation = || {
+            let listing = run(&inside, "nft -a list table inet weft-services");
+            listing.lines().filter(|line| line.contains("handle")).count()
+        };
+        let (handles, listing) =
+            (generation(), run(&inside, "nft -sa list table inet weft-services"));
+        lab.one = one.restart(&service).await;
+        lab.one.serves(&service).await;
+        assert_eq!(lab.one.status().changes, 0, "{:?}", lab.one.status());
+        assert_eq!(generation(), handles);
+        assert_eq!(run(&inside, "nft -sa list table inet weft-services"), listing);
+        old.goes_on().unwrap();
+
+        // One that finds another state desired changes what differs, and breaks nothing.
+        let other = Service::new(80, 8080, &[3]).balance(1);
+        let one = lab.one;
+        lab.one = one.restart(&other).await;
+        lab.one.serves(&other).await;
+        assert_eq!(lab.one.status().changes, 1, "{:?}", lab.one.status());
+        old.goes_on().unwrap();
+        assert_eq!(ask(lab.sandbox(1), Protocol::Tcp, (VIPS[0], 80)).unwrap().station, 3);
+
+        // One that finds none removes them.
+        let one = lab.one;
+        lab.one = one.restart(&other).await;
+        lab.one.withdraw();
+        eventually("our tables have gone", async || {
+            let tables = run(&inside, "nft list tables");
+            if tables.contains("weft-services") { Err(tables) } else { Ok(()) }
+        })
+        .await;
+    });
+}

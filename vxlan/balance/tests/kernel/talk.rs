@@ -1,0 +1,165 @@
+//! Servers and clients in sandboxes.
+
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use weft_model::Protocol;
+use weft_vxlan::{Namespace, NamespaceError};
+
+/// What a server says: who it is and whom it sees. One that is not asked again stays for the rest
+/// of the test's process.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Answer {
+    pub(crate) station: u8,
+    pub(crate) client: IpAddr,
+}
+
+/// Why there was no answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Silence {
+    /// Somebody said that there is nobody.
+    Refused,
+    /// Nobody said anything.
+    TimedOut,
+}
+
+/// Answers every connection and every packet to `port` of `sandbox`; connections stay open, and
+/// whatever comes is sent back.
+pub(crate) fn serve(station: u8, sandbox: &Namespace, port: u16) {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let bind = || Ok::<_, Failed>((TcpListener::bind(address)?, UdpSocket::bind(address)?));
+    let (tcp, udp) = sandbox.run(bind).unwrap();
+    thread::spawn(move || {
+        for stream in tcp.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let client = stream.peer_addr().unwrap().ip().to_canonical();
+                let greeting = format!("{station} {client}\n");
+                let mut buffer = [0; 4096];
+                let mut outcome = stream.write_all(greeting.as_bytes());
+                while outcome.is_ok() {
+                    outcome = match stream.read(&mut buffer) {
+                        Ok(0) => return,
+                        Ok(length) => stream.write_all(&buffer[..length]),
+                        Err(error) => Err(error),
+                    };
+                }
+            });
+        }
+    });
+    thread::spawn(move || {
+        let mut buffer = [0; 65_535];
+        loop {
+            let (length, client) = udp.recv_from(&mut buffer).unwrap();
+            let mut answer = format!("{station} {}\n", client.ip().to_canonical()).into_bytes();
+            answer.resize(answer.len().max(length), b'.');
+            // The client may have gone.
+            let _ = udp.send_to(&answer, client);
+        }
+    });
+}
+
+/// Asks once from `sandbox`, by a connection of its own.
+pub(crate) fn ask(
+    sandbox: &Namespace,
+    protocol: Protocol,
+    to: (IpAddr, u16),
+) -> Result<Answer, Silence> {
+    ask_often(sandbox, protocol, to, 1).pop().unwrap()
+}
+
+/// Asks `times` times, each by a connection of its own.
+pub(crate) fn ask_often(
+    sandbox: &Namespace,
+    protocol: Protocol,
+    to: (IpAddr, u16),
+    times: usize,
+) -> Vec<Result<Answer, Silence>> {
+    let to = SocketAddr::from(to);
+    let once = || match protocol {
+        Protocol::Tcp => Conversation::open(to).map(|conversation| conversation.answer),
+        Protocol::Udp => Sender::open(to).and_then(|sender| sender.ask(8)),
+    };
+    sandbox.run(|| Ok::<_, Failed>((0..times).map(|_| once()).collect())).unwrap()
+}
+
+/// A TCP connection.
+pub(crate) struct Conversation {
+    pub(crate) answer: Answer,
+    stream: TcpStream,
+}
+
+impl Conversation {
+    pub(crate) fn start(sandbox: &Namespace, to: (IpAddr, u16)) -> Result<Self, Silence> {
+        sandbox.run(|| Ok::<_, Failed>(Self::open(to.into()))).unwrap()
+    }
+
+    fn open(to: SocketAddr) -> Result<Self, Silence> {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(|e| silence(&e))?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut buffer = [0; 100];
+        let length = stream.read(&mut buffer).map_err(|error| silence(&error))?;
+        Ok(Self { answer: parse(&buffer[..length]), stream })
+    }
+
+    /// Whether what is said comes back.
+    pub(crate) fn goes_on(&mut self) -> Result<(), Silence> {
+        let mut buffer = [0; 5];
+        let said =
+            self.stream.write_all(b"hello").and_then(|()| self.stream.read_exact(&mut buffer));
+        said.map_err(|error| silence(&error))
+    }
+}
+
+/// A UDP client that sends from one port all the time.
+pub(crate) struct Sender(UdpSocket);
+
+impl Sender {
+    pub(crate) fn start(sandbox: &Namespace, to: (IpAddr, u16)) -> Self {
+        sandbox.run(|| Ok::<_, Failed>(Self::open(to.into()).unwrap())).unwrap()
+    }
+
+    fn open(to: SocketAddr) -> Result<Self, Silence> {
+        let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE / 5)).unwrap();
+        socket.connect(to).map_err(|error| silence(&error))?;
+        Ok(Self(socket))
+    }
+
+    /// Sends that many bytes and waits for the answer.
+    pub(crate) fn ask(&self, length: usize) -> Result<Answer, Silence> {
+        self.0.send(&vec![b'?'; length]).map_err(|error| silence(&error))?;
+        let mut buffer = [0; 65_535];
+        let length = self.0.recv(&mut buffer).map_err(|error| silence(&error))?;
+        Ok(parse(&buffer[..length]))
+    }
+}
+
+fn parse(answer: &[u8]) -> Answer {
+    let text = std::str::from_utf8(answer).unwrap().lines().next().unwrap();
+    let (station, client) = text.split_once(' ').unwrap();
+    Answer { station: station.parse().unwrap(), client: client.parse().unwrap() }
+}
+
+fn silence(error: &io::Error) -> Silence {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Silence::Refused,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Silence::TimedOut,
+        other => panic!("{other:?}: {error}"),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failed {
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+}
+
+const PATIENCE: Duration = Duration::from_millis(1500);

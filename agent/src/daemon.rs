@@ -279,7 +279,7 @@ impl Agent {
             ledger: ledger.clone(),
             snapshots,
             plane: plane.status(),
-            balance: balancer.status(),
+            balancer: balancer.clone(),
             carrier: Arc::clone(&carrier),
             encryption: encryption.clone(),
             parents,

@@ -1,6 +1,6 @@
 //! What is told of services.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use weft_balance::HostPort;
 use weft_model::{EndpointId, Label, Network, Publication};
@@ -18,7 +18,7 @@ impl Report {
     /// The services of every network, by network and name.
     pub fn services(&self) -> Vec<ServiceStatus> {
         let snapshot = self.snapshot();
-        let balance = Arc::clone(&self.balance.borrow());
+        let balance = Arc::clone(&self.balancer.status().borrow());
         let mut networks: Vec<&Arc<Network>> = snapshot.cluster.networks().collect();
         networks.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         let reading = Reading { snapshot: &snapshot, balance: &balance };
@@ -29,6 +29,37 @@ impl Report {
         networks.into_iter().flat_map(|network| of_network(network.id)).collect()
     }
 
+    /// One service, of `network` or of the only network that has one of that name, with the
+    /// connections that its backends have.
+    pub async fn service_with_connections(
+        &self,
+        name: &Label,
+        network: Option<&str>,
+    ) -> Result<ServiceStatus, Refusal> {
+        let mut service = self.service(name, network)?;
+        // Where the kernel has none of its frontends, or cannot be read, nothing is known.
+        let Ok(connections) = self.balancer.connections(service.network_id).await else {
+            return Ok(service);
+        };
+        let status = self.balancer.status().borrow().clone();
+        let applied = status.networks.get(&service.network_id);
+        let Some(applied) = applied.and_then(|status| status.applied.clone()) else {
+            return Ok(service);
+        };
+        let own = connections.iter().filter(|(frontend, _)| {
+            applied.frontends.get(frontend).is_some_and(|pool| pool.service == service.name)
+        });
+        let mut counts: BTreeMap<IpAddr, u64> = BTreeMap::new();
+        for (backend, count) in own.flat_map(|(_, backends)| backends) {
+            *counts.entry(backend.ip()).or_default() += count;
+        }
+        for backend in &mut service.backends {
+            let of_backend = backend.addresses.iter().filter_map(|ip| counts.get(ip));
+            backend.connections = Some(of_backend.sum());
+        }
+        Ok(service)
+    }
+
     /// One service, of `network` or of the only network that has one of that name.
     pub fn service(&self, name: &Label, network: Option<&str>) -> Result<ServiceStatus, Refusal> {
         let snapshot = self.snapshot();
@@ -37,7 +68,7 @@ impl Report {
             Some(text) => cluster.service(find(cluster, text)?.id, name).into_iter().collect(),
             None => cluster.networks().filter_map(|n| cluster.service(n.id, name)).collect(),
         };
-        let balance = Arc::clone(&self.balance.borrow());
+        let balance = Arc::clone(&self.balancer.status().borrow());
         let reading = Reading { snapshot: &snapshot, balance: &balance };
         match found.as_slice() {
             [service] => Ok(reading.service(service)),

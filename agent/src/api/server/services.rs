@@ -56,7 +56,8 @@ async fn service(
     Path(service): Path<String>,
     Params(Place { network }): Params<Place>,
 ) -> Answer<ServiceStatus> {
-    api.report.service(&label(&service)?, network.as_deref()).map(Json)
+    let name = label(&service)?;
+    api.report.service_with_connections(&name, network.as_deref()).await.map(Json)
 }
 
 async fn create(

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -8,16 +8,18 @@ use axum::{
     routing::{delete, get, post},
 };
 use serde::Deserialize;
+use weft_model::EndpointId;
 
 use super::{
     extract::{Body, Params},
     types::{
-        Attach, Attached, CreateNetwork, CreateToken, CreatedToken, EndpointStatus, NetworkStatus,
-        NodeStatus, Problem, Resolved, Sandbox, Status, TokenStatus,
+        Attach, Attached, CreateNetwork, CreateToken, CreatedToken, Drain, DrainStatus,
+        EndpointStatus, NetworkStatus, NodeStatus, Problem, Resolved, Sandbox, Status, TokenStatus,
     },
 };
 use crate::{
     engines::docker::Handle,
+    health::drain::Drains,
     ledger::Ledger,
     refusal::{Refusal, RefusalKind, refuse},
     status::Report,
@@ -32,6 +34,7 @@ pub struct Api {
     pub report: Report,
     /// Absent where Docker is switched off.
     pub docker: Option<Handle>,
+    pub drains: Drains,
 }
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -46,6 +49,9 @@ pub fn router(api: Api) -> Router {
         .route("/v1/docker/networks", post(create_docker_network))
         .route("/v1/endpoints", get(endpoints).post(attach))
         .route("/v1/endpoints/{endpoint}", get(endpoint).delete(detach))
+        .route("/v1/endpoints/{endpoint}/stop", post(stop))
+        .route("/v1/drain", get(draining).post(drain))
+        .route("/v1/drain/undo", post(undo_drain))
         .route("/v1/resolve", get(resolve))
         .route("/v1/tokens", get(tokens).post(create_token))
         .route("/v1/tokens/{token}", delete(remove_token))
@@ -147,10 +153,13 @@ async fn endpoints(
 }
 
 async fn endpoint(State(api): State<Api>, Path(endpoint): Path<String>) -> Answer<Attached> {
-    let id = endpoint.parse().map_err(|error| {
+    api.report.attached(endpoint_id(&endpoint)?).map(Json)
+}
+
+fn endpoint_id(text: &str) -> Result<EndpointId, Refusal> {
+    text.parse().map_err(|error| {
         Refusal::new(RefusalKind::Invalid, format!("{error}: weft ps --format json shows ids"))
-    })?;
-    api.report.attached(id).map(Json)
+    })
 }
 
 async fn attach(
@@ -180,6 +189,25 @@ async fn detach(
     Params(Detachment { network }): Params<Detachment>,
 ) -> Answer<()> {
     api.ledger.detach(endpoint, network).await.map(Json)
+}
+
+async fn draining(State(api): State<Api>) -> Answer<Vec<DrainStatus>> {
+    api.drains.list().await.map(Json)
+}
+
+async fn drain(State(api): State<Api>, Body(request): Body<Drain>) -> Answer<Vec<DrainStatus>> {
+    api.drains.begin(&request).await.map(Json)
+}
+
+async fn undo_drain(
+    State(api): State<Api>,
+    Body(request): Body<Drain>,
+) -> Answer<BTreeSet<EndpointId>> {
+    api.drains.undo(&request).await.map(Json)
+}
+
+async fn stop(State(api): State<Api>, Path(endpoint): Path<String>) -> Answer<()> {
+    api.drains.stop(endpoint_id(&endpoint)?).await.map(Json)
 }
 
 #[derive(Deserialize)]

@@ -1,5 +1,6 @@
 //! What goes over the API's socket: JSON bodies of requests and answers. The CLI reads the same.
 
+mod drain;
 mod services;
 
 use std::{
@@ -15,6 +16,7 @@ use weft_model::{
     SandboxId, Sealing, Subnet, Suite, VtepAddr,
 };
 
+pub use self::drain::{Drain, DrainStatus, WaitedFor};
 pub use self::services::{
     BackendStatus, CreateService, PortRequest, PublicationStatus, PublishedPort, ServiceMode,
     ServiceStatus, UpdateService, Vip,

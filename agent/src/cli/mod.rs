@@ -6,6 +6,8 @@ mod completion;
 mod container;
 mod detach;
 mod docker;
+mod drain;
+mod duration;
 mod init;
 mod inspect;
 mod join;
@@ -16,6 +18,7 @@ mod ps;
 mod resolve;
 mod run;
 mod status;
+mod supervisor;
 mod surroundings;
 mod token;
 
@@ -70,6 +73,7 @@ enum Command {
     Network(network::Network),
     Attach(attach::Attach),
     Detach(detach::Detach),
+    Drain(drain::Drain),
     Run(run::Run),
     Ps(ps::Ps),
     Nodes(nodes::Nodes),
@@ -82,7 +86,7 @@ enum Command {
 impl Cli {
     /// Runs the command; errors go to standard error, as one line with its causes.
     ///
-    /// Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no agent answers.
+    /// Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no agent answers, 4 not drained.
     pub fn execute(self) -> ExitCode {
         match self.dispatch() {
             Ok(()) => ExitCode::SUCCESS,
@@ -94,6 +98,7 @@ impl Cli {
                 }
                 match error.downcast_ref() {
                     Some(ClientError::Unreachable { .. }) => ExitCode::from(3),
+                    _ if error.is::<drain::Undrained>() => ExitCode::from(4),
                     _ => ExitCode::FAILURE,
                 }
             }
@@ -115,6 +120,7 @@ impl Cli {
             Command::Network(command) => wait(command.run(&client, format, out)),
             Command::Attach(command) => wait(command.run(&client, format, out)),
             Command::Detach(command) => wait(command.run(&client, out)),
+            Command::Drain(command) => wait(command.run(&client, format, out)),
             Command::Ps(command) => wait(command.run(&client, format, out)),
             Command::Docker(command) => wait(command.run(&client, format, out)),
             Command::Nodes(command) => wait(command.run(&client, format, out)),

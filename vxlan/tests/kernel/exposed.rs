@@ -90,7 +90,7 @@ fn nobody_gets_onto_a_network_or_off_it_by_way_of_a_host_that_is_on_it() {
         run(&one.namespace, "ip address add 198.18.0.1/24 dev away");
         run(
             &one.namespace,
-            "nft add table inet count; nft add chain inet count out '{ type filter hook postrouting priority 0; }'; nft add rule inet count out oifname away counter",
+            "nft add table inet count; nft add chain inet count out '{ type filter hook postrouting priority 0; }'; nft add rule inet count out oifname away ip daddr 198.18.0.2 counter",
         );
         assert!(attempt(&inside, "ping -c 1 -W 1 198.18.0.2").is_err());
         let counted = run(&one.namespace, "nft list table inet count");

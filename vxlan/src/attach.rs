@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use weft_model::{EndpointId, MacAddr, NetworkId};
@@ -22,6 +23,7 @@ use crate::{
     port::exposed_name,
     ports::{self, Label},
     table::{Chain, KernelError},
+    underlay,
 };
 
 /// Why a sandbox could not be connected. Nothing of the attempt is left behind.
@@ -43,6 +45,10 @@ pub enum AttachError {
         "the sandbox {sandbox} already has a default route via {existing}: attach without {gateway}"
     )]
     DefaultRouteTaken { sandbox: Sandbox, gateway: IpAddr, existing: IpAddr },
+    #[error(
+        "{subnet} overlaps the route {route} by {ifname}, which this host has already: use a network with another subnet, or remove the route"
+    )]
+    RouteTaken { subnet: IpNet, route: IpNet, ifname: String },
     #[error("failed to {step} for endpoint {endpoint}")]
     Kernel { step: &'static str, endpoint: EndpointId, source: KernelError },
     #[error(
@@ -109,6 +115,9 @@ impl Wire {
             }
         }
 
+        if spec.sandbox == Sandbox::Host {
+            refuse_overlap(spec, &mut netlink)?;
+        }
         loop {
             let links = netlink.links().map_err(failed("list the sandbox's interfaces"))?;
             let ifname = choose_name(spec, &links)?;
@@ -296,6 +305,24 @@ pub(crate) fn open_sandbox(spec: &AttachSpec, host: &Namespace) -> Result<Namesp
         true => Err(AttachError::HostSandbox { sandbox: spec.sandbox.clone() }),
         false => Ok(far),
     }
+}
+
+/// Refuses subnets that the host routes elsewhere: what goes there would go astray.
+fn refuse_overlap(spec: &AttachSpec, host: &mut Netlink) -> Result<(), AttachError> {
+    let failed = |step| kernel(spec.endpoint, step);
+    let links = host.links().map_err(failed("list the host's interfaces"))?;
+    let routes = host.routes().map_err(failed("list the host's routes"))?;
+    for prefix in &spec.addresses {
+        let Ok(subnet) = IpNet::new(prefix.ip, prefix.len).map(|net| net.trunc()) else { continue };
+        let overlaps = |net: &IpNet| net.contains(&subnet) || subnet.contains(net);
+        if let Some((route, by)) =
+            underlay::foreign_routes(&routes, &links).find(|(net, _)| overlaps(net))
+        {
+            let ifname = by.map_or_else(|| "no interface".into(), |link| link.name.clone());
+            return Err(AttachError::RouteTaken { subnet, route, ifname });
+        }
+    }
+    Ok(())
 }
 
 /// Whether `link` is the other end of `near`. Indexes of another namespace may coincide, so the

@@ -89,16 +89,23 @@ pub fn advertise_address(host: &Namespace) -> Result<VtepAddr, UnderlayError> {
 }
 
 fn destinations(routes: &[RouteMessage], links: &BTreeMap<String, Link>) -> Vec<IpNet> {
-    let ours = |index| links.values().any(|link| link.index == index && is_ours(link));
-    let mut nets: Vec<_> = routes
-        .iter()
-        .filter(|route| !link::out_interface(route).is_some_and(ours))
-        .filter_map(destination)
-        .filter(|net| net.prefix_len() > 0 && !is_link_local(net.addr()))
-        .collect();
+    let mut nets: Vec<_> = foreign_routes(routes, links).map(|(net, _)| net).collect();
     nets.sort();
     nets.dedup();
     nets
+}
+
+/// Where the host's routes lead, and by which interface; default routes and those to our own
+/// networks left out.
+pub(crate) fn foreign_routes<'a>(
+    routes: &'a [RouteMessage],
+    links: &'a BTreeMap<String, Link>,
+) -> impl Iterator<Item = (IpNet, Option<&'a Link>)> {
+    let by = |index| links.values().find(|link| link.index == index);
+    let led = routes.iter().map(move |route| (route, link::out_interface(route).and_then(by)));
+    let foreign = led.filter(|(_, by)| !by.is_some_and(is_ours));
+    let foreign = foreign.filter_map(|(route, by)| Some((destination(route)?, by)));
+    foreign.filter(|(net, _)| net.prefix_len() > 0 && !is_link_local(net.addr()))
 }
 
 /// Whether it leads to a network of ours.

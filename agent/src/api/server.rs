@@ -14,7 +14,8 @@ use super::{
     extract::{Body, Params},
     types::{
         Attach, Attached, CreateNetwork, CreateToken, CreatedToken, Drain, DrainStatus,
-        EndpointStatus, NetworkStatus, NodeStatus, Problem, Resolved, Sandbox, Status, TokenStatus,
+        EndpointStatus, Expose, NetworkStatus, NodeStatus, Problem, Resolved, Sandbox, Status,
+        TokenStatus,
     },
 };
 use crate::{
@@ -52,6 +53,8 @@ pub fn router(api: Api) -> Router {
         .route("/v1/endpoints/{endpoint}/stop", post(stop))
         .route("/v1/drain", get(draining).post(drain))
         .route("/v1/drain/undo", post(undo_drain))
+        .route("/v1/exposures", get(exposures).post(expose))
+        .route("/v1/exposures/{network}", delete(hide))
         .route("/v1/resolve", get(resolve))
         .route("/v1/tokens", get(tokens).post(create_token))
         .route("/v1/tokens/{token}", delete(remove_token))
@@ -166,12 +169,17 @@ async fn attach(
     State(api): State<Api>,
     Body(request): Body<Attach>,
 ) -> Result<(StatusCode, Json<Attached>), Refusal> {
-    if let Sandbox::Engine(path) = &request.sandbox {
-        let path = path.display();
-        return Err(Refusal::field(
-            "sandbox",
-            format!("engine {path} is for container engines alone: give pid or path"),
-        ));
+    match &request.sandbox {
+        Sandbox::Pid(_) | Sandbox::Path(_) => {}
+        Sandbox::Engine(path) => {
+            let path = path.display();
+            let why = format!("engine {path} is for container engines alone: give pid or path");
+            return Err(Refusal::field("sandbox", why));
+        }
+        Sandbox::Host => {
+            let why = "the host is put on a network by POST /v1/exposures: give pid or path";
+            return Err(Refusal::field("sandbox", why));
+        }
     }
     let id = api.ledger.attach(request).await?;
     Ok((StatusCode::CREATED, Json(api.report.attached(id)?)))
@@ -208,6 +216,22 @@ async fn undo_drain(
 
 async fn stop(State(api): State<Api>, Path(endpoint): Path<String>) -> Answer<()> {
     api.drains.stop(endpoint_id(&endpoint)?).await.map(Json)
+}
+
+async fn exposures(State(api): State<Api>) -> Json<Vec<EndpointStatus>> {
+    Json(api.report.exposures())
+}
+
+async fn expose(
+    State(api): State<Api>,
+    Body(Expose { network, addresses }): Body<Expose>,
+) -> Answer<Attached> {
+    let id = api.ledger.expose(network, addresses).await?;
+    api.report.attached(id).map(Json)
+}
+
+async fn hide(State(api): State<Api>, Path(network): Path<String>) -> Answer<()> {
+    api.ledger.hide(network).await.map(Json)
 }
 
 #[derive(Deserialize)]

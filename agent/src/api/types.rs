@@ -124,6 +124,17 @@ fn yes() -> bool {
     true
 }
 
+/// `POST /v1/exposures`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expose {
+    /// A network's name or id.
+    pub network: String,
+    /// Fixed addresses, one a family at most.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
 /// A network namespace on this host.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -133,6 +144,8 @@ pub enum Sandbox {
     /// One that a container engine names and need not have made yet: the engine moves the interface
     /// in by itself. Not for requests.
     Engine(PathBuf),
+    /// The host's own. For exposures only.
+    Host,
 }
 
 /// An endpoint as `attach`, `ps` and `inspect` show it.

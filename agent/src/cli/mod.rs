@@ -8,6 +8,7 @@ mod detach;
 mod docker;
 mod drain;
 mod duration;
+mod expose;
 mod init;
 mod inspect;
 mod join;
@@ -74,6 +75,8 @@ enum Command {
     Attach(attach::Attach),
     Detach(detach::Detach),
     Drain(drain::Drain),
+    Expose(expose::Expose),
+    Hide(expose::Hide),
     Run(run::Run),
     Ps(ps::Ps),
     Nodes(nodes::Nodes),
@@ -121,6 +124,8 @@ impl Cli {
             Command::Attach(command) => wait(command.run(&client, format, out)),
             Command::Detach(command) => wait(command.run(&client, out)),
             Command::Drain(command) => wait(command.run(&client, format, out)),
+            Command::Expose(command) => wait(command.run(&client, format, out)),
+            Command::Hide(command) => wait(command.run(&client, out)),
             Command::Ps(command) => wait(command.run(&client, format, out)),
             Command::Docker(command) => wait(command.run(&client, format, out)),
             Command::Nodes(command) => wait(command.run(&client, format, out)),

@@ -115,6 +115,9 @@ impl Drains {
                 "it is attached by its namespace {}, and its process is not known: drain it, then stop it by what started it",
                 path.display()
             )),
+            (Sandbox::Host, None) => {
+                refuse("it is this host: weft hide takes it off the network".into())
+            }
             (Sandbox::Pid(pid), None) => match local.sandbox.open_if(&local.endpoint.sandbox) {
                 Ok(Some(_)) => Ok(WayToStop::Signal(Pid::from_raw(pid.cast_signed()))),
                 Ok(None) | Err(_) => refuse(format!("its process {pid} has ended already")),

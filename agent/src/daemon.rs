@@ -35,6 +35,7 @@ use crate::{
     config::{AGENT_PORT, Config},
     encryption::Encryption,
     engines::docker::{Docker, Places, SWARM_SOCKET},
+    health::{self, drain::Drains},
     ledger::{self, Balancing, BookFile, Keeper, Ledger, Links, Start, Verdicts},
     listeners::{Listeners, sandboxes::SandboxListeners},
     metrics,
@@ -128,6 +129,7 @@ struct Agent {
     encryption: Encryption,
     /// Absent where it is switched off.
     docker: Option<Docker>,
+    drains: Drains,
     /// Why the keeper could not go on, once that is so.
     failure: watch::Receiver<Option<Arc<ledger::BookError>>>,
 }
@@ -218,7 +220,7 @@ impl Agent {
         let sandbox_listeners = SandboxListeners::new(listeners.clone(), tracker.clone());
 
         // Nothing is checked as long as nobody says so.
-        let (_, verdicts) = watch::channel(Arc::new(Verdicts::new()));
+        let (found, verdicts) = watch::channel(Arc::new(Verdicts::new()));
         let links = Links {
             gossip: gossip.clone(),
             plane: plane.clone(),
@@ -275,6 +277,23 @@ impl Agent {
             }
             false => None,
         };
+        let containers = match &docker {
+            Some(docker) => docker.handle().containers(),
+            None => watch::channel(Arc::default()).1,
+        };
+        let checked = health::Sources {
+            snapshots: snapshots.clone(),
+            containers: containers.clone(),
+            plane: plane.clone(),
+            programs: config.check_programs.clone(),
+        };
+        health::start(checked, found, tracker, stop);
+        let drains = Drains {
+            ledger: ledger.clone(),
+            snapshots: snapshots.clone(),
+            containers,
+            docker: docker.as_ref().map(Docker::handle),
+        };
         let sources = status::Sources {
             ledger: ledger.clone(),
             snapshots,
@@ -296,6 +315,7 @@ impl Agent {
             plane,
             encryption,
             docker,
+            drains,
             failure,
         })
     }
@@ -306,6 +326,7 @@ impl Agent {
             tokens: Arc::clone(&self.tokens),
             report: self.report.clone(),
             docker: self.docker.as_ref().map(Docker::handle),
+            drains: self.drains.clone(),
         };
         let stop = stop.clone();
         tracker.spawn(async move {

@@ -19,6 +19,7 @@ pub mod encryption;
 pub mod engines;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod health;
 pub mod joining;
 pub mod ledger;
 pub mod listeners;

@@ -20,7 +20,10 @@ use crate::{
     },
     cluster::Cluster,
     encryption::{Encryption, Readings, findings_of},
-    ledger::{Ledger, Snapshot, Snapshots, SpaceUsage, book::EndpointState},
+    ledger::{
+        Ledger, Snapshot, Snapshots, SpaceUsage,
+        book::{EndpointState, LocalEndpoint},
+    },
     listeners::sandboxes::RESOLVER,
     projection,
     refusal::Refusal,
@@ -113,8 +116,18 @@ impl Report {
 
     /// The endpoints of this host, in whatever state; `reachable` where they are attached.
     pub fn endpoints_here(&self) -> Vec<EndpointStatus> {
+        self.endpoints_here_if(|_| true)
+    }
+
+    /// The host's own, in whatever state.
+    pub fn exposures(&self) -> Vec<EndpointStatus> {
+        self.endpoints_here_if(|local| local.sandbox == Sandbox::Host)
+    }
+
+    fn endpoints_here_if(&self, wanted: impl Fn(&LocalEndpoint) -> bool) -> Vec<EndpointStatus> {
         let snapshot = self.snapshot();
-        let known = snapshot.book.endpoints.values().filter_map(|local| {
+        let known = snapshot.book.endpoints.values().filter(|local| wanted(local));
+        let known = known.filter_map(|local| {
             let id = local.endpoint.network;
             // A network that was removed a moment ago is still in the book.
             let network = snapshot.cluster.network(id).map(AsRef::as_ref);

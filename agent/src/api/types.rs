@@ -1,5 +1,6 @@
 //! What goes over the API's socket: JSON bodies of requests and answers. The CLI reads the same.
 
+mod drain;
 mod services;
 
 use std::{
@@ -15,6 +16,7 @@ use weft_model::{
     SandboxId, Sealing, Subnet, Suite, VtepAddr,
 };
 
+pub use self::drain::{Drain, DrainStatus, WaitedFor};
 pub use self::services::{
     BackendStatus, CreateService, PortRequest, PublicationStatus, PublishedPort, ServiceMode,
     ServiceStatus, UpdateService, Vip,
@@ -122,6 +124,17 @@ fn yes() -> bool {
     true
 }
 
+/// `POST /v1/exposures`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expose {
+    /// A network's name or id.
+    pub network: String,
+    /// Fixed addresses, one a family at most.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
 /// A network namespace on this host.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -131,6 +144,8 @@ pub enum Sandbox {
     /// One that a container engine names and need not have made yet: the engine moves the interface
     /// in by itself. Not for requests.
     Engine(PathBuf),
+    /// The host's own. For exposures only.
+    Host,
 }
 
 /// An endpoint as `attach`, `ps` and `inspect` show it.

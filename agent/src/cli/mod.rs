@@ -6,6 +6,9 @@ mod completion;
 mod container;
 mod detach;
 mod docker;
+mod drain;
+mod duration;
+mod expose;
 mod grammar;
 mod init;
 mod inspect;
@@ -20,6 +23,7 @@ mod resolve;
 mod run;
 mod service;
 mod status;
+mod supervisor;
 mod surroundings;
 mod token;
 mod unattached;
@@ -79,6 +83,9 @@ enum Command {
     Port(port::Port),
     Attach(attach::Attach),
     Detach(detach::Detach),
+    Drain(drain::Drain),
+    Expose(expose::Expose),
+    Hide(expose::Hide),
     Run(run::Run),
     Ps(ps::Ps),
     Nodes(nodes::Nodes),
@@ -91,7 +98,7 @@ enum Command {
 impl Cli {
     /// Runs the command; errors go to standard error, as one line with its causes.
     ///
-    /// Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no agent answers.
+    /// Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no agent answers, 4 not drained.
     pub fn execute(self) -> ExitCode {
         match self.dispatch() {
             Ok(()) => ExitCode::SUCCESS,
@@ -103,6 +110,7 @@ impl Cli {
                 }
                 match error.downcast_ref() {
                     Some(ClientError::Unreachable { .. }) => ExitCode::from(3),
+                    _ if error.is::<drain::Undrained>() => ExitCode::from(4),
                     _ => ExitCode::FAILURE,
                 }
             }
@@ -128,6 +136,9 @@ impl Cli {
             Command::Port(command) => wait(command.run(&client, format, out)),
             Command::Attach(command) => wait(command.run(&client, format, out)),
             Command::Detach(command) => wait(command.run(&client, out)),
+            Command::Drain(command) => wait(command.run(&client, format, out)),
+            Command::Expose(command) => wait(command.run(&client, format, out)),
+            Command::Hide(command) => wait(command.run(&client, out)),
             Command::Ps(command) => wait(command.run(&client, format, out)),
             Command::Docker(command) => wait(command.run(&client, format, out)),
             Command::Nodes(command) => wait(command.run(&client, format, out)),

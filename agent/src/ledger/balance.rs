@@ -4,7 +4,7 @@ use tokio::sync::watch;
 use weft_balance::{Desired, Status};
 
 use super::keeper::Keeper;
-use crate::projection::{balance, drained};
+use crate::projection::{balance, carried, drained};
 
 /// The way to what translates in the kernel, and back.
 pub struct Balancing {
@@ -31,7 +31,8 @@ impl Keeper {
         let status = Arc::clone(&self.links.balance.status.borrow_and_update());
         let desired = self.links.balance.desired.borrow().clone();
         let Some(desired) = desired else { return false };
-        let drained = drained(&self.cluster, &desired, &status, &self.drained);
+        let carried = carried(&self.cluster, &self.book);
+        let drained = drained(&self.cluster, &carried, &desired, &status, &self.drained);
         let changed = self.drained != drained;
         self.drained = drained;
         changed

@@ -100,13 +100,20 @@ impl Book {
     }
 
     /// Takes note of what became of the endpoints while no agent ran: those without a port, and
-    /// those that were being attached, are to be taken back. Returns how many there are.
+    /// those that were being attached, are to be taken back; the host's own are to be made again.
+    /// Returns how many there are.
     pub fn mark_lost(&mut self, present: &BTreeSet<(NetworkId, EndpointId)>) -> usize {
         let mut lost = 0;
         for (id, local) in &mut self.endpoints {
             let there = present.contains(&(local.endpoint.network, *id));
             if local.state != EndpointState::Attached || !there {
-                local.state = EndpointState::Detaching;
+                let again = local.sandbox == Sandbox::Host;
+                local.state = match (again, local.state) {
+                    (true, EndpointState::Attaching | EndpointState::Attached) => {
+                        EndpointState::Attaching
+                    }
+                    _ => EndpointState::Detaching,
+                };
                 lost += 1;
             }
         }

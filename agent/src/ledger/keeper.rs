@@ -103,6 +103,8 @@ pub struct Keeper {
     pub(super) starts: Vec<KernelWork>,
     /// Endpoints with kernel work under way.
     pub(super) in_flight: BTreeSet<EndpointId>,
+    /// When the host was last to be put back on its networks.
+    pub(super) exposed: Option<Instant>,
     /// Endpoints to detach as soon as they are attached.
     pub(super) doomed: BTreeSet<EndpointId>,
     /// Answers to give once the others have been told.
@@ -174,6 +176,7 @@ impl Keeper {
             outcomes,
             starts: Vec::new(),
             in_flight: BTreeSet::new(),
+            exposed: None,
             doomed: BTreeSet::new(),
             answers: Vec::new(),
             tried: Vec::new(),
@@ -222,6 +225,7 @@ impl Keeper {
                 Wake::Gone(None) => self.look_for_lost().await,
                 Wake::Tick => {
                     self.retry_detaching();
+                    self.retry_exposing();
                     self.keep_listening();
                     if !self.is_due() {
                         continue;
@@ -270,6 +274,8 @@ impl Keeper {
                 let _ = reply.send(self.drain(&target, draining));
             }
             Command::Service(order, reply) => self.admit_order(order, reply),
+            Command::Expose { network, addresses, reply } => self.expose(network, addresses, reply),
+            Command::Hide { network, reply } => self.hide(&network, reply),
             Command::Usage(reply) => {
                 let _ = reply.send(Ok(self.usage()));
             }

@@ -5,6 +5,7 @@ mod admission;
 mod balance;
 pub mod book;
 mod drain;
+mod exposure;
 mod gateways;
 mod keeper;
 mod macvlan;
@@ -110,6 +111,8 @@ pub(crate) enum Command {
     Detach { endpoint: String, network: Option<String>, reply: Reply<()> },
     Drain { target: DrainTarget, draining: bool, reply: Reply<BTreeSet<EndpointId>> },
     Service(ServiceOrder, Reply<ServiceKey>),
+    Expose { network: String, addresses: Vec<IpAddr>, reply: Reply<EndpointId> },
+    Hide { network: String, reply: Reply<()> },
     Usage(Reply<SpaceUsage>),
 }
 
@@ -180,6 +183,21 @@ impl Ledger {
         draining: bool,
     ) -> Result<BTreeSet<EndpointId>, Refusal> {
         self.ask(|reply| Command::Drain { target, draining, reply }).await
+    }
+
+    /// Puts this host on a network, with fixed addresses where some are given. Succeeds if it is on
+    /// it with these already.
+    pub async fn expose(
+        &self,
+        network: String,
+        addresses: Vec<IpAddr>,
+    ) -> Result<EndpointId, Refusal> {
+        self.ask(|reply| Command::Expose { network, addresses, reply }).await
+    }
+
+    /// Takes this host off a network. Succeeds if it is not on it.
+    pub async fn hide(&self, network: String) -> Result<(), Refusal> {
+        self.ask(|reply| Command::Hide { network, reply }).await
     }
 
     /// This node's address space in every network, a row a family.

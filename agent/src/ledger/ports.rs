@@ -77,8 +77,10 @@ fn refusal_of(error: &AttachError) -> Refusal {
         AttachError::Sandbox { .. }
         | AttachError::HostSandbox { .. }
         | AttachError::Unmovable { .. } => Refusal::field("sandbox", message),
-        AttachError::Parent(_) => Refusal::conflict("network", message),
         AttachError::MacTaken { .. } => Refusal::conflict("mac", message),
+        AttachError::Parent(_) | AttachError::RouteTaken { .. } => {
+            Refusal::conflict("network", message)
+        }
         AttachError::DefaultRouteTaken { .. }
         | AttachError::UnknownNetwork { .. }
         | AttachError::NotReady { .. }
@@ -115,6 +117,7 @@ impl Keeper {
     /// was not finished.
     pub(super) fn adopt(&mut self) {
         self.retry_detaching();
+        self.retry_exposing();
         for network in self.book.active() {
             self.listen(network);
         }
@@ -124,8 +127,14 @@ impl Keeper {
         if let Some(local) = self.book.endpoints.get(&endpoint)
             && local.state != EndpointState::Detaching
         {
-            tracing::info!(name = %local.endpoint.name, %endpoint, "the sandbox has ended");
-            self.begin_detach(endpoint, None);
+            let name = &local.endpoint.name;
+            if local.sandbox == Sandbox::Host {
+                tracing::warn!(%name, %endpoint, "the host's interface has gone; making it again");
+                self.expose_again(endpoint);
+            } else {
+                tracing::info!(%name, %endpoint, "the sandbox has ended");
+                self.begin_detach(endpoint, None);
+            }
         }
     }
 
@@ -365,6 +374,9 @@ impl Keeper {
                     self.answer_attach(id, Ok(id));
                 }
             }
+            Err(refusal) if self.is_to_be_exposed(id) => {
+                tracing::warn!(endpoint = %id, error = %refusal, "the host is not on its network; will try again");
+            }
             Err(refusal) => {
                 self.answer_attach(id, Err(refusal));
                 self.begin_detach(id, None);
@@ -430,6 +442,7 @@ impl Keeper {
                 Sandbox::Pid(pid) => weft_vxlan::Sandbox::Pid(*pid),
                 Sandbox::Path(path) => weft_vxlan::Sandbox::Path(path.clone()),
                 Sandbox::Engine(_) => weft_vxlan::Sandbox::Engine,
+                Sandbox::Host => weft_vxlan::Sandbox::Host,
             },
             ifname: local.ifname.clone(),
             mac: endpoint.mac,

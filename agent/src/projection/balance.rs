@@ -74,21 +74,26 @@ pub(crate) fn carried(cluster: &Cluster, book: &Book) -> BTreeSet<NetworkId> {
     carried
 }
 
-/// The draining endpoints that this host's kernel sends no new connection to: of the networks where
-/// what is in force is what was asked for last, and those of `before` that are still so.
+/// The draining endpoints that this host's kernel sends no new connection to: of the networks that
+/// are `carried` here, where what is in force is what was asked for last, and those of `before` that
+/// are still so.
 pub(crate) fn drained(
     cluster: &Cluster,
+    carried: &BTreeSet<NetworkId>,
     desired: &Desired,
     status: &weft_balance::Status,
     before: &Drained,
 ) -> Drained {
     let mut drained = Drained::new();
-    for (id, wanted) in &desired.networks {
-        let Some(applied) = status.networks.get(id).and_then(|status| status.applied.as_ref())
-        else {
-            continue;
+    for id in carried {
+        let wanted = desired.networks.get(id);
+        let applied = status.networks.get(id).and_then(|status| status.applied.as_ref());
+        let settled = match (applied, wanted) {
+            (Some(applied), Some(wanted)) => Arc::ptr_eq(applied, wanted) || applied == wanted,
+            (None, Some(_)) => false,
+            // Where nothing is wanted nothing will be put in force.
+            (_, None) => true,
         };
-        let settled = Arc::ptr_eq(applied, wanted) || applied == wanted;
         let before = before.get(id);
         let draining = cluster
             .endpoints(*id)
@@ -96,7 +101,7 @@ pub(crate) fn drained(
         let gone: BTreeSet<EndpointId> = draining
             .map(|placed| placed.endpoint.id)
             .filter(|id| settled || before.is_some_and(|before| before.contains(id)))
-            .filter(|id| ![applied, wanted].iter().any(|balance| is_backend(balance, *id)))
+            .filter(|id| !applied.into_iter().chain(wanted).any(|balance| is_backend(balance, *id)))
             .collect();
         if !gone.is_empty() {
             drained.insert(*id, gone);

@@ -56,7 +56,7 @@ impl Agent {
             .spawn()
             .context("cannot start an agent")?;
 
-        let deadline = Instant::now() + Duration::from_secs(15);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !said_ready(&ready)? {
             let ended = entered.try_wait()?;
             anyhow::ensure!(
@@ -77,7 +77,7 @@ impl Agent {
             Stop::Killed => "-KILL",
         };
         host.exec(&["kill", signal, &self.pid])?.ok()?;
-        eventually(Duration::from_secs(15), &format!("the agent of {} ends", host.name()), || {
+        eventually(Duration::from_secs(60), &format!("the agent of {} ends", host.name()), || {
             match self.entered.try_wait() {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(host.log_tail(10)),

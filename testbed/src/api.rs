@@ -44,7 +44,7 @@ fn exchange(
 ) -> anyhow::Result<ApiAnswer> {
     let socket = format!("/proc/{}/root{socket}", host.pid()?);
     let mut stream = UnixStream::connect(&socket).with_context(|| format!("nobody at {socket}"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(15)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let length = body.len();
     write!(
         stream,

@@ -100,7 +100,7 @@ impl Capture {
 
     /// Waits until tcpdump has written all that the kernel has for it, and ends it.
     fn end(&mut self) -> anyhow::Result<()> {
-        eventually(Duration::from_secs(5), "tcpdump has written what passed", || {
+        eventually(Duration::from_secs(20), "tcpdump has written what passed", || {
             let counts = self.settled()?;
             // A capture with holes proves nothing.
             anyhow::ensure!(counts.captured + self.early >= counts.received, "{counts:?}");
@@ -115,7 +115,7 @@ impl Capture {
     /// Its counts, when they are the same twice.
     fn settled(&mut self) -> anyhow::Result<Counts> {
         let mut last = None;
-        eventually(Duration::from_secs(5), "tcpdump's counts settle", || {
+        eventually(Duration::from_secs(20), "tcpdump's counts settle", || {
             let counts = self.counts()?;
             anyhow::ensure!(last.replace(counts) == Some(counts), "{counts:?}");
             Ok(counts)

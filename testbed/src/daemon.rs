@@ -43,7 +43,7 @@ impl Daemon {
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
         let what = format!("{name} starts on {}", host.name());
-        let pid = eventually(Duration::from_secs(5), &what, || {
+        let pid = eventually(Duration::from_secs(20), &what, || {
             if let Ok(Some(status)) = entered.try_wait() {
                 return Err(format!("{status}"));
             }

@@ -138,7 +138,7 @@ pub fn throughput(
     seconds: u32,
 ) -> anyhow::Result<Throughput> {
     let server = to.sh("iperf3 --server --one-off --daemon")?;
-    eventually(Duration::from_secs(5), &format!("iperf3 listens ({server})"), || {
+    eventually(Duration::from_secs(20), &format!("iperf3 listens ({server})"), || {
         to.sh("ss -tlnH 'sport = 5201' | grep -q 5201")
     })?;
     let text = from

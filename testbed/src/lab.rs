@@ -161,7 +161,7 @@ impl Lab {
         first.weft(&format!("init --name h1 --advertise {}", first.address()))?.ok()?;
         first.start_agent()?;
         (2..=hosts).try_for_each(|index| self.join(index))?;
-        Self::wait_alive(&self.hosts[..usize::from(hosts)], Duration::from_secs(15))
+        Self::wait_alive(&self.hosts[..usize::from(hosts)], Duration::from_secs(60))
     }
 
     /// Lets host `index` join the cluster of the first host, and starts its agent.
@@ -186,7 +186,7 @@ impl Lab {
         self.host(1).weft(&format!("network create {args}"))?.ok()?;
         let name = args.split_whitespace().next().context("a network has a name")?;
         for host in &self.hosts {
-            eventually(Duration::from_secs(5), &format!("{} knows {name}", host.name()), || {
+            eventually(Duration::from_secs(20), &format!("{} knows {name}", host.name()), || {
                 host.weft(&format!("network inspect {name}"))?.ok()
             })?;
         }
@@ -397,7 +397,7 @@ pub fn sweep(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
                 let _ = nix::sys::signal::kill(pid_of(pid), nix::sys::signal::SIGKILL);
             }
         }
-        eventually(Duration::from_secs(5), "the lab's directory goes", || {
+        eventually(Duration::from_secs(20), "the lab's directory goes", || {
             fs::remove_dir_all(&path)
         })?;
         swept.push(path);

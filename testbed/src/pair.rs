@@ -52,4 +52,4 @@ fn address(container: &Container, network: &str) -> anyhow::Result<IpAddr> {
     Ok(container.attach(network, "")?.ip4.context("no IPv4 address")?.into())
 }
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(20);

@@ -2,7 +2,7 @@ use std::{
     io::{ErrorKind, Read as _},
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{Container, pace};
+use crate::{Container, wait::Rhythm};
 
 /// A raw ICMP socket in a container (RFC 792, RFC 4443 §4): echoes without a process each.
 #[derive(Debug)]
@@ -92,6 +92,8 @@ impl Pinger {
 #[derive(Debug)]
 pub struct PingStream {
     stop: Arc<AtomicBool>,
+    /// How many echoes were sent, once that is known.
+    all: Arc<OnceLock<u64>>,
     sender: JoinHandle<anyhow::Result<u64>>,
     receiver: JoinHandle<anyhow::Result<PingSummary>>,
 }
@@ -124,41 +126,37 @@ impl PingStream {
         incoming.socket.set_recv_buffer_size(1 << 22)?;
         let stopped = Arc::clone(&stop);
         let sender = thread::spawn(move || {
-            let start = Instant::now();
+            let mut rhythm = Rhythm::new(every);
             let mut sent: u64 = 0;
             while !stopped.load(Ordering::Relaxed) {
                 outgoing.send((sent & 0xffff) as u16)?;
                 sent += 1;
-                let due = every.saturating_mul(u32::try_from(sent).unwrap_or(u32::MAX));
-                pace(due.saturating_sub(start.elapsed()));
+                rhythm.wait();
             }
             Ok(sent)
         });
-        let stopped = Arc::clone(&stop);
+        let all: Arc<OnceLock<u64>> = Arc::default();
+        let told = Arc::clone(&all);
         let receiver = thread::spawn(move || {
             let (start, mut last) = (Instant::now(), Instant::now());
             let (mut summary, mut expected) = (PingSummary::default(), 0_u16);
-            let mut silent_since_stop = 0;
-            // Half a second of silence after the last echo ends it.
-            while silent_since_stop < 5 {
-                match incoming.receive(Duration::from_millis(100))? {
-                    Some(sequence) => {
-                        summary.received += 1;
-                        summary.longest_gap = summary.longest_gap.max(last.elapsed());
-                        if sequence != expected {
-                            let missing = sequence.wrapping_sub(expected);
-                            summary.holes.push((start.elapsed(), missing));
-                        }
-                        expected = sequence.wrapping_add(1);
-                        last = Instant::now();
-                    }
-                    None if stopped.load(Ordering::Relaxed) => silent_since_stop += 1,
-                    None => {}
+            // What has not come two seconds after the last is lost.
+            while told.get().is_none_or(|all| summary.received < *all && last.elapsed() < LOST) {
+                let Some(sequence) = incoming.receive(Duration::from_millis(100))? else {
+                    continue;
+                };
+                summary.received += 1;
+                summary.longest_gap = summary.longest_gap.max(last.elapsed());
+                if sequence != expected {
+                    let missing = sequence.wrapping_sub(expected);
+                    summary.holes.push((start.elapsed(), missing));
                 }
+                expected = sequence.wrapping_add(1);
+                last = Instant::now();
             }
             Ok(summary)
         });
-        Ok(Self { stop, sender, receiver })
+        Ok(Self { stop, all, sender, receiver })
     }
 
     /// Stops sending, waits for the last answers and counts.
@@ -168,7 +166,10 @@ impl PingStream {
     /// A socket failed on the way.
     pub fn stop(self) -> anyhow::Result<PingSummary> {
         self.stop.store(true, Ordering::Relaxed);
-        let sent = joined(self.sender)?;
+        let sent = joined(self.sender);
+        // Whatever the sender has done, the receiver is to end.
+        let _ = self.all.set(*sent.as_ref().unwrap_or(&0));
+        let sent = sent?;
         Ok(PingSummary { sent, ..joined(self.receiver)? })
     }
 }
@@ -211,6 +212,8 @@ fn is_unreachable(error: &std::io::Error) -> bool {
             | ErrorKind::Interrupted
     )
 }
+
+const LOST: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@ use std::{
     io::ErrorKind,
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -11,12 +11,14 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{Container, pace, ping::joined};
+use crate::{Container, ping::joined, wait::Rhythm};
 
 /// Numbered UDP datagrams in the background, one every so often.
 #[derive(Debug)]
 pub struct Sequence {
     stop: Arc<AtomicBool>,
+    /// How many were sent, once that is known.
+    all: Arc<OnceLock<u64>>,
     sender: JoinHandle<anyhow::Result<u64>>,
     receiver: JoinHandle<anyhow::Result<Arrived>>,
 }
@@ -64,21 +66,21 @@ impl Sequence {
         sender.connect(target).with_context(|| format!("no way to {target}"))?;
         receiver.set_read_timeout(Some(Duration::from_millis(50)))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let [sending, receiving] = [Arc::clone(&stop), Arc::clone(&stop)];
+        let all: Arc<OnceLock<u64>> = Arc::default();
+        let (sending, told) = (Arc::clone(&stop), Arc::clone(&all));
         let sender = thread::spawn(move || {
-            let (start, mut sent) = (Instant::now(), 0_u64);
+            let (mut rhythm, mut sent) = (Rhythm::new(every), 0_u64);
             let mut payload = vec![0; payload_bytes.max(8)];
             while !sending.load(Ordering::Relaxed) {
                 payload[..8].copy_from_slice(&sent.to_be_bytes());
                 sender.send(&payload).context("cannot send a datagram")?;
                 sent += 1;
-                let due = every.saturating_mul(u32::try_from(sent).unwrap_or(u32::MAX));
-                pace(due.saturating_sub(start.elapsed()));
+                rhythm.wait();
             }
             Ok(sent)
         });
-        let receiver = thread::spawn(move || receive(&receiver, &receiving));
-        Ok(Self { stop, sender, receiver })
+        let receiver = thread::spawn(move || receive(&receiver, &told));
+        Ok(Self { stop, all, sender, receiver })
     }
 
     /// Stops sending, waits for what is still on its way, and counts.
@@ -88,20 +90,25 @@ impl Sequence {
     /// A socket failed.
     pub fn stop(self) -> anyhow::Result<SequenceSummary> {
         self.stop.store(true, Ordering::Relaxed);
-        let sent = joined(self.sender)?;
+        let sent = joined(self.sender);
+        // Whatever the sender has done, the receiver is to end.
+        let _ = self.all.set(*sent.as_ref().unwrap_or(&0));
+        let sent = sent?;
         Ok(SequenceSummary { sent, arrived: joined(self.receiver)? })
     }
 }
 
-/// Counts until `stop` is set and nothing has come for the length of the socket's patience.
-fn receive(socket: &UdpSocket, stop: &AtomicBool) -> anyhow::Result<Arrived> {
+/// Counts until it is told how many were sent and has all of them, or those that it lacks have had
+/// their time; and in any case until nothing has come for the length of the socket's patience.
+fn receive(socket: &UdpSocket, all: &OnceLock<u64>) -> anyhow::Result<Arrived> {
     let (mut arrived, mut seen, mut highest) = (Arrived::default(), Vec::new(), None);
     let (mut last, mut buffer) = (Instant::now(), [0; 65536]);
     loop {
         let length = match socket.recv(&mut buffer) {
             Ok(length) => length,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                if stop.load(Ordering::Relaxed) {
+                let complete = all.get().is_some_and(|&all| arrived.datagrams >= all);
+                if complete || all.get().is_some() && last.elapsed() > STRAGGLERS {
                     return Ok(arrived);
                 }
                 continue;
@@ -123,3 +130,6 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> anyhow::Result<Arrived> {
         last = Instant::now();
     }
 }
+
+/// How long after the last arrival one that is missing may still come.
+const STRAGGLERS: Duration = Duration::from_secs(2);

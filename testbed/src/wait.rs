@@ -53,6 +53,30 @@ pub fn pace(span: Duration) {
     thread::sleep(span);
 }
 
+/// The rhythm of a sender. What a busy machine made it miss by much it does not catch up with: a
+/// burst fills buffers that one packet at a time does not.
+#[derive(Debug)]
+pub(crate) struct Rhythm {
+    every: Duration,
+    due: Instant,
+}
+
+impl Rhythm {
+    pub(crate) fn new(every: Duration) -> Self {
+        Self { every, due: Instant::now() }
+    }
+
+    /// Waits until the next is due.
+    pub(crate) fn wait(&mut self) {
+        let now = Instant::now();
+        self.due = (self.due + self.every).max(now.checked_sub(CAUGHT_UP).unwrap_or(now));
+        pace(self.due.saturating_duration_since(now));
+    }
+}
+
+/// By how much a sender may be late and still send all that it has not.
+const CAUGHT_UP: Duration = Duration::from_millis(10);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use weft_testbed::{Docker, Engine as _, Lab, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// The exercise of Docker's documentation: of four containers, three are on one network and one of
 /// these on a second one with the fourth.

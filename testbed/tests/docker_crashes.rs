@@ -5,7 +5,7 @@ use std::{net::IpAddr, thread, time::Duration};
 use anyhow::ensure;
 use weft_testbed::{Docker, Engine as _, PingStream, Stop, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn what_a_killed_daemon_lost_is_collected_and_its_containers_come_back() -> anyhow::Result<()> {
@@ -90,11 +90,11 @@ fn a_host_that_lost_its_power_comes_back_with_its_containers() -> anyhow::Result
     two.finds("client", "www", &[one.address("web", "app")?])?;
 
     lab.host(1).power_off();
-    eventually(Duration::from_secs(7), "its names are withheld", || two.misses("client", "www"))?;
+    eventually(SOON, "its names are withheld", || two.misses("client", "www"))?;
     lab.power_on(1)?;
     lab.host(1).start_agent()?;
     one.start_daemon(&[])?;
-    let web = eventually(Duration::from_secs(10), "web runs", || one.address("web", "app"))?;
+    let web = eventually(SOON, "web runs", || one.address("web", "app"))?;
     two.finds("client", "www", &[web])?;
     two.ping("client", "web")?;
     two.misses("client", "gone")?;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use weft_testbed::{Docker, Engine as _, Host, eventually, in_network_namespace};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 const CREATE: &str = "network create -d weft --ipam-driver weft";
 
 /// Runs what Docker must refuse, with `words` in the reason.
@@ -260,8 +260,8 @@ fn an_internal_network_leads_to_its_hosts_and_nowhere_else() -> anyhow::Result<(
 /// Fetches a page from within a host.
 fn fetch(host: &Host, server: SocketAddr) -> anyhow::Result<String> {
     in_network_namespace(&host.namespace()?, || {
-        let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let mut stream = TcpStream::connect_timeout(&server, SOON)?;
+        stream.set_read_timeout(Some(SOON))?;
         stream.write_all(b"GET /x HTTP/1.0\r\n\r\n")?;
         let mut said = String::new();
         stream.read_to_string(&mut said)?;

@@ -5,7 +5,7 @@ use std::{fs, net::IpAddr, time::Duration};
 use anyhow::ensure;
 use weft_testbed::{Docker, Engine as _, IMAGE, Lab, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 /// For what swarm does by its own pace.
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use weft_testbed::{Lab, NetworkView, Stop, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_bridge_network_is_of_its_host_alone() -> anyhow::Result<()> {

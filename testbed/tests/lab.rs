@@ -15,7 +15,7 @@ use weft_testbed::{
     bulk, eventually, sweep, throughput, transfer,
 };
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn hosts_reach_each_other_until_cut_partitioned_or_powered_off() -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use weft_testbed::{Host, Lab, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 const PODMAN_5: &str = include_str!("../../agent/tests/engines/podman-5.4.jsonl");
 
 /// What podman 5.4 put on standard input for `call`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use weft_testbed::{Host, Lab, NetworkView, Stop, api_call, eventually, holds_for};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn wrong_arguments_are_refused_by_value_and_change_nothing() -> anyhow::Result<()> {
@@ -248,7 +248,7 @@ fn a_token_that_is_used_expired_or_foreign_lets_nobody_in() -> anyhow::Result<()
     let token = first.weft("token create")?.ok()?;
     lab.cut(1)?;
     let unreachable = join(third, &token)?;
-    ensure!(unreachable.took < Duration::from_secs(20), "{unreachable}");
+    ensure!(unreachable.took < Duration::from_secs(60), "{unreachable}");
     unreachable.refused(1, &["10.99.0.11"])?;
     // Nobody answered, so the token may be used up: the key that can fetch the answer stays.
     let files = third.sh("find /var/lib/weft -type f")?;
@@ -269,7 +269,7 @@ fn a_token_that_is_used_expired_or_foreign_lets_nobody_in() -> anyhow::Result<()
     join(third, &token)?.refused(1, &["/var/lib/weft"])?;
     second.start_agent()?;
     third.start_agent()?;
-    lab.wait_all_alive(Duration::from_secs(15))?;
+    lab.wait_all_alive(Duration::from_secs(60))?;
     lab.finish();
     Ok(())
 }
@@ -363,7 +363,7 @@ fn an_agent_that_stops_keeps_its_containers_connected_and_without_any_says_good_
     one.reaches("c2", SOON)?;
 
     lab.host(3).stop_agent(Stop::Gracefully)?;
-    eventually(Duration::from_secs(1), "h1 heard the good-bye of h3", || {
+    eventually(SOON, "h1 heard the good-bye of h3", || {
         let states = lab.node_states(1)?;
         ensure!(states.get("h3").is_none_or(|state| state == "left"), "{states:?}");
         Ok(())

@@ -7,7 +7,7 @@ use weft_testbed::{
     Attachment, Capture, Container, Lab, NetworkView, Pinger, eventually, transfer,
 };
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn containers_reach_all_of_their_own_network_and_nothing_of_the_other() -> anyhow::Result<()> {

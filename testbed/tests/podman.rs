@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use anyhow::{Context as _, ensure};
 use weft_testbed::{Engine as _, Lab, Podman, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 const PLAIN: &str = include_str!("../../deploy/cni/weft.conflist");
 const PORTS: &str = include_str!("../../deploy/cni/weft-ports.conflist");
 

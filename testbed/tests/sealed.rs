@@ -12,7 +12,7 @@ use weft_testbed::{
     transfer,
 };
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 const SEALED_PORT: u16 = 6791;
 
 #[test]
@@ -41,8 +41,10 @@ fn nothing_of_an_encrypted_network_crosses_in_the_clear_whatever_becomes_of_its_
 
     for how in [Stop::Gracefully, Stop::Killed] {
         lab.host(1).stop_agent(how)?;
-        ensure!(speak(one, two, "secret").is_err(), "{how:?}: traffic without an agent");
-        ensure!(speak(two, one, "secret").is_err(), "{how:?}: traffic without an agent");
+        for (from, to) in [(one, two), (two, one)] {
+            let spoken = speak_within(Duration::from_millis(500), from, to, "secret");
+            ensure!(spoken.is_err(), "{how:?}: traffic without an agent");
+        }
         lab.host(1).start_agent()?;
         pair.reach_each_other()?;
         speak(one, two, "secret")?;
@@ -206,12 +208,22 @@ fn markers(one: &Container, two: &Container, network: &str) -> anyhow::Result<Ve
 ///
 /// An echo or the stream did not get there.
 fn speak(from: &Container, to: &Container, network: &str) -> anyhow::Result<()> {
+    speak_within(SOON, from, to, network)
+}
+
+fn speak_within(
+    patience: Duration,
+    from: &Container,
+    to: &Container,
+    network: &str,
+) -> anyhow::Result<()> {
     let pattern: String = ECHO.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut done = Ok(());
     for ip in to.on(network)?.ips() {
         let target = ip.to_string();
-        let ping = ["ping", "-n", "-c2", "-i0.2", "-W0.5", "-s200", "-p", &pattern, &target];
-        let (echoed, streamed) = (from.exec(&ping)?.ok().map(drop), stream(from, to, ip));
+        let wait = format!("-W{}", patience.as_secs_f64());
+        let ping = ["ping", "-n", "-c2", "-i0.2", &wait, "-s200", "-p", &pattern, &target];
+        let (echoed, streamed) = (from.exec(&ping)?.ok().map(drop), stream(from, to, ip, patience));
         done = done.and(echoed).and(streamed);
         let unspecified = if ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = from.inside(|| Ok(UdpSocket::bind(unspecified)?))?;
@@ -227,10 +239,9 @@ fn speak(from: &Container, to: &Container, network: &str) -> anyhow::Result<()> 
     done
 }
 
-fn stream(from: &Container, to: &Container, ip: IpAddr) -> anyhow::Result<()> {
+fn stream(from: &Container, to: &Container, ip: IpAddr, patience: Duration) -> anyhow::Result<()> {
     let listener = to.inside(|| Ok(TcpListener::bind(SocketAddr::new(ip, 0))?))?;
     let target = listener.local_addr()?;
-    let patience = Duration::from_millis(500);
     let mut client = from
         .inside(|| Ok(TcpStream::connect_timeout(&target, patience)?))
         .with_context(|| format!("no connection to {target}"))?;

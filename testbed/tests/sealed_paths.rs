@@ -80,7 +80,7 @@ fn two_hosts_that_never_had_a_direct_path_share_keys_all_the_same() -> anyhow::R
     let three = lab.host(3).container("walrus-three")?;
     let far = three.attach("secret", "")?.ip4.context("no IPv4")?;
     two.attach("secret", "")?;
-    two.reaches(&far.to_string(), Duration::from_secs(20))?;
+    two.reaches(&far.to_string(), Duration::from_secs(30))?;
     transfer(&two, &three, far.into(), 1_000_000)?;
     lab.finish();
     Ok(())
@@ -111,7 +111,7 @@ fn a_path_that_gets_narrow_is_found_out_and_told_to_senders() -> anyhow::Result<
     // Too large for the path: the sender's kernel is told so, with the size that fits.
     for (target, payload) in [(&far, "1390"), (&far6, "1370")] {
         let what = format!("{} hears that {payload} bytes are too many", pair.one.name());
-        eventually(Duration::from_secs(5), &what, || {
+        eventually(Duration::from_secs(20), &what, || {
             let ran = large(target, payload)?;
             let told = ["Frag needed", "Packet too big", "essage too long"];
             let said = format!("{}{}", ran.stdout, ran.stderr);

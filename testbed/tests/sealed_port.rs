@@ -82,7 +82,7 @@ fn dropped_and_counted(
         pace(Duration::from_micros(200));
     }
     let sent = datagrams.len() as f64;
-    eventually(Duration::from_secs(5), &format!("{what}: {sent} drops are counted"), || {
+    eventually(Duration::from_secs(20), &format!("{what}: {sent} drops are counted"), || {
         let counted = refused(victim)? - before;
         ensure!(counted == sent, "{counted} of {sent} are counted");
         Ok(())

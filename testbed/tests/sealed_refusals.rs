@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use weft_testbed::{Capture, Lab, Marker, Pair, SealingView, Stop, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_host_without_a_tun_device_carries_plain_networks_and_refuses_encrypted_ones()

@@ -56,6 +56,23 @@ pub struct OverlayNetwork {
     pub ports: BTreeMap<EndpointId, Port>,
     /// The way out of the network; absent on internal networks.
     pub uplink: Option<Uplink>,
+    /// How clients from outside that came in by one host reach a station of another and get its
+    /// answers; absent if none do.
+    pub transit: Option<Transit>,
+}
+
+/// The routers by which the hosts of a network hand each other what clients from outside say, and
+/// the answers.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Transit {
+    /// This node.
+    pub own: NodeId,
+    /// The other nodes that have the network, and their VTEPs.
+    pub routers: BTreeMap<NodeId, VtepAddr>,
+    /// This host's own addresses, one a family at most. Its processes and those containers that
+    /// come in by its ports are seen under them in the network: the addresses of uplinks, which
+    /// they would have otherwise, are the same on other hosts.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// How the frames of a network get to other hosts.

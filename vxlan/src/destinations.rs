@@ -3,7 +3,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 use weft_model::MacAddr;
 use weft_seal::Forwarding;
 
-use crate::{OverlayNetwork, Port, Transport, fdb::Fdb, neighbours::Neighbours, ports::Ports};
+use crate::{
+    OverlayNetwork, Port, Transport, fdb::Fdb, neighbours::Neighbours, ports::Ports, transit,
+};
 
 /// Where a network's frames go, and what is answered to ARP and neighbour discovery: by the kernel
 /// if it carries the network, else by the tunnel.
@@ -40,26 +42,41 @@ impl Destinations {
             fdb.bridged.extend(network.transport.device().map(|name| (mac, name.to_owned())));
             neighbours.extend(here.others(&station.ips).map(|ip| (ip, mac)));
         }
+        // None on a network of this host alone.
+        let carrier = network.transport.device().filter(|_| connected);
+        let transit = network.transit.as_ref().filter(|_| carrier.is_some());
+        let routers = || {
+            let routers = transit.into_iter().flat_map(|transit| &transit.routers);
+            routers.map(|(&node, &vtep)| (MacAddr::for_router(network.id, node), node, vtep))
+        };
+        if let Some(name) = carrier.filter(|_| transit.is_some()) {
+            let macs = routers().map(|(mac, ..)| mac).chain([transit::ANY_ROUTER]);
+            fdb.bridged.extend(macs.map(|mac| (mac, name.to_owned())));
+        }
         for port in ports.values() {
             fdb.bridged.insert(port.identity.mac, port.name.clone());
         }
         match network.transport {
             Transport::Vxlan { .. } => {
                 fdb.unicast.extend(remotes.map(|(&mac, station)| (mac, station.vtep)));
+                fdb.unicast.extend(routers().map(|(mac, _, vtep)| (mac, vtep)));
                 fdb.flood.extend(flood.map(|(_, &vtep)| vtep));
                 Self { fdb, beyond: Beyond::Vxlan(neighbours) }
             }
             Transport::Sealed => {
                 let stations = remotes.map(|(&mac, station)| {
                     let ips = here.others(&station.ips).collect();
-                    (mac, weft_seal::Station { node: station.node, ips })
+                    (mac, weft_seal::Station { node: station.node, ips, router: false })
+                });
+                let routers = routers().map(|(mac, node, _)| {
+                    (mac, weft_seal::Station { node, ips: Vec::new(), router: true })
                 });
                 let forwarding = Forwarding {
                     network: network.id,
                     mtu: network.mtu,
                     gateway_mac: network.gateway_mac,
                     gateways: network.gateways.iter().map(|prefix| prefix.ip).collect(),
-                    stations: stations.collect(),
+                    stations: stations.chain(routers).collect(),
                     neighbours,
                     flood: flood.map(|(&node, _)| node).collect(),
                 };
@@ -82,7 +99,8 @@ pub(crate) fn keep(forwarding: &mut Forwarding, before: &Forwarding, ports: &Por
         let ips: Vec<_> =
             here.others(&station.ips).filter(|ip| !neighbours.contains_key(ip)).collect();
         neighbours.extend(ips.iter().map(|&ip| (ip, *mac)));
-        stations.insert(*mac, weft_seal::Station { node: station.node, ips });
+        let &weft_seal::Station { node, router, .. } = station;
+        stations.insert(*mac, weft_seal::Station { node, ips, router });
     }
     flood.extend(&before.flood);
 }

@@ -16,6 +16,7 @@ mod cookie;
 mod desired;
 mod destinations;
 mod docker;
+mod elsewhere;
 mod events;
 mod fdb;
 mod generation;
@@ -43,6 +44,7 @@ mod status;
 mod sysctl;
 mod table;
 mod task;
+mod transit;
 mod underlay;
 mod uplink;
 mod way_out;
@@ -50,7 +52,7 @@ mod work;
 
 pub use attach::AttachError;
 pub use desired::{
-    AddressPair, Desired, HostRules, OverlayNetwork, Port, Station, Transport, Uplink,
+    AddressPair, Desired, HostRules, OverlayNetwork, Port, Station, Transit, Transport, Uplink,
 };
 pub use macvlan::{ParentError, Parents};
 pub use namespace::{Namespace, NamespaceError, namespace_name};

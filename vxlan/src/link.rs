@@ -1,6 +1,10 @@
 //! Links as the reconcilers see them, and the messages that change them.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsRawFd};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+    os::fd::AsRawFd,
+};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
@@ -13,7 +17,6 @@ use netlink_packet_route::{
         InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind, InfoTun, InfoVeth, InfoVlan,
         InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
     },
-    nsid::{NsidAttribute, NsidMessage},
     route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
         RouteType,
@@ -54,7 +57,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    fn read(message: LinkMessage) -> Self {
+    pub(crate) fn read(message: LinkMessage) -> Self {
         let mut link = Self {
             index: message.header.index,
             name: String::new(),
@@ -208,17 +211,10 @@ impl Netlink {
         self.links_of(LinkMessage::default())
     }
 
-    /// All links of the namespace that this one numbers `nsid`.
-    pub(crate) fn links_elsewhere(
+    pub(crate) fn links_of(
         &mut self,
-        nsid: i32,
+        all: LinkMessage,
     ) -> Result<BTreeMap<String, Link>, NetlinkError> {
-        let mut all = LinkMessage::default();
-        all.attributes.push(LinkAttribute::IfNetnsId(nsid));
-        self.links_of(all)
-    }
-
-    fn links_of(&mut self, all: LinkMessage) -> Result<BTreeMap<String, Link>, NetlinkError> {
         let links = self.dump(&RouteNetlinkMessage::GetLink(all))?;
         let links = links.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewLink(message) => Some(Link::read(message)),
@@ -234,60 +230,6 @@ impl Netlink {
             Err(error) if error.errno() != Some(Errno::ENODEV) => Err(error),
             _ => Err(NetlinkError::NoInterface { name: name.to_owned() }),
         }
-    }
-
-    /// The link with `index` in the namespace that this one numbers `nsid`; in this one itself if
-    /// there is no number.
-    pub(crate) fn link_elsewhere(
-        &mut self,
-        nsid: Option<i32>,
-        index: u32,
-    ) -> Result<Link, NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.attributes.extend(nsid.map(LinkAttribute::IfNetnsId));
-        match self.get(RouteNetlinkMessage::GetLink(message))? {
-            RouteNetlinkMessage::NewLink(message) => Ok(Link::read(message)),
-            _ => Err(NetlinkError::NoInterface { name: index.to_string() }),
-        }
-    }
-
-    /// The number that this namespace has given to `other`, if it has.
-    pub(crate) fn nsid(&mut self, other: &Namespace) -> Result<Option<i32>, NetlinkError> {
-        let mut message = NsidMessage::default();
-        message.attributes.push(NsidAttribute::Fd(other.file().as_raw_fd().cast_unsigned()));
-        let answer = self.get(RouteNetlinkMessage::GetNsId(message))?;
-        let RouteNetlinkMessage::NewNsId(answer) = answer else { return Ok(None) };
-        Ok(answer.attributes.iter().find_map(|attribute| match attribute {
-            NsidAttribute::Id(nsid) if *nsid >= 0 => Some(*nsid),
-            _ => None,
-        }))
-    }
-
-    /// The number that this namespace gives to `other` for as long as both are there.
-    pub(crate) fn number(&mut self, other: &Namespace) -> Result<i32, NetlinkError> {
-        let mut message = NsidMessage::default();
-        // Any that is free (`alloc_netid()`).
-        message.attributes.push(NsidAttribute::Id(-1));
-        message.attributes.push(NsidAttribute::Fd(other.file().as_raw_fd().cast_unsigned()));
-        ignore_existing(self.request(RouteNetlinkMessage::NewNsId(message), 0))?;
-        let number = self.nsid(other)?;
-        number.ok_or_else(|| NetlinkError::NoInterface { name: other.path().display().to_string() })
-    }
-
-    /// The numbers that this namespace has given to others.
-    pub(crate) fn numbers(&mut self) -> Result<Vec<i32>, NetlinkError> {
-        let all = RouteNetlinkMessage::GetNsId(NsidMessage::default());
-        let found = self.dump(&all)?.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewNsId(message) => {
-                message.attributes.into_iter().find_map(|attribute| match attribute {
-                    NsidAttribute::Id(nsid) if nsid >= 0 => Some(nsid),
-                    _ => None,
-                })
-            }
-            _ => None,
-        });
-        Ok(found.collect())
     }
 
     pub(crate) fn index(&mut self, name: &str) -> Result<u32, NetlinkError> {
@@ -332,19 +274,6 @@ impl Netlink {
     /// Deletes the link called `name`. Succeeds if it has gone already.
     pub(crate) fn delete_link(&mut self, name: &str) -> Result<(), NetlinkError> {
         ignore_missing(self.request(RouteNetlinkMessage::DelLink(named(name)), 0))
-    }
-
-    /// Deletes the link with `index` in the namespace that this one numbers `nsid`. Succeeds if it
-    /// has gone already.
-    pub(crate) fn delete_link_elsewhere(
-        &mut self,
-        nsid: i32,
-        index: u32,
-    ) -> Result<(), NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.attributes.push(LinkAttribute::IfNetnsId(nsid));
-        ignore_missing(self.request(RouteNetlinkMessage::DelLink(message), 0))
     }
 
     /// The addresses of the link with `index`.
@@ -432,6 +361,42 @@ impl Netlink {
             }));
         }
         Ok(found)
+    }
+
+    /// Whether `::1` may be the destination of what comes in by the link with `index`.
+    pub(crate) fn has_loopback_route(&mut self, index: u32) -> Result<bool, NetlinkError> {
+        let mut all = RouteMessage::default();
+        all.header.address_family = AddressFamily::Inet6;
+        let routes = self.dump(&RouteNetlinkMessage::GetRoute(all))?;
+        let wanted = IpAddr::V6(Ipv6Addr::LOCALHOST);
+        Ok(routes.iter().any(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => {
+                route.header.kind == RouteType::Local
+                    && destination(route) == Some(wanted)
+                    && out_interface(route) == Some(index)
+            }
+            _ => false,
+        }))
+    }
+
+    /// Lets `::1` be the destination of what comes in by the link with `index`: for IPv6 it is bound
+    /// to the link that a route names. The kernel drops packets that come with it; only what is
+    /// translated to it afterwards gets so far. Succeeds if it is there already.
+    pub(crate) fn add_loopback_route(&mut self, index: u32) -> Result<(), NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet6;
+        message.header.destination_prefix_length = 128;
+        message.header.table = RT_TABLE_LOCAL;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.kind = RouteType::Local;
+        message.attributes = vec![
+            RouteAttribute::Destination(RouteAddress::Inet6(Ipv6Addr::LOCALHOST)),
+            RouteAttribute::Oif(index),
+            // The loopback interface's own comes first, for everything else.
+            RouteAttribute::Priority(LOOPBACK_METRIC),
+        ];
+        // Not exclusive: other uplinks have the same.
+        ignore_existing(self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE))
     }
 
     /// Makes `gateway` the default route by the link with `index`, in place of another one if
@@ -541,6 +506,9 @@ fn address(index: u32, Prefix { ip, len }: Prefix) -> AddressMessage {
     message
 }
 
+/// `include/uapi/linux/rtnetlink.h`.
+const RT_TABLE_LOCAL: u8 = 255;
+const LOOPBACK_METRIC: u32 = 4096;
 /// `INFINITY_LIFE_TIME` of `include/net/addrconf.h`.
 const FOREVER: u32 = u32::MAX;
 

@@ -25,6 +25,7 @@ use crate::{
     sysctl::{self, KernelSettings},
     table::{Chain, KernelError, KernelTable, Pass, TableError, reconcile},
     task::Surroundings,
+    transit::{self, KernelPolicy, KernelRouters, Ways},
     uplink::{self, KernelUplink, UplinkState},
 };
 
@@ -50,6 +51,9 @@ pub(crate) struct NetworkKernel {
     host: Netlink,
     handover: Handover,
     loaded: Loaded,
+    transit: transit::Memory,
+    /// Whether something of a transit may be here: it is looked for once.
+    has_transit: bool,
     settled: bool,
     /// The network's, when all ports were last seen to have it.
     mtu: Option<u16>,
@@ -80,6 +84,8 @@ impl NetworkKernel {
             host_namespace: host.clone(),
             handover: Handover::new(id, tunnel.clone()),
             loaded: Loaded::default(),
+            transit: transit::Memory::default(),
+            has_transit: true,
             settled: false,
             mtu: None,
         })
@@ -146,10 +152,13 @@ impl NetworkKernel {
             passes.insert(Table::Rules, pass);
         }
 
+        self.reconcile_transit(network, pools, &mut passes);
+
         let wanted = UplinkState::of(network);
         let mut kernel = KernelUplink {
             network: self.id,
             namespace: &self.namespace,
+            host_namespace: &self.host_namespace,
             inside: &mut self.inside,
             host: &mut self.host,
         };
@@ -255,6 +264,34 @@ impl NetworkKernel {
         }
     }
 
+    fn reconcile_transit(
+        &mut self,
+        network: &OverlayNetwork,
+        pools: &[IpNet],
+        passes: &mut Passes,
+    ) {
+        let wanted = Ways::of(network, pools).filter(|_| self.is_connected(network));
+        if wanted.is_none() && !self.has_transit {
+            return;
+        }
+        let routers = wanted.as_ref().map(|ways| &ways.routers);
+        let mut kernel = KernelRouters {
+            namespace: &self.namespace,
+            memory: &mut self.transit,
+            desired: routers,
+        };
+        let mut pass = reconcile(&mut kernel, |found| {
+            let mut ops = transit::plan_routers(routers, found);
+            ops.retain(|op| !(network.provisional && op.is_removal()));
+            ops
+        });
+        let policy = wanted.as_ref().map(|ways| ways.policy.clone()).unwrap_or_default();
+        let mut kernel = KernelPolicy(&mut self.inside);
+        pass.join(reconcile(&mut kernel, |found| transit::plan_policy(&policy, found)));
+        self.has_transit = wanted.is_some() || !pass.errors.is_empty();
+        passes.insert(Table::Transit, pass);
+    }
+
     /// What carries the network between hosts, as far as it is known: `network` is absent if it is
     /// not desired.
     pub(crate) fn carriage(&self, network: Option<&OverlayNetwork>) -> Option<Carriage> {
@@ -266,6 +303,11 @@ impl NetworkKernel {
             Some(Transport::Macvlan { .. }) => Some(Carriage::Macvlan),
             None => served.then_some(Carriage::Sealed { served }),
         }
+    }
+
+    /// Whether the ports are parts of a link that is somewhere else.
+    pub(crate) fn is_on_parent(&self) -> bool {
+        self.macvlan
     }
 
     /// What need not be done while somebody waits.

@@ -101,10 +101,10 @@ impl Ruleset {
             forward.push(format!("udp dport {port} ip daddr @vteps4 counter drop"));
             forward.push(format!("udp dport {port} ip6 daddr @vteps6 counter drop"));
         }
-        // One network's namespace is no way into another's.
+        // One network's namespace is no way into another's, except by a port of the host.
+        forward.push(format!("oifname \"{HOST_PREFIX}*\" ct status dnat accept"));
         forward.push(format!("iifname \"{HOST_PREFIX}*\" oifname \"{HOST_PREFIX}*\" drop"));
         forward.push(format!("oifname \"{HOST_PREFIX}*\" ct state established,related accept"));
-        forward.push(format!("oifname \"{HOST_PREFIX}*\" ct status dnat accept"));
         forward.push(format!("oifname \"{HOST_PREFIX}*\" drop"));
         // The host is on a network for itself, not for whom it routes for; what its operator
         // translates is meant to pass.
@@ -114,6 +114,14 @@ impl Ruleset {
         }
         let hook = "type filter hook forward priority mangle; policy accept;";
         body += &chain("forward", Some(hook), &forward);
+
+        // An uplink lets loopback addresses pass, for the host's own clients of published ports.
+        let loopback = [
+            format!("iifname \"{HOST_PREFIX}*\" ip saddr 127.0.0.0/8 counter drop"),
+            format!("iifname \"{HOST_PREFIX}*\" ip daddr 127.0.0.0/8 counter drop"),
+        ];
+        let hook = "type filter hook prerouting priority raw; policy accept;";
+        body += &chain("loopback", Some(hook), &loopback);
 
         let masquerade: Vec<_> = uplink_pools
             .iter()
@@ -135,7 +143,13 @@ impl Ruleset {
     ) -> Self {
         let mut input = Vec::new();
         let between = if network.isolated { "counter drop" } else { "accept" };
-        let mut forward = vec![format!("iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" {between}")];
+        let mut forward = vec![
+            format!("iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" {between}"),
+            // What came in by a port of the host may be its own: then the answer is for an uplink.
+            format!(
+                "iifname \"{BRIDGE}\" oifname \"{UPLINK}\" ct direction reply ct status dnat accept"
+            ),
+        ];
         for pool in pools {
             // Neither the other ends of uplinks nor the host by its end are for containers.
             input.push(format!("iifname \"{BRIDGE}\" {} daddr {pool} drop", ip(pool)));
@@ -174,6 +188,11 @@ impl Ruleset {
             carrier: network.transport.device(),
             ports: ports.iter().map(|(name, port)| port_chain(name, port)).collect(),
         }
+    }
+
+    /// Whatever tables, without ports.
+    pub(crate) fn of_tables(tables: Vec<(&'static str, String)>) -> Self {
+        Self { tables, carrier: None, ports: BTreeMap::new() }
     }
 
     /// What `nft -f` loads: our tables anew, in place of what they held.
@@ -323,7 +342,7 @@ const BRIDGE_TABLE: &str = "bridge weft";
 /// Where a VXLAN packet has its VNI (RFC 7348 §5): behind 8 bytes of UDP header and 4 of flags.
 const VNI: &str = "@th,96,24";
 
-fn ip(net: &IpNet) -> &'static str {
+pub(crate) fn ip(net: &IpNet) -> &'static str {
     match net {
         IpNet::V4(_) => "ip",
         IpNet::V6(_) => "ip6",
@@ -348,7 +367,7 @@ fn set_of(name: &str, key: &str, elements: &[String]) -> String {
     container(&format!("set {name}"), key, elements)
 }
 
-fn map(name: &str, kind: &str, elements: &[String]) -> String {
+pub(crate) fn map(name: &str, kind: &str, elements: &[String]) -> String {
     container(&format!("map {name}"), &format!("type {kind}"), elements)
 }
 
@@ -360,7 +379,7 @@ fn container(head: &str, key: &str, elements: &[String]) -> String {
     format!("\t{head} {{\n\t\t{key}\n{elements}\t}}\n")
 }
 
-fn chain(name: &str, hook: Option<&str>, rules: &[String]) -> String {
+pub(crate) fn chain(name: &str, hook: Option<&str>, rules: &[String]) -> String {
     let mut text = format!("\tchain {name} {{\n");
     for line in hook.into_iter().chain(rules.iter().map(String::as_str)) {
         let _ = writeln!(text, "\t\t{line}");
@@ -405,6 +424,7 @@ pub(crate) mod tests {
             flood: BTreeMap::new(),
             ports: BTreeMap::new(),
             uplink: Some(Uplink::default()),
+            transit: None,
         }
     }
 

@@ -76,6 +76,8 @@ pub enum Table {
     Neighbours,
     /// The veth to the host's namespace, its addresses and routes.
     Uplink,
+    /// The ways between this host's router and others', for clients from outside.
+    Transit,
     /// nftables.
     Rules,
     /// Kernel settings.
@@ -109,6 +111,7 @@ impl Table {
             Self::Fdb => "fdb",
             Self::Neighbours => "neighbours",
             Self::Uplink => "uplink",
+            Self::Transit => "transit",
             Self::Rules => "rules",
             Self::Sysctls => "sysctls",
             Self::Docker => "docker",

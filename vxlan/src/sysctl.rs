@@ -24,6 +24,10 @@ pub(crate) fn network() -> Settings {
         ("net/ipv6/conf/all/forwarding", "1"),
         ("net/ipv4/conf/all/send_redirects", "0"),
         ("net/ipv4/conf/br0/send_redirects", "0"),
+        // What a client from outside says may come in by another host, and so by the bridge. What
+        // the ports send is checked there.
+        ("net/ipv4/conf/all/rp_filter", "0"),
+        ("net/ipv4/conf/br0/rp_filter", "0"),
         ("net/bridge/bridge-nf-call-iptables", "0"),
         ("net/bridge/bridge-nf-call-ip6tables", "0"),
         ("net/bridge/bridge-nf-call-arptables", "0"),

@@ -190,7 +190,7 @@ impl NetworkTask {
                 return None;
             }
         };
-        let Opened { kernel, events } = opened;
+        let Opened { kernel, mut events } = opened;
         let aim = target.as_ref().map(|target| Arc::clone(&target.network));
         let work = Work { kernel, target, command, unguarded, thorough };
         // Blocking, but only for as long as the kernel takes; nothing here changes the namespace
@@ -200,6 +200,11 @@ impl NetworkTask {
             return None;
         };
         let Done { kernel, ports, attached, detached, passes, purge, carriage, desired } = done;
+        if kernel.is_on_parent()
+            && let Err(error) = events.follow_parents(&self.around.host)
+        {
+            tracing::warn!(network = %self.id, error = %Chain(&error), "the end of parents is not noticed");
+        }
         let settled = passes.values().all(|pass| pass.errors.is_empty());
         let occasion = Occasion {
             wake,

@@ -1,7 +1,12 @@
-use std::{collections::BTreeSet, fmt, net::IpAddr, os::fd::AsRawFd};
+use std::{
+    collections::BTreeSet,
+    fmt, fs,
+    net::{IpAddr, Ipv6Addr},
+    os::fd::AsRawFd,
+};
 
 use netlink_packet_route::link::LinkAttribute;
-use weft_model::NetworkId;
+use weft_model::{Family, NetworkId};
 
 use crate::{
     OverlayNetwork, Prefix, Table,
@@ -23,6 +28,8 @@ pub(crate) struct UplinkState {
     pub(crate) host_addresses: BTreeSet<Prefix>,
     pub(crate) network_addresses: BTreeSet<Prefix>,
     pub(crate) gateways: BTreeSet<IpAddr>,
+    /// The families whose loopback addresses may be clients of the network.
+    pub(crate) loopback: BTreeSet<Family>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -52,6 +59,7 @@ pub(crate) enum UplinkOp {
     RemoveAddress(Side, Prefix),
     AddGateway(IpAddr),
     RemoveGateway(IpAddr),
+    AdmitLoopback(Family),
 }
 
 impl UplinkState {
@@ -64,11 +72,15 @@ impl UplinkState {
         let v6 = uplink.v6.map(|pair| (IpAddr::V6(pair.host), IpAddr::V6(pair.network), 127));
         let pairs: Vec<_> = v4.into_iter().chain(v6).collect();
         let end = End { mtu: network.mtu.into(), up: true };
+        let link_local = |ip: Ipv6Addr| v6.map(|_| Prefix { ip: ip.into(), len: 64 });
+        let host = pairs.iter().map(|&(ip, _, len)| Prefix { ip, len });
+        let inside = pairs.iter().map(|&(_, ip, len)| Prefix { ip, len });
         Self {
             veth: Some(Veth { host: end, network: end }),
-            host_addresses: pairs.iter().map(|&(ip, _, len)| Prefix { ip, len }).collect(),
-            network_addresses: pairs.iter().map(|&(_, ip, len)| Prefix { ip, len }).collect(),
+            host_addresses: host.chain(link_local(HOST_LINK_LOCAL)).collect(),
+            network_addresses: inside.chain(link_local(NETWORK_LINK_LOCAL)).collect(),
             gateways: pairs.iter().map(|&(host, ..)| host).collect(),
+            loopback: pairs.iter().map(|&(host, ..)| Family::of(host)).collect(),
         }
     }
 }
@@ -98,6 +110,10 @@ pub(crate) fn plan(desired: &UplinkState, actual: &UplinkState) -> Vec<UplinkOp>
     for (side, wanted, found) in sides {
         ops.extend(wanted.difference(found).map(|&prefix| UplinkOp::AddAddress(side, prefix)));
     }
+    // There is no way back: it lasts as long as the link, and takes nothing in without a rule that
+    // translates.
+    let admit = desired.loopback.difference(&actual.loopback).copied();
+    ops.extend(admit.map(UplinkOp::AdmitLoopback));
     // The old default route of a family goes when the new one replaces it.
     let add = desired.gateways.difference(&actual.gateways).copied();
     ops.extend(add.map(UplinkOp::AddGateway));
@@ -119,6 +135,7 @@ pub(crate) fn host_name(network: NetworkId) -> String {
 pub(crate) struct KernelUplink<'a> {
     pub(crate) network: NetworkId,
     pub(crate) namespace: &'a Namespace,
+    pub(crate) host_namespace: &'a Namespace,
     pub(crate) inside: &'a mut Netlink,
     pub(crate) host: &'a mut Netlink,
 }
@@ -135,23 +152,57 @@ impl KernelTable for KernelUplink<'_> {
             return Ok(UplinkState::default());
         };
         let gateways = self.inside.default_routes()?.into_iter();
+        let admits4 = self.admits_ipv4_loopback()?;
+        let admits6 = self.host.has_loopback_route(host.index)?;
         Ok(UplinkState {
             veth: Some(Veth { host: end(&host), network: end(&inside) }),
-            host_addresses: global(self.host.addresses(host.index)?),
-            network_addresses: global(self.inside.addresses(inside.index)?),
+            host_addresses: considered(self.host.addresses(host.index)?),
+            network_addresses: considered(self.inside.addresses(inside.index)?),
             gateways: gateways.filter(|(_, by)| *by == inside.index).map(|(ip, _)| ip).collect(),
+            loopback: [(Family::V4, admits4), (Family::V6, admits6)]
+                .into_iter()
+                .filter_map(|(family, admits)| admits.then_some(family))
+                .collect(),
         })
     }
 
     fn apply(&mut self, ops: &[UplinkOp]) -> Vec<Result<(), KernelError>> {
-        ops.iter().map(|op| self.apply_one(op).map_err(KernelError::from)).collect()
+        let apply = |op: &UplinkOp| match op {
+            UplinkOp::AdmitLoopback(Family::V4) => self.admit_ipv4_loopback(),
+            op => self.apply_one(op).map_err(KernelError::from),
+        };
+        ops.iter().map(apply).collect()
     }
 }
 
 impl KernelUplink<'_> {
+    /// As the source of what the host sends and the destination of the answers. Rules of ours drop
+    /// what comes from the network itself.
+    fn admit_ipv4_loopback(&self) -> Result<(), KernelError> {
+        let path = self.route_localnet();
+        self.host_namespace
+            .run(|| fs::write(&path, "1").map_err(|source| KernelError::Sysctl { path, source }))
+    }
+
+    fn admits_ipv4_loopback(&self) -> Result<bool, KernelError> {
+        let path = self.route_localnet();
+        self.host_namespace.run(|| match fs::read_to_string(&path) {
+            Ok(value) => Ok(value.trim() == "1"),
+            Err(source) => Err(KernelError::Sysctl { path, source }),
+        })
+    }
+
+    fn route_localnet(&self) -> String {
+        format!("/proc/sys/net/ipv4/conf/{}/route_localnet", host_name(self.network))
+    }
+
     fn apply_one(&mut self, op: &UplinkOp) -> Result<(), NetlinkError> {
         match *op {
             UplinkOp::Create { mtu } => self.create(mtu),
+            UplinkOp::AdmitLoopback(_) => {
+                let index = self.host.index(&host_name(self.network))?;
+                self.host.add_loopback_route(index)
+            }
             UplinkOp::Configure { side, mtu } => {
                 let attributes = vec![LinkAttribute::Mtu(mtu), link::no_address_generation()];
                 let (netlink, name) = self.end(side);
@@ -209,13 +260,20 @@ fn end(link: &Link) -> End {
 }
 
 /// Without the kernel's own fe80:: addresses.
-fn global(prefixes: Vec<Prefix>) -> BTreeSet<Prefix> {
+fn considered(prefixes: Vec<Prefix>) -> BTreeSet<Prefix> {
     let own = |prefix: &Prefix| match prefix.ip {
         IpAddr::V4(_) => true,
-        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+        IpAddr::V6(ip) => {
+            !ip.is_unicast_link_local() || ip == HOST_LINK_LOCAL || ip == NETWORK_LINK_LOCAL
+        }
     };
     prefixes.into_iter().filter(own).collect()
 }
+
+/// What each end asks for the other one's MAC from, when it forwards: the kernel uses no other
+/// address for that (RFC 4861 §7.2.2).
+const HOST_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 1);
+const NETWORK_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 2);
 
 impl fmt::Display for UplinkOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -228,6 +286,12 @@ impl fmt::Display for UplinkOp {
             Self::AddAddress(side, prefix) => write!(f, "addr add {prefix} dev {side}"),
             Self::RemoveAddress(side, prefix) => write!(f, "addr del {prefix} dev {side}"),
             Self::AddGateway(ip) => write!(f, "route replace default via {ip} dev {UPLINK}"),
+            Self::AdmitLoopback(Family::V4) => {
+                write!(f, "net/ipv4/conf/{HOST_PREFIX}…/route_localnet=1")
+            }
+            Self::AdmitLoopback(Family::V6) => {
+                write!(f, "route add local ::1 dev {HOST_PREFIX}… table local")
+            }
             Self::RemoveGateway(ip) => write!(f, "route del default via {ip} dev {UPLINK}"),
         }
     }
@@ -255,18 +319,22 @@ mod tests {
     fn any_uplink() -> impl Strategy<Value = UplinkState> {
         let prefix = (0..4u8).prop_map(|n| Prefix { ip: [169, 254, 192, n].into(), len: 31 });
         let prefixes = prop::collection::btree_set(prefix, 0..3);
+        let family = prop_oneof![Just(Family::V4), Just(Family::V6)];
+        let loopback = prop::collection::btree_set(family, 0..3);
         let gateway = prop::option::of((0..4u8).prop_map(|n| IpAddr::from([169, 254, 192, n])));
-        (any::<(bool, bool)>(), 1400..1402u32, prefixes.clone(), prefixes, gateway).prop_map(
-            |((there, up), mtu, host_addresses, network_addresses, gateway)| match there {
-                false => UplinkState::default(),
-                true => UplinkState {
-                    veth: Some(Veth { host: end(mtu, up), network: end(mtu, true) }),
-                    host_addresses,
-                    network_addresses,
-                    gateways: gateway.into_iter().collect(),
-                },
-            },
-        )
+        (any::<(bool, bool)>(), 1400..1402u32, prefixes.clone(), prefixes, gateway, loopback)
+            .prop_map(|((there, up), mtu, host_addresses, network_addresses, gateway, loopback)| {
+                match there {
+                    false => UplinkState::default(),
+                    true => UplinkState {
+                        veth: Some(Veth { host: end(mtu, up), network: end(mtu, true) }),
+                        host_addresses,
+                        network_addresses,
+                        gateways: gateway.into_iter().collect(),
+                        loopback,
+                    },
+                }
+            })
     }
 
     fn apply(state: &mut UplinkState, op: UplinkOp) {
@@ -299,6 +367,7 @@ mod tests {
                 state.gateways.insert(ip);
             }
             UplinkOp::RemoveGateway(ip) => drop(state.gateways.remove(&ip)),
+            UplinkOp::AdmitLoopback(family) => drop(state.loopback.insert(family)),
         }
     }
 
@@ -308,6 +377,8 @@ mod tests {
             let mut desired = desired;
             if let Some(veth) = &mut desired.veth {
                 veth.host.up = true;
+                // For as long as the link.
+                desired.loopback.extend(&actual.loopback);
             }
             let mut kernel = actual;
             for op in plan(&desired, &kernel.clone()) {

@@ -10,6 +10,9 @@ use crate::{NetworkId, NodeId};
 pub struct MacAddr([u8; 6]);
 
 impl MacAddr {
+    /// The address of no router, but of the same form as those: it is in the place of any.
+    pub const PLACE_OF_ROUTERS: Self = Self([0x0e, 0x57, 0, 0, 0, 0]);
+
     /// The address of an endpoint that was given none: locally administered, a function of network
     /// and overlay address, so that neighbours' caches stay right when the address moves.
     pub fn for_address(network: NetworkId, ip: IpAddr) -> Self {
@@ -23,10 +26,18 @@ impl MacAddr {
         Self([0x02, 0x57, a, b, c, d])
     }
 
-    /// The address at which the router of one node hands on what it cannot bridge.
+    /// The address that `node` forwards by for clients that are not on `network`: the other hosts
+    /// tell by it which of them a connection came through.
     pub fn for_router(network: NetworkId, node: NodeId) -> Self {
         let [a, b, c, d, ..] = network.digest(format!("router/{node}").as_bytes());
-        Self([0x02, 0x58, a, b, c, d])
+        Self([0x0e, 0x57, 0x40 | (a & 0x3f), b, c, d])
+    }
+
+    /// What connections of the router with this address are marked with: its last four octets. Of
+    /// the two highest bits of a router's the lower one is set.
+    pub fn router_mark(self) -> u32 {
+        let [.., a, b, c, d] = self.0;
+        u32::from_be_bytes([a, b, c, d])
     }
 
     pub fn octets(self) -> [u8; 6] {
@@ -111,6 +122,19 @@ mod tests {
             "02-42-0A-00-00-05".parse::<MacAddr>().unwrap().to_string(),
             "02:42:0a:00:00:05"
         );
+    }
+
+    #[test]
+    fn each_node_has_a_router_of_its_own_on_each_network() {
+        let (network, other) = (NetworkId::from([1; 16]), NetworkId::from([2; 16]));
+        let routers = [(network, 1), (network, 2), (other, 1)]
+            .map(|(network, node)| MacAddr::for_router(network, NodeId::from([node; 16])));
+        assert!(routers[0] != routers[1] && routers[0] != routers[2], "{routers:?}");
+        for router in routers {
+            assert!(router.to_string().starts_with("0e:57:"), "{router}");
+            assert_eq!(router.router_mark() >> 30, 1, "{router}");
+        }
+        assert_ne!(routers[0].router_mark(), routers[1].router_mark());
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod exposure;
 mod gateways;
 mod keeper;
 mod macvlan;
+mod names;
 mod networks;
 mod ports;
 mod published;

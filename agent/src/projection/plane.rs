@@ -9,7 +9,8 @@ use weft_model::{
     Driver, Endpoint, Family, MacAddr, Macvlan, Network, NetworkId, NodeId, VtepAddr,
 };
 use weft_vxlan::{
-    AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Transport, Uplink,
+    AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Transit, Transport,
+    Uplink,
 };
 
 use super::balance::carried;
@@ -139,6 +140,7 @@ fn overlay_network(
         flood: if network.options.multicast { flood } else { BTreeMap::new() },
         ports: ports.collect(),
         uplink: uplink(context, book, network),
+        transit: transit(context, cluster, network),
     }
 }
 
@@ -154,6 +156,23 @@ fn transport(context: PlaneContext, network: &Network) -> Transport {
             Transport::Vxlan { vni: network.vni, local: context.local, port: context.vxlan_port }
         }
     }
+}
+
+/// How what comes to published ports gets to the other hosts of the network, if some of it may.
+fn transit(context: PlaneContext, cluster: &Cluster, network: &Network) -> Option<Transit> {
+    let before = cluster.conflict(network.id);
+    let settled = before.is_none_or(|before| !is_mistakable(before, network));
+    if network.driver.is_local() || !settled || !cluster.has_ingress(network.id) {
+        return None;
+    }
+    let others = cluster.carriers(network.id).into_iter().filter(|node| *node != context.me);
+    let routers = others.filter_map(|node| Some((node, cluster.node(node)?.vtep)));
+    let family = Family::of(context.local.ip());
+    Some(Transit {
+        own: context.me,
+        routers: routers.filter(|(_, vtep)| Family::of(vtep.ip()) == family).collect(),
+        addresses: BTreeSet::from([context.local.ip()]),
+    })
 }
 
 /// Whether an endpoint's MAC follows from its addresses, which others cannot have.

@@ -125,10 +125,7 @@ async fn a_connection_stays_while_an_answer_is_awaited_from_upstream() {
     let (silent, good) = (Stub::start(), Stub::start());
     let config = Config {
         tcp: TcpLimits { idle: Duration::from_millis(50), ..TcpLimits::default() },
-        upstream: UpstreamLimits {
-            attempt: Duration::from_millis(500),
-            ..UpstreamLimits::default()
-        },
+        upstream: UpstreamLimits { attempt: Duration::from_secs(2), ..UpstreamLimits::default() },
         ..Config::default()
     };
     let bench = Bench::start(config, vec![silent.address, good.address]);

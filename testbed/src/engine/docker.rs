@@ -86,7 +86,7 @@ impl Docker {
             .context("cannot start Docker's daemon")?;
         *self.entered() = Some(entered);
         let what = format!("Docker answers on {}", self.host.name());
-        eventually(Duration::from_secs(30), &what, || self.run("version"))
+        eventually(Duration::from_secs(60), &what, || self.run("version"))
             .map(drop)
             .with_context(|| self.log_tail(20))
     }
@@ -99,7 +99,7 @@ impl Docker {
     pub fn stop_daemon(&self, signal: &str) -> anyhow::Result<()> {
         self.host.sh(&format!("kill -{signal} $(cat /run/dockerd.pid); rm -f /run/docker.pid"))?;
         let mut entered = self.entered().take().context("no daemon runs")?;
-        eventually(Duration::from_secs(30), "Docker's daemon ends", || match entered.try_wait() {
+        eventually(Duration::from_secs(60), "Docker's daemon ends", || match entered.try_wait() {
             Ok(Some(_)) => Ok(()),
             Ok(None) => Err("it still runs".to_owned()),
             Err(error) => Err(error.to_string()),

@@ -17,7 +17,7 @@ pub use image::IMAGE;
 pub use podman::Podman;
 
 /// How long a name may take to come or go, and what an engine removed to be gone.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// An engine on one host, of which the commands are those of Docker.
 pub trait Engine {

@@ -1,7 +1,7 @@
 //! Expressions of nftables rules (`include/uapi/linux/netfilter/nf_tables.h`), in the forms that
 //! `nft` writes and can print.
 
-use weft_model::{Family, Protocol, Spread};
+use weft_model::{Family, Protocol};
 
 use crate::wire::Writer;
 
@@ -10,6 +10,7 @@ use crate::wire::Writer;
 pub(crate) struct Register(u32);
 
 impl Register {
+    const VERDICT: Self = Self(0);
     pub(crate) const ONE: Self = Self(1);
     pub(crate) const TWO: Self = Self(2);
 
@@ -91,19 +92,25 @@ impl Expressions {
         })
     }
 
-    /// Adds to a map, or sets an entry's time back to its beginning, or deletes.
-    pub(crate) fn remember(
-        &mut self,
-        operation: Memory,
-        map: &str,
-        key: Register,
-        value: Register,
-    ) -> &mut Self {
+    /// Adds to a set, or sets what is in it back to the beginning of its time.
+    pub(crate) fn remember(&mut self, set: &str, key: Register) -> &mut Self {
         self.push("dynset", |data| {
-            data.text(1, map);
-            data.number(3, operation as u32);
+            data.text(1, set);
+            data.number(3, DYNSET_UPDATE);
             data.number(4, key.0);
-            data.number(5, value.0);
+        })
+    }
+
+    /// Goes on in the chain that the map has for the key, if it has one.
+    pub(crate) fn dispatched(&mut self, map: &str, key: Register) -> &mut Self {
+        self.mapped(map, key, Register::VERDICT)
+    }
+
+    /// Goes on in `chain`, and does not come back.
+    pub(crate) fn goto(&mut self, chain: &str) -> &mut Self {
+        self.push("immediate", |data| {
+            data.number(1, Register::VERDICT.0);
+            data.nest(2, |data| goto(data, chain));
         })
     }
 
@@ -168,15 +175,6 @@ impl Expressions {
     }
 }
 
-/// What a rule does to a map.
-#[derive(Clone, Copy, Debug)]
-#[repr(u32)]
-pub(crate) enum Memory {
-    Add = 0,
-    Update = 1,
-    Delete = 2,
-}
-
 /// Writes the verdict to go on in `chain` and not come back.
 pub(crate) fn goto(data: &mut Writer, chain: &str) {
     data.nest(DATA_VERDICT, |verdict| {
@@ -190,23 +188,6 @@ pub(crate) fn number_of(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => 6,
         Protocol::Udp => 17,
-    }
-}
-
-/// Bytes of the hash's input: the client's address, and its port unless the address alone decides.
-pub(crate) fn hashed_length(family: Family, with_port: bool) -> u32 {
-    let address = match family {
-        Family::V4 => 4,
-        Family::V6 => 16,
-    };
-    address + if with_port { 4 } else { 0 }
-}
-
-/// Whether the spread is drawn for each connection.
-pub(crate) fn is_drawn(spread: Spread) -> bool {
-    match spread {
-        Spread::Hash => false,
-        Spread::Random => true,
     }
 }
 
@@ -225,4 +206,5 @@ const BASE_TRANSPORT: u32 = 2;
 const CMP_EQUAL: u32 = 0;
 const HASH_JENKINS: u32 = 0;
 const NUMGEN_RANDOM: u32 = 1;
+const DYNSET_UPDATE: u32 = 1;
 const NAT_DESTINATION: u32 = 1;

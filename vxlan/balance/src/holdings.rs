@@ -11,7 +11,7 @@ use weft_model::{Family, MacAddr};
 use crate::{
     Frontend, NetworkBalance, Pool,
     kernel::{Actual, Change, rule_label},
-    parts::{Collection, Parts, REFUSE},
+    parts::{Chain, Collection, Parts},
     set::{Element, Kind, Set, Table},
     skeleton::Skeleton,
 };
@@ -22,6 +22,7 @@ pub(crate) struct Holdings {
     frontends: BTreeMap<Frontend, (Arc<Pool>, Parts)>,
     elements: BTreeMap<Element, u32>,
     collections: BTreeMap<String, u32>,
+    chains: BTreeMap<String, u32>,
     /// Nobody's any more, but connections that were made before may need them.
     pub(crate) lingering: BTreeSet<Element>,
     gateways: BTreeSet<IpAddr>,
@@ -43,8 +44,7 @@ impl Holdings {
         for frontend in gone.copied().collect::<Vec<_>>() {
             if let Some((_, parts)) = self.frontends.remove(&frontend) {
                 counts.sub(&parts);
-                change.gone_elements.push(parts.entry.clone());
-                counts.drop_chain(parts, &mut change);
+                change.gone_elements.push(parts.entry);
             }
         }
         for (&frontend, pool) in &desired.frontends {
@@ -58,22 +58,15 @@ impl Holdings {
             let parts = Parts::of(frontend, pool, seed, gateway);
             counts.add(&parts);
             let before = self.frontends.insert(frontend, (Arc::clone(pool), parts.clone()));
-            let led = before.as_ref().map(|(_, parts)| parts.chain.name.clone());
-            if led.as_ref() != Some(&parts.chain.name) {
-                if led.is_some() {
+            let before = before.map(|(_, parts)| parts);
+            if before.as_ref().map(|before| &before.lead) != Some(&parts.lead) {
+                if before.is_some() {
                     change.gone_elements.push(parts.entry.clone());
                 }
-                let lead = Some(parts.chain.name.clone());
-                change.new_elements.push((parts.entry.clone(), lead));
-                if parts.chain.name != REFUSE {
-                    change.new_chains.push(parts.chain.clone());
-                }
+                change.new_elements.push((parts.entry.clone(), Some(parts.lead.clone())));
             }
-            if let Some((_, before)) = before {
+            if let Some(before) = before {
                 counts.sub(&before);
-                if led.as_ref() != Some(&parts.chain.name) {
-                    counts.drop_chain(before, &mut change);
-                }
             }
         }
         self.settle(counts, &mut change);
@@ -82,40 +75,33 @@ impl Holdings {
 
     /// Brings the counts of shared things up to date.
     fn settle(&mut self, counts: Counts, change: &mut Change) {
-        let Counts { elements, collections, shapes } = counts;
+        let Counts { elements, chains, rules, collections, shapes } = counts;
         for (element, delta) in elements {
-            let held = self.elements.get(&element).copied().unwrap_or_default();
-            let count = held.saturating_add_signed(delta);
-            match (held, count) {
-                (0, 1..) => {
-                    // It is in the kernel still if it lingers.
-                    if !self.lingering.remove(&element) {
-                        change.new_elements.push((element.clone(), None));
-                    }
+            match recount(&mut self.elements, &element, delta) {
+                // It is in the kernel still if it lingers.
+                (0, 1..) if !self.lingering.remove(&element) => {
+                    change.new_elements.push((element, None));
                 }
                 (1.., 0) if element.set.lingers() => {
-                    self.lingering.insert(element.clone());
+                    self.lingering.insert(element);
                 }
-                (1.., 0) => change.gone_elements.push(element.clone()),
+                (1.., 0) => change.gone_elements.push(element),
                 _ => {}
             }
-            match count {
-                0 => self.elements.remove(&element),
-                _ => self.elements.insert(element, count),
-            };
+        }
+        for (name, delta) in chains {
+            match recount(&mut self.chains, &name, delta) {
+                (0, 1..) => change.new_chains.extend(rules.get(&name).cloned()),
+                (1.., 0) => change.gone_chains.push((Table::Inet, name)),
+                _ => {}
+            }
         }
         for (name, delta) in collections {
-            let held = self.collections.get(&name).copied().unwrap_or_default();
-            let count = held.saturating_add_signed(delta);
-            match (held, count) {
+            match recount(&mut self.collections, &name, delta) {
                 (0, 1..) => change.new_collections.extend(shapes.get(&name).cloned()),
-                (1.., 0) => change.gone_collections.push((Table::Inet, name.clone())),
+                (1.., 0) => change.gone_collections.push((Table::Inet, name)),
                 _ => {}
             }
-            match count {
-                0 => self.collections.remove(&name),
-                _ => self.collections.insert(name, count),
-            };
         }
     }
 
@@ -132,12 +118,10 @@ impl Holdings {
         let mut entries = BTreeMap::new();
         let mut shapes = BTreeMap::new();
         for (_, parts) in self.frontends.values() {
-            entries.insert(&parts.entry, parts.chain.name.as_str());
-            chains.insert(parts.chain.name.as_str(), &parts.chain);
+            entries.insert(&parts.entry, parts.lead.as_str());
+            chains.extend(parts.chains.iter().map(|chain| (chain.name.as_str(), chain)));
             shapes.extend(parts.collections.iter().map(|c| (c.name.as_str(), c)));
         }
-        chains.remove(REFUSE);
-
         let fixed = skeleton.labelled();
         for (chain, labels) in actual.chains.iter().filter(|(key, _)| !fixed.contains_key(key)) {
             let (table, name) = chain;
@@ -210,10 +194,23 @@ fn is_laid(actual: &Actual, skeleton: &Skeleton) -> bool {
     skeleton.labelled().iter().all(labelled) && Set::all().all(|set| actual.sets.contains(&set))
 }
 
+/// Changes a count; tells what it was and what it is.
+fn recount<K: Clone + Ord>(counts: &mut BTreeMap<K, u32>, key: &K, delta: i32) -> (u32, u32) {
+    let held = counts.get(key).copied().unwrap_or_default();
+    let count = held.saturating_add_signed(delta);
+    match count {
+        0 => counts.remove(key),
+        _ => counts.insert(key.clone(), count),
+    };
+    (held, count)
+}
+
 /// By how much the use of shared things changes.
 #[derive(Debug, Default)]
 struct Counts {
     elements: BTreeMap<Element, i32>,
+    chains: BTreeMap<String, i32>,
+    rules: BTreeMap<String, Chain>,
     collections: BTreeMap<String, i32>,
     shapes: BTreeMap<String, Collection>,
 }
@@ -222,6 +219,10 @@ impl Counts {
     fn add(&mut self, parts: &Parts) {
         for element in &parts.elements {
             *self.elements.entry(element.clone()).or_default() += 1;
+        }
+        for chain in &parts.chains {
+            *self.chains.entry(chain.name.clone()).or_default() += 1;
+            self.rules.insert(chain.name.clone(), chain.clone());
         }
         for collection in &parts.collections {
             *self.collections.entry(collection.name.clone()).or_default() += 1;
@@ -233,14 +234,11 @@ impl Counts {
         for element in &parts.elements {
             *self.elements.entry(element.clone()).or_default() -= 1;
         }
+        for chain in &parts.chains {
+            *self.chains.entry(chain.name.clone()).or_default() -= 1;
+        }
         for collection in &parts.collections {
             *self.collections.entry(collection.name.clone()).or_default() -= 1;
-        }
-    }
-
-    fn drop_chain(&self, parts: Parts, change: &mut Change) {
-        if parts.chain.name != REFUSE {
-            change.gone_chains.push((Table::Inet, parts.chain.name));
         }
     }
 }

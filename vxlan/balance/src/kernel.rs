@@ -12,7 +12,7 @@ use crate::{
     error::BalanceError,
     expression::{self, LIST_ELEMENT},
     netfilter::{NFTABLES, NLM_F_APPEND, NLM_F_CREATE, Netfilter, Request},
-    parts::{Chain, Collection, Shape, Target},
+    parts::{Chain, Collection, Shape, address_length},
     set::{Element, Set, Table},
     skeleton::{Skeleton, USER},
     wire::{self, Writer, attribute, attributes, nested},
@@ -49,6 +49,13 @@ pub(crate) struct Change {
 pub(crate) struct Tally {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
+}
+
+/// An element as the kernel tells of it.
+struct Found {
+    key: Vec<u8>,
+    chain: Option<String>,
+    tally: Tally,
 }
 
 #[derive(Debug)]
@@ -142,7 +149,7 @@ impl Kernel {
             match Set::named(&name, table) {
                 Some(set) => {
                     actual.sets.insert(set);
-                    for (key, chain, _) in self.read_elements(set)? {
+                    for Found { key, chain, .. } in self.read_elements(set)? {
                         actual.elements.insert(Element { set, key }, chain);
                     }
                 }
@@ -156,10 +163,7 @@ impl Kernel {
         Ok(())
     }
 
-    fn read_elements(
-        &mut self,
-        set: Set,
-    ) -> Result<Vec<(Vec<u8>, Option<String>, Tally)>, BalanceError> {
+    fn read_elements(&mut self, set: Set) -> Result<Vec<Found>, BalanceError> {
         let mut body = Writer::default();
         body.text(TABLE, Table::NAME);
         body.text(ELEMENTS_SET, &set.to_string());
@@ -170,7 +174,7 @@ impl Kernel {
             found.extend(attributes(list).filter_map(|(_, element)| {
                 let key = nested(element, &[ELEMENT_KEY, expression::DATA_VALUE])?.to_vec();
                 let chain = nested(element, &[ELEMENT_DATA, 2, 2]).map(wire::text);
-                Some((key, chain, tally(element)))
+                Some(Found { key, chain, tally: tally(element) })
             }));
         }
         Ok(found)
@@ -179,22 +183,21 @@ impl Kernel {
     /// What the elements of a set have counted.
     pub(crate) fn tallies(&mut self, set: Set) -> Result<BTreeMap<Vec<u8>, Tally>, BalanceError> {
         let elements = self.read_elements(set)?;
-        Ok(elements.into_iter().map(|(key, _, tally)| (key, tally)).collect())
+        Ok(elements.into_iter().map(|found| (found.key, found.tally)).collect())
     }
 
     /// Makes `change` one transaction, unless it is a very large one: then what is new comes in
     /// several, each of them whole.
     pub(crate) fn apply(&mut self, change: &Change) -> Result<(), BalanceError> {
-        let mut requests = Vec::new();
-        requests.extend(change.new_collections.iter().flat_map(make_collection));
-        requests.extend(change.new_chains.iter().flat_map(make_chain));
-        for chain in &change.mended_chains {
-            let mut body = Writer::default();
-            body.text(TABLE, Table::NAME);
-            body.text(RULE_CHAIN, &chain.name);
-            requests.push(request(DELETE_RULE, Some(Table::Inet), body));
-            requests.extend(make_chain(chain));
-        }
+        let mut requests: Vec<_> = change.new_collections.iter().map(make_collection).collect();
+        requests.extend(change.new_chains.iter().map(make_chain));
+        // What leads to chains needs them; what is in constant maps comes before the rules that
+        // use it.
+        requests.extend(change.new_collections.iter().flat_map(fill_collection));
+        requests
+            .extend(change.mended_chains.iter().map(|chain| empty_chain(Table::Inet, &chain.name)));
+        let chains = change.new_chains.iter().chain(&change.mended_chains);
+        requests.extend(chains.flat_map(fill_chain));
         requests.extend(change_elements(DELETE_ELEMENT, 0, &change.gone_elements, |_| None));
         let new: Vec<_> = change.new_elements.iter().map(|(element, _)| element.clone()).collect();
         let leads: BTreeMap<_, _> = change
@@ -205,17 +208,20 @@ impl Kernel {
         requests.extend(change_elements(NEW_ELEMENT, NLM_F_CREATE, &new, |element| {
             leads.get(element).copied()
         }));
-        requests.extend(change.gone_chains.iter().map(|(table, name)| {
-            let mut body = Writer::default();
-            body.text(TABLE, Table::NAME);
-            body.text(CHAIN_NAME, name);
-            request(DELETE_CHAIN, Some(*table), body)
-        }));
+        // In the opposite order.
+        let gone = || change.gone_chains.iter();
+        requests.extend(gone().map(|(table, name)| empty_chain(*table, name)));
         requests.extend(change.gone_collections.iter().map(|(table, name)| {
             let mut body = Writer::default();
             body.text(TABLE, Table::NAME);
             body.text(SET_NAME, name);
             request(DELETE_SET, Some(*table), body)
+        }));
+        requests.extend(gone().map(|(table, name)| {
+            let mut body = Writer::default();
+            body.text(TABLE, Table::NAME);
+            body.text(CHAIN_NAME, name);
+            request(DELETE_CHAIN, Some(*table), body)
         }));
         Ok(self.netfilter.commit(&requests)?)
     }
@@ -227,12 +233,15 @@ pub(crate) fn rule_label(chain: &str, index: usize) -> String {
     format!("weft {digest} {index}")
 }
 
-fn make_chain(chain: &Chain) -> impl Iterator<Item = Request> {
+fn make_chain(chain: &Chain) -> Request {
     let mut body = Writer::default();
     body.text(TABLE, Table::NAME);
     body.text(CHAIN_NAME, &chain.name);
-    let made = request(NEW_CHAIN, Some(Table::Inet), body).with(NLM_F_CREATE);
-    let rules = chain.rules.iter().enumerate().map(|(index, expressions)| {
+    request(NEW_CHAIN, Some(Table::Inet), body).with(NLM_F_CREATE)
+}
+
+fn fill_chain(chain: &Chain) -> impl Iterator<Item = Request> {
+    chain.rules.iter().enumerate().map(|(index, expressions)| {
         let mut body = Writer::default();
         body.text(TABLE, Table::NAME);
         body.text(RULE_CHAIN, &chain.name);
@@ -244,87 +253,99 @@ fn make_chain(chain: &Chain) -> impl Iterator<Item = Request> {
         comment.push(0);
         body.bytes(RULE_USERDATA, &comment);
         request(NEW_RULE, Some(Table::Inet), body).with(NLM_F_CREATE | NLM_F_APPEND)
-    });
-    std::iter::once(made).chain(rules.collect::<Vec<_>>())
+    })
 }
 
-fn make_collection(Collection { name, shape }: &Collection) -> Vec<Request> {
-    let (family, port) = match shape {
-        Shape::Slots { family, port, .. }
-        | Shape::Members { family, port, .. }
-        | Shape::Memory { family, port, .. } => (*family, *port),
-    };
-    let (address, address_length) = match family {
-        Family::V4 => (TYPE_IPV4, 4),
-        Family::V6 => (TYPE_IPV6, 16),
-    };
-    let (target, target_length) = match port {
-        true => (address << TYPE_BITS | TYPE_PORT, address_length + 4),
-        false => (address, address_length),
-    };
+fn empty_chain(table: Table, name: &str) -> Request {
+    let mut body = Writer::default();
+    body.text(TABLE, Table::NAME);
+    body.text(RULE_CHAIN, name);
+    request(DELETE_RULE, Some(table), body)
+}
+
+fn make_collection(Collection { name, shape }: &Collection) -> Request {
     let mut body = Writer::default();
     body.text(TABLE, Table::NAME);
     body.text(SET_NAME, name);
     // The kernel wants one; it is of no use.
     body.number(SET_ID, 1);
-    let data = |body: &mut Writer| {
-        body.number(SET_DATA_TYPE, target);
-        body.number(SET_DATA_LENGTH, target_length);
-    };
-    let size = |body: &mut Writer, size: u32| body.nest(SET_DESCRIPTION, |d| d.number(1, size));
-    let mut elements = Vec::new();
-    match shape {
-        Shape::Slots { backends, .. } => {
+    let size = match shape {
+        Shape::Backends { family, port, slots } => {
             body.number(SET_FLAGS, SET_MAP | SET_CONSTANT);
             body.number(SET_KEY_TYPE, TYPE_INTEGER);
             body.number(SET_KEY_LENGTH, 4);
-            data(&mut body);
-            size(&mut body, backends.len() as u32);
-            let slots = (0u32..).zip(backends);
-            elements.extend(slots.map(|(slot, target)| {
-                // Numbers that the kernel computes are in its own byte order.
-                (slot.to_ne_bytes().to_vec(), Some(*target))
-            }));
+            let (address, length) = (address_type(*family), address_length(*family));
+            let (target, length) = match port {
+                true => (address << TYPE_BITS | TYPE_PORT, length + 4),
+                false => (address, length),
+            };
+            body.number(SET_DATA_TYPE, target);
+            body.number(SET_DATA_LENGTH, length);
+            slots.len() as u32
         }
-        Shape::Members { backends, .. } => {
-            body.number(SET_FLAGS, SET_CONSTANT);
-            // Of no parts: nft 1.0 cannot print the look-up of parts that came out of a map, and
-            // aborts.
+        Shape::Chains { slots } => {
+            body.number(SET_FLAGS, SET_MAP | SET_CONSTANT);
             body.number(SET_KEY_TYPE, TYPE_INTEGER);
-            body.number(SET_KEY_LENGTH, target_length);
-            size(&mut body, backends.len() as u32);
-            elements.extend(backends.iter().map(|target| (target.bytes(), None)));
+            body.number(SET_KEY_LENGTH, 4);
+            body.number(SET_DATA_TYPE, TYPE_VERDICT);
+            slots.len() as u32
         }
-        Shape::Memory { timeout, .. } => {
-            body.number(SET_FLAGS, SET_MAP | SET_TIMEOUT | SET_DYNAMIC);
-            body.number(SET_KEY_TYPE, address);
-            body.number(SET_KEY_LENGTH, address_length);
-            data(&mut body);
-            size(&mut body, MOST_CLIENTS);
+        Shape::Clients { family, timeout } => {
+            body.number(SET_FLAGS, SET_TIMEOUT | SET_DYNAMIC);
+            body.number(SET_KEY_TYPE, address_type(*family));
+            body.number(SET_KEY_LENGTH, address_length(*family));
             body.bytes(SET_TIMEOUT_MS, &milliseconds(*timeout).to_be_bytes());
+            MOST_CLIENTS
         }
-    }
-    let mut requests = vec![request(NEW_SET, Some(Table::Inet), body).with(NLM_F_CREATE)];
-    requests.extend(elements.chunks(ELEMENTS_EACH).map(|chunk| {
+    };
+    body.nest(SET_DESCRIPTION, |description| description.number(1, size));
+    request(NEW_SET, Some(Table::Inet), body).with(NLM_F_CREATE)
+}
+
+fn fill_collection(Collection { name, shape }: &Collection) -> Vec<Request> {
+    let write = |slot: u32, element: &mut Writer| match shape {
+        Shape::Backends { slots, .. } => {
+            let target = slots[slot as usize].bytes();
+            element.nest(ELEMENT_DATA, |data| data.bytes(expression::DATA_VALUE, &target));
+        }
+        Shape::Chains { slots } => {
+            element.nest(ELEMENT_DATA, |data| expression::goto(data, &slots[slot as usize]));
+        }
+        Shape::Clients { .. } => {}
+    };
+    let count = match shape {
+        Shape::Backends { slots, .. } => slots.len(),
+        Shape::Chains { slots } => slots.len(),
+        Shape::Clients { .. } => 0,
+    };
+    let slots: Vec<u32> = (0..count as u32).collect();
+    let requests = slots.chunks(ELEMENTS_EACH).map(|chunk| {
         let mut body = Writer::default();
         body.text(TABLE, Table::NAME);
         body.text(ELEMENTS_SET, name);
         body.nest(ELEMENTS_LIST, |list| {
-            for (key, target) in chunk {
-                list.nest(LIST_ELEMENT, |element| write_element(element, key, *target));
+            for slot in chunk {
+                list.nest(LIST_ELEMENT, |element| {
+                    // Numbers that the kernel computes are in its own byte order.
+                    write_key(element, &slot.to_ne_bytes());
+                    write(*slot, element);
+                });
             }
         });
         request(NEW_ELEMENT, Some(Table::Inet), body).with(NLM_F_CREATE)
-    }));
-    requests
+    });
+    requests.collect()
 }
 
-fn write_element(element: &mut Writer, key: &[u8], target: Option<Target>) {
-    element.nest(ELEMENT_KEY, |data| data.bytes(expression::DATA_VALUE, key));
-    if let Some(target) = target {
-        let bytes = target.bytes();
-        element.nest(ELEMENT_DATA, |data| data.bytes(expression::DATA_VALUE, &bytes));
+fn address_type(family: Family) -> u32 {
+    match family {
+        Family::V4 => TYPE_IPV4,
+        Family::V6 => TYPE_IPV6,
     }
+}
+
+fn write_key(element: &mut Writer, key: &[u8]) {
+    element.nest(ELEMENT_KEY, |data| data.bytes(expression::DATA_VALUE, key));
 }
 
 /// Requests to add or delete elements; those of one set together.
@@ -347,7 +368,7 @@ fn change_elements<'a>(
             body.nest(ELEMENTS_LIST, |list| {
                 for element in chunk {
                     list.nest(LIST_ELEMENT, |body| {
-                        write_element(body, &element.key, None);
+                        write_key(body, &element.key);
                         if let Some(chain) = lead(element) {
                             body.nest(ELEMENT_DATA, |data| expression::goto(data, chain));
                         }
@@ -397,7 +418,7 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 /// As many as fit into one attribute, whatever they are.
-const ELEMENTS_EACH: usize = 512;
+const ELEMENTS_EACH: usize = 256;
 const MOST_CLIENTS: u32 = 65_536;
 
 /// `include/uapi/linux/netfilter/nf_tables.h`.
@@ -440,6 +461,8 @@ const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
 const ELEMENT_EXPRESSION: u16 = 7;
 const ELEMENT_EXPRESSIONS: u16 = 11;
+/// `NFT_DATA_VERDICT`.
+const TYPE_VERDICT: u32 = 0xffff_ff00;
 /// nft's own numbers for types, by which it prints keys and values.
 const TYPE_INTEGER: u32 = 4;
 const TYPE_IPV4: u32 = 7;

@@ -7,11 +7,11 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use weft_model::{Family, Source};
+use weft_model::{Family, Source, Spread};
 
 use crate::{
     Backend, Frontend, Pool,
-    expression::{Expressions, Memory, Register, hashed_length, is_drawn},
+    expression::{Expressions, Register},
     maglev::maglev,
     set::{Element, Kind, octets},
     wire::Writer,
@@ -23,9 +23,11 @@ use crate::{
 /// content, and a change is something new beside the old, which goes when nothing leads to it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Parts {
-    /// The key that dispatches to the chain.
+    /// The key that dispatches to a chain, and the chain's name.
     pub(crate) entry: Element,
-    pub(crate) chain: Chain,
+    pub(crate) lead: String,
+    /// None if the frontend leads to a chain of the skeleton.
+    pub(crate) chains: Vec<Chain>,
     /// What may be others', too.
     pub(crate) collections: Vec<Collection>,
     pub(crate) elements: BTreeSet<Element>,
@@ -35,7 +37,7 @@ pub(crate) struct Parts {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Chain {
     pub(crate) name: String,
-    /// Each rule's expressions. None: the chain is a part of the skeleton.
+    /// Each rule's expressions.
     pub(crate) rules: Vec<Writer>,
 }
 
@@ -49,11 +51,11 @@ pub(crate) struct Collection {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Shape {
     /// Slot to backend; never changes.
-    Slots { family: Family, port: bool, backends: Vec<Target> },
-    /// Backends; never changes.
-    Members { family: Family, port: bool, backends: BTreeSet<Target> },
-    /// Client to backend; the kernel writes it, and forgets a client after that time.
-    Memory { family: Family, port: bool, timeout: Duration },
+    Backends { family: Family, port: bool, slots: Vec<Target> },
+    /// Slot to the backend's chain; never changes.
+    Chains { slots: Vec<String> },
+    /// Clients; the kernel writes it, and forgets a client after that time.
+    Clients { family: Family, timeout: Duration },
 }
 
 /// Where a connection is sent; the port that it has if there is none.
@@ -118,11 +120,12 @@ impl Parts {
                 elements.insert(element(Kind::Masked));
             }
         }
-        let (chain, collections) = match slots.is_empty() {
-            true => (Chain { name: REFUSE.into(), rules: Vec::new() }, Vec::new()),
-            false => Choice { frontend, pool, slots, seed }.chain(),
+        let (chains, collections) = match slots.is_empty() {
+            true => (Vec::new(), Vec::new()),
+            false => Choice { frontend, pool, slots, seed }.parts(),
         };
-        Self { entry, chain, collections, elements }
+        let lead = chains.last().map_or_else(|| REFUSE.into(), |chain: &Chain| chain.name.clone());
+        Self { entry, lead, chains, collections, elements }
     }
 }
 
@@ -142,63 +145,85 @@ struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    fn chain(&self) -> (Chain, Vec<Collection>) {
-        let slots = (self.slots.len() > 1).then(|| {
-            let shape = Shape::Slots {
-                family: self.family(),
-                port: self.has_port(),
-                backends: self.slots.clone(),
-            };
-            Collection { name: shape.name(), shape }
-        });
-        let mut rules = Vec::new();
-        let mut collections: Vec<_> = slots.into_iter().collect();
-        let slots = collections.first().map(|collection| collection.name.clone());
-        if let Some(timeout) = self.pool.affinity.filter(|timeout| !timeout.is_zero()) {
-            let (family, port) = (self.family(), self.has_port());
-            let backends = self.slots.iter().copied().collect();
-            let members = Shape::Members { family, port, backends };
-            let members = Collection { name: members.name(), shape: members };
-            let memory = Shape::Memory { family, port, timeout };
-            let Frontend { ip, protocol, port } = self.frontend;
-            let of = format!("{ip}/{protocol}/{port:?}/{}", timeout.as_secs());
-            let memory =
-                Collection { name: format!("clients-{}", digest(&[of.as_bytes()])), shape: memory };
-            rules.extend(self.remembering(&members.name, &memory.name, slots.as_deref()));
-            collections.extend([members, memory]);
+    /// The chains, the one that the frontend leads to last; and what they use.
+    fn parts(&self) -> (Vec<Chain>, Vec<Collection>) {
+        match self.pool.affinity.filter(|timeout| !timeout.is_zero()) {
+            Some(timeout) => self.remembering(timeout),
+            None => self.forgetful(),
         }
-        let mut last = self.begun();
-        self.choose(&mut last, slots.as_deref(), Register::ONE);
-        self.send(&mut last, Register::ONE);
-        rules.push(last);
-        let rules: Vec<Writer> = rules.into_iter().map(|rule| rule.0).collect();
-        let Frontend { ip, protocol, port } = self.frontend;
-        let of = format!("{FORMAT} {ip}/{protocol}/{port:?}");
-        let content: Vec<&[u8]> = std::iter::once(of.as_bytes())
-            .chain(rules.iter().map(|rule| rule.0.as_slice()))
-            .collect();
-        let name = format!("to-{}-{}", self.pool.service, digest(&content));
-        (Chain { name, rules }, collections)
     }
 
-    /// Rules for clients that are remembered, for those whose backend has gone, and for new ones.
-    fn remembering(&self, members: &str, memory: &str, slots: Option<&str>) -> [Expressions; 3] {
-        let (family, client, backend) = (self.family(), Register::ONE, Register::TWO);
-        let mut known = self.begun();
-        known.source_address(family, client).mapped(memory, client, backend);
-        known.contained(members, backend).remember(Memory::Update, memory, client, backend);
-        self.send(&mut known, backend);
+    fn forgetful(&self) -> (Vec<Chain>, Vec<Collection>) {
+        let mut rule = self.begun();
+        let mut collections = Vec::new();
+        match *self.slots {
+            [only] => self.put(&mut rule, only),
+            _ => {
+                let slots = self.slots.clone();
+                let content: Vec<_> = slots.iter().map(|target| target.bytes()).collect();
+                let name = format!("slots-{}", digest(content.iter().map(Vec::as_slice)));
+                self.draw(&mut rule).mapped(&name, Register::ONE, Register::ONE);
+                let (family, port) = (self.family(), self.has_port());
+                let shape = Shape::Backends { family, port, slots };
+                collections.push(Collection { name, shape });
+            }
+        }
+        self.send(&mut rule);
+        (vec![self.chain("to", vec![rule])], collections)
+    }
 
-        let mut orphaned = self.begun();
-        orphaned.source_address(family, client);
-        self.put(&mut orphaned, backend);
-        orphaned.remember(Memory::Delete, memory, client, backend);
+    /// A set of clients for each backend, and a chain that puts them there. (A map from client to
+    /// backend would be one look-up instead of one a backend; nft 1.0 could not print the rules.)
+    fn remembering(&self, timeout: Duration) -> (Vec<Chain>, Vec<Collection>) {
+        let (family, client) = (self.family(), Register::ONE);
+        let mut chains: BTreeMap<Target, Chain> = BTreeMap::new();
+        let (mut collections, mut rules) = (Vec::new(), Vec::new());
+        for &target in &self.slots {
+            if chains.contains_key(&target) {
+                continue;
+            }
+            let Target { ip, port } = target;
+            let of = format!("{} {ip} {port:?} {timeout:?}", self.frontend);
+            let clients = format!("clients-{}", digest([of.as_bytes()].into_iter()));
+            let mut noting = self.begun();
+            noting.source_address(family, client).remember(&clients, client);
+            self.put(&mut noting, target);
+            self.send(&mut noting);
+            // If there is no room for further clients.
+            let mut passing = self.begun();
+            self.put(&mut passing, target);
+            self.send(&mut passing);
+            let chain = self.chain("at", vec![noting, passing]);
 
+            let mut known = self.begun();
+            known.source_address(family, client).contained(&clients, client).goto(&chain.name);
+            rules.push(known);
+            let shape = Shape::Clients { family, timeout };
+            collections.push(Collection { name: clients, shape });
+            chains.insert(target, chain);
+        }
         let mut new = self.begun();
-        self.choose(&mut new, slots, backend);
-        new.source_address(family, client).remember(Memory::Add, memory, client, backend);
-        self.send(&mut new, backend);
-        [known, orphaned, new]
+        match &*self.slots {
+            [only] => drop(new.goto(&chains[only].name)),
+            slots => {
+                let slots: Vec<_> = slots.iter().map(|slot| chains[slot].name.clone()).collect();
+                let name = format!("slots-{}", digest(slots.iter().map(|name| name.as_bytes())));
+                self.draw(&mut new).dispatched(&name, Register::ONE);
+                collections.push(Collection { name, shape: Shape::Chains { slots } });
+            }
+        }
+        rules.push(new);
+        let main = self.chain("to", rules);
+        (chains.into_values().chain([main]).collect(), collections)
+    }
+
+    /// A chain whose name says what is in it.
+    fn chain(&self, prefix: &str, rules: Vec<Expressions>) -> Chain {
+        let rules: Vec<Writer> = rules.into_iter().map(|rule| rule.0).collect();
+        let of = format!("{FORMAT} {}", self.frontend);
+        let content = rules.iter().map(|rule| rule.0.as_slice());
+        let content = digest(std::iter::once(of.as_bytes()).chain(content));
+        Chain { name: format!("{prefix}-{}-{content}", self.pool.service), rules }
     }
 
     fn begun(&self) -> Expressions {
@@ -207,43 +232,34 @@ impl Choice<'_> {
         rule
     }
 
-    /// Leaves the backend in `to`.
-    fn choose(&self, rule: &mut Expressions, slots: Option<&str>, to: Register) {
-        let Some(slots) = slots else {
-            self.put(rule, to);
-            return;
-        };
+    /// Leaves the number of a slot in the first register.
+    fn draw<'a>(&self, rule: &'a mut Expressions) -> &'a mut Expressions {
         let modulus = self.slots.len() as u32;
-        match is_drawn(self.pool.spread) {
-            true => rule.random(Register::ONE, modulus),
-            false => {
+        match self.pool.spread {
+            Spread::Random => rule.random(Register::ONE, modulus),
+            Spread::Hash => {
                 let (family, with_port) = (self.family(), self.pool.affinity.is_none());
                 rule.source_address(family, Register::TWO);
                 if with_port {
-                    let address = hashed_length(family, false);
-                    rule.source_port(Register::TWO.after(address));
+                    rule.source_port(Register::TWO.after(address_length(family)));
                 }
-                let input = (Register::TWO, hashed_length(family, with_port));
-                rule.hash(input, Register::ONE, modulus, self.seed)
+                let length = address_length(family) + if with_port { 4 } else { 0 };
+                rule.hash((Register::TWO, length), Register::ONE, modulus, self.seed)
             }
-        };
-        rule.mapped(slots, Register::ONE, to);
-    }
-
-    /// Leaves the first backend in `to`.
-    fn put(&self, rule: &mut Expressions, to: Register) {
-        let Target { ip, port } = self.slots[0];
-        let address = octets(ip);
-        rule.value(to, &address);
-        if let Some(port) = port {
-            rule.value(to.after(address.len() as u32), &port.to_be_bytes());
         }
     }
 
-    fn send(&self, rule: &mut Expressions, backend: Register) {
-        let address = hashed_length(self.family(), false);
-        let port = self.has_port().then(|| backend.after(address));
-        rule.destination(self.family(), backend, port);
+    /// Leaves `target` where [`send`](Self::send) looks for it.
+    fn put(&self, rule: &mut Expressions, Target { ip, port }: Target) {
+        rule.value(Register::ONE, &octets(ip));
+        if let Some(port) = port {
+            rule.value(Register::ONE.after(address_length(self.family())), &port.to_be_bytes());
+        }
+    }
+
+    fn send(&self, rule: &mut Expressions) {
+        let port = self.has_port().then(|| Register::ONE.after(address_length(self.family())));
+        rule.destination(self.family(), Register::ONE, port);
     }
 
     fn family(&self) -> Family {
@@ -255,25 +271,15 @@ impl Choice<'_> {
     }
 }
 
-impl Shape {
-    fn name(&self) -> String {
-        let bytes: Vec<Vec<u8>> = match self {
-            Self::Slots { backends, .. } => backends.iter().map(|target| target.bytes()).collect(),
-            Self::Members { backends, .. } => {
-                backends.iter().map(|target| target.bytes()).collect()
-            }
-            Self::Memory { .. } => Vec::new(),
-        };
-        let bytes: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
-        match self {
-            Self::Slots { .. } => format!("slots-{}", digest(&bytes)),
-            Self::Members { .. } => format!("members-{}", digest(&bytes)),
-            Self::Memory { .. } => format!("clients-{}", digest(&bytes)),
-        }
+/// Bytes.
+pub(crate) fn address_length(family: Family) -> u32 {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 16,
     }
 }
 
-fn digest(parts: &[&[u8]]) -> String {
+fn digest<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_be_bytes());

@@ -155,10 +155,11 @@ fn translate(gateways: &BTreeSet<IpAddr>) -> Chain {
         rules.push(format!(
             "ct status dnat {ip} saddr . {ip} daddr @hairpins{n} snat {ip} to {gateway}"
         ));
-        rules.push(format!(
-            "iifname {{ \"up0\", \"rt0\" }} {ip} daddr . meta l4proto . th dport @masked{n} \
-             snat {ip} to {gateway}"
-        ));
+        let masked = format!("{ip} daddr . meta l4proto . th dport @masked{n}");
+        // By this host, or by another one's router: then the connection has its mark.
+        for entrance in ["iifname \"up0\"", "iifname \"br0\" ct mark & 0x40000000 != 0"] {
+            rules.push(format!("{entrance} {masked} snat {ip} to {gateway}"));
+        }
     }
     let hook = "type nat hook postrouting priority 90; policy accept;";
     Chain { table: Table::Inet, name: "postrouting", hook: Some(hook), rules }

@@ -123,7 +123,7 @@ impl NetworkTask {
         wake: Wake,
         memory: &mut Memory,
     ) -> Option<NetworkKernel> {
-        let kernel = match self.opened(kernel).await {
+        let kernel = match self.opened(kernel) {
             Ok(Some(kernel)) => kernel,
             Ok(None) => {
                 self.around.board.update_network(self.id, |status| status.applied = None);
@@ -161,10 +161,7 @@ impl NetworkTask {
     }
 
     /// The namespace, opened; none if it is not there.
-    async fn opened(
-        &self,
-        kernel: Option<NetworkKernel>,
-    ) -> Result<Option<NetworkKernel>, BalanceError> {
+    fn opened(&self, kernel: Option<NetworkKernel>) -> Result<Option<NetworkKernel>, BalanceError> {
         let Ok(namespace) = self.around.plane.namespace(self.id) else { return Ok(None) };
         match kernel {
             Some(kernel) if kernel.is_in(&namespace) => Ok(Some(kernel)),

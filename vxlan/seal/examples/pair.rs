@@ -120,7 +120,10 @@ fn forwarding(there: u8) -> Result<Forwarding, Failure> {
         mtu: UNDERLAY_MTU - 82,
         gateway_mac: MacAddr::try_from([2, 0x57, 0, 0, 0, 1])?,
         gateways: vec![Ipv4Addr::new(10, 77, 0, 254).into()],
-        stations: BTreeMap::from([(mac, Station { node: node(there), ips: ips.into() })]),
+        stations: BTreeMap::from([(
+            mac,
+            Station { node: node(there), ips: ips.into(), router: false },
+        )]),
         neighbours: ips.into_iter().map(|ip| (ip, mac)).collect(),
         flood: [node(there)].into(),
     })

@@ -24,10 +24,21 @@ pub struct Forwarding {
     pub flood: BTreeSet<NodeId>,
 }
 
-/// One endpoint of another node.
+impl Forwarding {
+    /// Whether `ip` is that of a station of another node than `node`, as far as it is known.
+    pub(crate) fn is_elsewhere(&self, ip: IpAddr, node: NodeId) -> bool {
+        let holder = self.neighbours.get(&ip);
+        holder.and_then(|mac| self.stations.get(mac)).is_some_and(|station| station.node != node)
+    }
+}
+
+/// One endpoint of another node, or its router.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Station {
     pub node: NodeId,
     /// What it may send from.
     pub ips: Vec<IpAddr>,
+    /// Whether it forwards for others: for its node's stations and for the world, as the gateway
+    /// does, and gets what is for these.
+    pub router: bool,
 }

@@ -249,3 +249,38 @@ fn kernel(step: &'static str, name: InterfaceName) -> impl FnOnce(NetlinkError) 
 }
 
 const MARK: &str = "weft vlan";
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::Emitable as _;
+
+    use super::*;
+
+    /// A netlink attribute, filled up to a multiple of four bytes.
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn a_vlan_is_asked_for_as_iproute2_does() {
+        // `ip link add link lan0 name lan0.50 type vlan id 50`, where lan0 has the index 3.
+        let message = link::vlan("lan0.50", 3, 50);
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        let (header, attributes) = bytes.split_at(16);
+        assert_eq!(header, [0; 16]);
+        let id = attribute(1, &50_u16.to_ne_bytes());
+        for (what, wanted) in [
+            ("IFLA_LINK", attribute(5, &3_u32.to_ne_bytes())),
+            ("IFLA_IFNAME", attribute(3, b"lan0.50\0")),
+            ("IFLA_INFO_DATA", attribute(2, &id)),
+        ] {
+            let there = attributes.windows(wanted.len()).any(|window| window == wanted);
+            assert!(there, "no {what} {wanted:?} in {attributes:?}");
+        }
+    }
+}

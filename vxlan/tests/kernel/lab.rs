@@ -21,8 +21,8 @@ use tokio_util::{
 use weft_model::{EndpointId, MacAddr, NetworkId, NodeId, Vni, VtepAddr};
 use weft_vxlan::{
     AddressPair, AttachSpec, Attached, Config, DataPlane, Desired, HostRules, Namespace,
-    NamespaceError, OverlayNetwork, Port, Prefix, Sandbox, Station, Table, Transport, Uplink,
-    namespace_name,
+    NamespaceError, OverlayNetwork, Port, Prefix, Sandbox, Station, Table, Transit, Transport,
+    Uplink, namespace_name,
 };
 
 use crate::tunnels::{self, LabTunnel};
@@ -242,7 +242,7 @@ impl Host {
             desired.networks.insert(overlay.id, Arc::new(overlay));
             desired.host = HostRules {
                 local: [underlay.vtep(self.n)].into(),
-                vteps: (1..=2).filter(|n| *n != self.n).map(|n| underlay.vtep(n)).collect(),
+                vteps: network.hosts().filter(|n| *n != self.n).map(|n| underlay.vtep(n)).collect(),
                 sealed_ports: self.tunnel.iter().flat_map(LabTunnel::ports).collect(),
                 uplink_pools: uplink_pools(),
                 ..HostRules::default()
@@ -310,6 +310,8 @@ pub(crate) struct Net {
     /// Of one host alone.
     pub(crate) local: bool,
     pub(crate) isolated: bool,
+    /// Open to clients from outside by all hosts.
+    pub(crate) transit: bool,
 }
 
 impl Net {
@@ -322,7 +324,14 @@ impl Net {
             encrypted: false,
             local: false,
             isolated: false,
+            transit: false,
         }
+    }
+
+    /// The hosts that have it.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = u8> {
+        let hosts: BTreeSet<_> = self.stations.values().copied().chain([1, 2]).collect();
+        hosts.into_iter()
     }
 
     /// The same, of one host alone, with a way out.
@@ -400,6 +409,15 @@ impl Net {
             flood: others.into_iter().map(|&at| (node(at), underlay.vtep(at))).collect(),
             ports: ports.collect(),
             uplink: Some(self.uplink()),
+            transit: self.transit.then(|| Transit {
+                own: node(host),
+                routers: self
+                    .hosts()
+                    .filter(|at| *at != host)
+                    .map(|at| (node(at), underlay.vtep(at)))
+                    .collect(),
+                addresses: [Underlay::V4, Underlay::V6].map(|of| of.vtep(host).ip()).into(),
+            }),
         }
     }
 
@@ -469,7 +487,7 @@ pub(crate) fn ping(from: &Namespace, to: IpAddr) -> Result<String, String> {
 
 /// Waits until `condition` holds; prints the last state it told of if that takes too long.
 pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> Result<(), String>) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let state = match condition().await {
             Ok(()) => return,

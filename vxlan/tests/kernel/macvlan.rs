@@ -312,8 +312,11 @@ fn what_cannot_be_divided_is_refused_by_name() {
         let refused = lan.host.plane.attach(engine).await.unwrap_err();
         assert!(matches!(refused, AttachError::Unmovable { .. }), "{refused}");
 
-        // The parent has gone meanwhile.
+        // The parent goes, and with it the port.
+        let mut gone = lan.host.plane.gone();
         run(host, "ip link del eth0");
+        let first = Gone { network: lan.net.id(), endpoint: lan.net.endpoint(1) };
+        assert_eq!(gone.recv().await.unwrap(), first);
         let other = lab.namespace("sandbox2");
         let refused = lan.host.plane.attach(lan.spec(2, &other)).await.unwrap_err();
         assert!(refused.to_string().contains("no interface eth0"), "{refused}");

@@ -25,3 +25,4 @@ mod sealed;
 mod sealed_hygiene;
 mod sealed_traffic;
 mod system;
+mod transit;

@@ -326,6 +326,7 @@ fn network(host: u8, stations: &[u8]) -> OverlayNetwork {
         flood: BTreeMap::new(),
         ports: ports.collect(),
         uplink: None,
+        transit: None,
     }
 }
 

@@ -200,7 +200,7 @@ impl Stations for Everybody {
         true
     }
 
-    fn is_gateway(&self, _: MacAddr) -> bool {
+    fn forwards(&self, _: MacAddr) -> bool {
         self.gateway
     }
 

@@ -9,11 +9,12 @@ pub trait Stations {
     /// Whether `mac` is a station of the peer, and if an address is given, has it.
     fn holds(&self, mac: MacAddr, ip: Option<IpAddr>) -> bool;
 
-    /// Whether `mac` is the gateway's, which is the same on every node.
-    fn is_gateway(&self, mac: MacAddr) -> bool;
+    /// Whether `mac` is the gateway's, which is the same on every node, or the peer's router's.
+    fn forwards(&self, mac: MacAddr) -> bool;
 
     /// Whether `ip` is that of a station of another node than the peer, as far as it is known. The
-    /// peer's gateway forwards for the peer's stations and for the world, but not for these.
+    /// peer's gateway and router forward for the peer's stations and for the world, but not for
+    /// these.
     fn is_elsewhere(&self, ip: IpAddr) -> bool;
 }
 
@@ -31,14 +32,14 @@ pub fn check_source(
     stations: &impl Stations,
 ) -> Result<(), Spoofed> {
     let source = headers.source.ok_or(Spoofed::NotAStation)?;
-    let gateway = stations.is_gateway(source);
+    let forwards = stations.forwards(source);
     let may = |ip: IpAddr| match ip {
         ip if ip.is_unspecified() || ip == IpAddr::V6(link_local(source)) => Ok(()),
-        ip if gateway && !stations.is_elsewhere(ip) => Ok(()),
-        ip if !gateway && stations.holds(source, Some(ip)) => Ok(()),
+        ip if forwards && !stations.is_elsewhere(ip) => Ok(()),
+        ip if !forwards && stations.holds(source, Some(ip)) => Ok(()),
         ip => Err(Spoofed::Address { mac: source, ip }),
     };
-    if !gateway && !stations.holds(source, None) {
+    if !forwards && !stations.holds(source, None) {
         return Err(Spoofed::Mac { mac: source });
     }
     match headers.network {
@@ -193,7 +194,7 @@ mod tests {
             source == mac(1) && ip.is_none_or(|ip| own.contains(&ip))
         }
 
-        fn is_gateway(&self, source: MacAddr) -> bool {
+        fn forwards(&self, source: MacAddr) -> bool {
             source == mac(0xfe)
         }
 

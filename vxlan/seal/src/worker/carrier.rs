@@ -148,7 +148,8 @@ impl Carrier {
         match headers.destination {
             None => self.flood(routes, &mut frame),
             Some(mac) => {
-                let station = forwarding.stations.get(&mac).filter(|own| is_for(&headers, own));
+                let station =
+                    forwarding.stations.get(&mac).filter(|own| is_for(&headers, own, forwarding));
                 let node = station.ok_or(DropReason::UnknownDestination)?.node;
                 self.seal(Target { network, node, route: routes.to(node)? }, &mut frame)
             }
@@ -342,14 +343,16 @@ fn unsealed(error: Unsealed) -> DropReason {
 
 /// Whether the station may get the packet: as the source of a packet must be its station's, so must
 /// the destination. Addresses are lent, MACs are only claimed: who claims another's gets nothing.
+/// A router gets what it forwards: all but packets for stations of others.
 #[inline]
-fn is_for(headers: &Headers, station: &Station) -> bool {
+fn is_for(headers: &Headers, station: &Station, forwarding: &Forwarding) -> bool {
     let Network::Ip(ip) = headers.network else { return true };
     let group = match ip.destination {
         IpAddr::V4(to) => to.is_multicast() || to.is_broadcast(),
         IpAddr::V6(to) => to.is_multicast(),
     };
-    group || station.ips.contains(&ip.destination)
+    let forwarded = || station.router && !forwarding.is_elsewhere(ip.destination, station.node);
+    group || station.ips.contains(&ip.destination) || forwarded()
 }
 
 fn gateway(forwarding: &Forwarding) -> Gateway {

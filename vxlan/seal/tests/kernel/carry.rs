@@ -83,7 +83,7 @@ fn offloads_are_used_and_a_switch_turns_each_off() {
 
         let status = |host: &Host| {
             let status = host.tunnel.status();
-            let wanted = eventually(Duration::from_secs(5), || {
+            let wanted = eventually(Duration::from_secs(30), || {
                 let shown = status.borrow().clone();
                 let used = shown.offloads.iter().any(|offload| offload.used > 0);
                 (used == switches.tap_tso).then_some(shown)
@@ -116,7 +116,7 @@ fn a_tap_that_is_made_again_carries_on() {
 
     one.network.ip("link del tap0");
     let told =
-        eventually(Duration::from_secs(5), || broken.borrow().contains(&network()).then_some(()));
+        eventually(Duration::from_secs(30), || broken.borrow().contains(&network()).then_some(()));
     assert!(told.is_some(), "nobody says that the TAP has gone");
 
     one.carry(2);
@@ -171,7 +171,7 @@ fn multicast_reaches_the_hosts_of_the_flood_list_and_no_other() {
     });
     let received = |receiver: &UdpSocket| receiver.recv(&mut [0; 100]).is_ok().then_some(());
     let hears = |receiver: &UdpSocket| {
-        let heard = eventually(Duration::from_secs(5), || {
+        let heard = eventually(Duration::from_secs(30), || {
             lab.host(1).container.run(|| sender.send_to(b"all", "239.1.1.1:4242")).ok()?;
             received(receiver)
         });

@@ -106,7 +106,7 @@ fn two_networks_that_packets_cannot_tell_apart_are_both_refused_and_say_so() {
     one.tunnel.carry(tap, Arc::new(rival.clone()));
 
     let status = one.tunnel.status();
-    let refused = eventually(Duration::from_secs(5), || {
+    let refused = eventually(Duration::from_secs(30), || {
         let networks = status.borrow().networks.clone();
         let faults = networks.values().filter(|network| network.fault.is_some()).count();
         (faults == 2).then_some(())

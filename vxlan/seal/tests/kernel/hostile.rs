@@ -28,7 +28,7 @@ fn sealed(lab: &Lab, during: impl FnOnce()) -> Vec<Vec<u8>> {
     let payload = |frame: &Vec<u8>| {
         ports.iter().find_map(|port| udp_payload(frame, *port)).map(<[u8]>::to_vec)
     };
-    let found = eventually(Duration::from_secs(5), || {
+    let found = eventually(Duration::from_secs(30), || {
         let packets: Vec<_> = capture.frames().iter().filter_map(payload).collect();
         (packets.len() > 4).then_some(packets)
     });

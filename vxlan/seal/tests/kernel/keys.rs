@@ -76,7 +76,7 @@ fn new_sessions_take_over_while_a_stream_goes_on() {
 #[test]
 fn a_session_that_expires_stops_carrying_and_says_so() {
     let lab = Lab::strangers(Options::default());
-    let life = Duration::from_secs(3);
+    let life = Duration::from_secs(6);
     for (one, other) in [(1, 2), (2, 1)] {
         let host = lab.host(one);
         let mut members = weft_seal::Members::default();

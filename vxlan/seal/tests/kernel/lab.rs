@@ -260,7 +260,7 @@ impl Host {
     /// Waits until the status of a peer is as wished.
     pub(crate) fn until(&self, of: u8, wished: impl Fn(&PeerStatus) -> bool) -> PeerStatus {
         let found =
-            eventually(Duration::from_secs(20), || self.status(of).filter(|status| wished(status)));
+            eventually(Duration::from_secs(30), || self.status(of).filter(|status| wished(status)));
         found.unwrap_or_else(|| panic!("host {} says of {of}: {:#?}", self.number, self.status(of)))
     }
 
@@ -270,7 +270,7 @@ impl Host {
 
     /// Waits until the counters are as wished.
     pub(crate) fn until_counted(&self, wished: impl Fn(&Counters) -> bool) -> Counters {
-        let found = eventually(Duration::from_secs(10), || {
+        let found = eventually(Duration::from_secs(30), || {
             Some(self.counters()).filter(|counters| wished(counters))
         });
         found.unwrap_or_else(|| panic!("host {} counts {:#?}", self.number, self.counters()))
@@ -278,7 +278,7 @@ impl Host {
 
     /// Whether its container reaches another one's; asks until it does.
     pub(crate) fn reaches(&self, other: u8) {
-        let answered = eventually(Duration::from_secs(20), || {
+        let answered = eventually(Duration::from_secs(30), || {
             self.container.pings(&inner_v4(other), 56).then_some(())
         });
         assert!(
@@ -295,7 +295,7 @@ impl Host {
         let Self { tracker, _stop: stop, tunnel, .. } = self;
         drop(stop);
         tracker.close();
-        let ended = eventually(Duration::from_secs(5), || tracker.is_empty().then_some(()));
+        let ended = eventually(Duration::from_secs(30), || tracker.is_empty().then_some(()));
         assert!(ended.is_some(), "{} threads go on", tracker.len());
         drop(tunnel);
     }
@@ -332,7 +332,7 @@ pub(crate) fn forwarding(own: u8, hosts: u8) -> Forwarding {
     let ips = |number| -> [IpAddr; 2] {
         [inner_v4(number).parse().unwrap(), inner_v6(number).parse().unwrap()]
     };
-    let station = |number| Station { node: node(number), ips: ips(number).into() };
+    let station = |number| Station { node: node(number), ips: ips(number).into(), router: false };
     Forwarding {
         network: network(),
         mtu: MTU,

@@ -20,7 +20,7 @@ fn a_narrower_path_is_found_and_containers_are_told() {
         host.namespace.ip("link set eth0 mtu 1400");
     }
     // Somebody has to send what does not fit for the change to be noticed at once.
-    let told = eventually(Duration::from_secs(20), || {
+    let told = eventually(Duration::from_secs(30), || {
         let output = one.container.ping(&inner_v4(2), data(1398));
         let text = format!("{output:?}");
         (text.contains("Frag needed") || text.contains("too long")).then_some(text)

@@ -126,5 +126,5 @@ impl Content {
 }
 
 const CHUNK: usize = 1 << 16;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const TRIES: usize = 10;

@@ -2,7 +2,6 @@ use std::{collections::BTreeMap, io::Write, net::IpAddr};
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
-use serde_json::json;
 use weft_model::{Driver, Label, Subnet};
 
 use super::{Client, Format, client::encode, inspect, output};
@@ -111,11 +110,7 @@ impl Network {
             Command::Ls => {
                 let networks: Vec<NetworkStatus> = agent.get("/v1/networks").await?;
                 match format {
-                    Format::Json => {
-                        let made = networks.iter().map(|status| json!(status));
-                        let all = made.chain(predefined(&networks).map(inspect::predefined_status));
-                        output::json(out, &all.collect::<Vec<_>>())?;
-                    }
+                    Format::Json => output::json(out, &networks)?,
                     Format::Table => output::table(
                         out,
                         [
@@ -129,10 +124,7 @@ impl Network {
                             "ENDPOINTS",
                             "STATE",
                         ],
-                        networks
-                            .iter()
-                            .map(row)
-                            .chain(predefined(&networks).map(row_of_predefined)),
+                        networks.iter().map(row).chain(predefined(&networks)),
                     )?,
                 }
             }
@@ -200,13 +192,10 @@ impl Create {
 }
 
 /// What there is without being made; `bridge` is made when it is first asked for.
-fn predefined(networks: &[NetworkStatus]) -> impl Iterator<Item = &'static str> {
+fn predefined(networks: &[NetworkStatus]) -> impl Iterator<Item = [String; 9]> {
     let is_made = |name: &str| networks.iter().any(|status| status.network.name.as_str() == name);
-    ["bridge", "host", "none"].into_iter().filter(move |name| !is_made(name))
-}
-
-fn row_of_predefined(name: &str) -> [String; 9] {
-    ["-", name, name, "local", "-", "-", "no", "-", "ready"].map(String::from)
+    let rest = ["bridge", "host", "none"].into_iter().filter(move |name| !is_made(name));
+    rest.map(|name| ["-", name, name, "local", "-", "-", "no", "-", "ready"].map(String::from))
 }
 
 fn row(status: &NetworkStatus) -> [String; 9] {

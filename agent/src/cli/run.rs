@@ -17,7 +17,6 @@ use super::{
     container, duration,
     supervisor::{self, Supervised},
     surroundings::{Membership, Surroundings},
-    unattached::Unattached,
 };
 use crate::{
     api::types::{Attached, Sandbox},
@@ -81,14 +80,6 @@ impl Run {
         if self.background {
             nix::unistd::setsid().context("cannot leave the terminal's session")?;
         }
-        let notes = agent.directory().join(UNATTACHED);
-        let note = match &surroundings {
-            Surroundings::Networks(_) => None,
-            Surroundings::Nothing | Surroundings::Host | Surroundings::Container(_) => {
-                let name = self.endpoint.name.clone();
-                Some(Unattached::note(&notes, name, self.network[0].clone())?)
-            }
-        };
         let attached = match surroundings {
             Surroundings::Networks(networks) => {
                 sandbox::enter_new(&hostname)?;
@@ -119,21 +110,16 @@ impl Run {
             let endpoints = attached.iter().map(|attached| attached.endpoint.id).collect();
             let command = Supervised { name: &name, command: &self.command };
             let ended = supervisor::supervise(agent, &endpoints, drain_timeout, &command);
-            super::wait(detach_all(agent, &attached))?;
+            // If there is no agent now, the next one will notice that the namespace has ended.
+            let _ = super::wait(detach_all(agent, &attached));
             std::process::exit(ended?);
         }
         let (program, arguments) = self.command.split_first().expect("clap requires a command");
         let error = Command::new(program).args(arguments).exec();
         super::wait(detach_all(agent, &attached))?;
-        if let Some(note) = note {
-            note.forget(&notes)?;
-        }
         Err(error).with_context(|| format!("cannot run {}", program.display()))
     }
 }
-
-/// Where notes of commands without an endpoint are, beside the agent's socket.
-pub(super) const UNATTACHED: &str = "unattached";
 
 /// Starts this program again without `--detach`, waits until its endpoints are attached (it then
 /// closes its output) and prints its process id.
@@ -184,7 +170,6 @@ async fn attach_all(
         request.network = next.network;
         request.gateway_priority = next.gateway_priority;
         request.addresses.clear();
-        request.ports.clear();
         request.mac = None;
     }
 }

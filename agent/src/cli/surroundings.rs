@@ -90,7 +90,6 @@ mod tests {
             ip6: None,
             mac: None,
             service: None,
-            publish: Vec::new(),
             label: Vec::new(),
         }
     }

@@ -11,7 +11,6 @@ mod keeper;
 mod macvlan;
 mod networks;
 mod ports;
-mod published;
 mod services;
 mod spaces;
 

@@ -298,6 +298,7 @@ impl Agent {
             ledger: ledger.clone(),
             snapshots,
             plane: plane.status(),
+            balancer: balancer.clone(),
             carrier: Arc::clone(&carrier),
             encryption: encryption.clone(),
             parents,

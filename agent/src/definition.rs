@@ -1,6 +1,7 @@
 //! From what a user asks for to the definition of a network. Pure.
 
 mod macvlan;
+pub(crate) use macvlan::set_aside;
 mod options;
 
 use std::{

@@ -1,10 +1,13 @@
 //! What the API tells: pure readings of the keeper's snapshot and the reconcilers' status.
 
+mod services;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 use time::OffsetDateTime;
 use tokio::sync::watch;
+use weft_balance::Balancer;
 use weft_gossip::{Liveness, Member, quic::QuicCarrier};
 use weft_model::{DnsName, Endpoint, EndpointId, Label, Network, NodeId};
 use weft_seal::Tunnel;
@@ -33,6 +36,7 @@ pub struct Report {
     ledger: Ledger,
     snapshots: Snapshots,
     plane: watch::Receiver<Arc<weft_vxlan::Status>>,
+    balancer: Balancer,
     carrier: Arc<QuicCarrier>,
     encryption: Encryption,
     parents: Parents,
@@ -45,6 +49,7 @@ pub struct Sources {
     pub ledger: Ledger,
     pub snapshots: Snapshots,
     pub plane: watch::Receiver<Arc<weft_vxlan::Status>>,
+    pub balancer: Balancer,
     pub carrier: Arc<QuicCarrier>,
     pub encryption: Encryption,
     pub parents: Parents,
@@ -55,8 +60,8 @@ pub type RoundTrips = Arc<dyn Fn() -> BTreeMap<NodeId, f64> + Send + Sync>;
 
 impl Report {
     pub fn new(sources: Sources, domain: DnsName, rtt: RoundTrips) -> Self {
-        let Sources { ledger, snapshots, plane, carrier, encryption, parents } = sources;
-        Self { ledger, snapshots, plane, carrier, encryption, parents, domain, rtt }
+        let Sources { ledger, snapshots, plane, balancer, carrier, encryption, parents } = sources;
+        Self { ledger, snapshots, plane, balancer, carrier, encryption, parents, domain, rtt }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {

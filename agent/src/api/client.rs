@@ -23,6 +23,11 @@ impl Client {
         Self { socket: socket.into() }
     }
 
+    /// Where the agent's sockets are.
+    pub(crate) fn directory(&self) -> &Path {
+        self.socket.parent().unwrap_or_else(|| Path::new("/"))
+    }
+
     pub(crate) async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.call(Method::GET, path, Bytes::new()).await
     }
@@ -34,6 +39,15 @@ impl Client {
     ) -> Result<A, ClientError> {
         let body = serde_json::to_vec(body).expect("a request is plain data");
         self.call(Method::POST, path, body.into()).await
+    }
+
+    pub(crate) async fn patch<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<A, ClientError> {
+        let body = serde_json::to_vec(body).expect("a request is plain data");
+        self.call(Method::PATCH, path, body.into()).await
     }
 
     pub(crate) async fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {

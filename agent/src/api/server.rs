@@ -1,3 +1,5 @@
+mod services;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{
@@ -50,6 +52,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/docker/networks", post(create_docker_network))
         .route("/v1/endpoints", get(endpoints).post(attach))
         .route("/v1/endpoints/{endpoint}", get(endpoint).delete(detach))
+        .merge(services::routes())
         .route("/v1/endpoints/{endpoint}/stop", post(stop))
         .route("/v1/drain", get(draining).post(drain))
         .route("/v1/drain/undo", post(undo_drain))

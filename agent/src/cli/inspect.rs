@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use weft_model::{Driver, Family, Network, Pool};
 
 use crate::{
-    api::types::{EndpointStatus, NetworkStatus, NodeStatus},
+    api::types::{EndpointStatus, NetworkState, NetworkStatus, NodeStatus},
     tokens::rfc3339,
 };
 
@@ -61,6 +61,20 @@ pub(super) fn predefined(name: &str) -> Option<Value> {
             "Options": {},
             "Labels": {},
         })
+    })
+}
+
+/// What is predefined among networks as the agent describes them: without an id.
+pub(super) fn predefined_status(name: &str) -> Value {
+    json!({
+        "name": name,
+        "driver": name,
+        "internal": name == "none",
+        "encrypted": false,
+        "pools": [],
+        "labels": {},
+        "endpoints": [],
+        "state": NetworkState::Ready,
     })
 }
 

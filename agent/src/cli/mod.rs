@@ -9,19 +9,24 @@ mod docker;
 mod drain;
 mod duration;
 mod expose;
+mod grammar;
 mod init;
 mod inspect;
 mod join;
 mod network;
 mod nodes;
 mod output;
+mod port;
 mod ps;
+mod publish;
 mod resolve;
 mod run;
+mod service;
 mod status;
 mod supervisor;
 mod surroundings;
 mod token;
+mod unattached;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
@@ -72,6 +77,10 @@ enum Command {
     Agent(agent::Agent),
     Token(token::Token),
     Network(network::Network),
+    Service(service::Service),
+    Publish(publish::Publish),
+    Unpublish(publish::Unpublish),
+    Port(port::Port),
     Attach(attach::Attach),
     Detach(detach::Detach),
     Drain(drain::Drain),
@@ -121,6 +130,10 @@ impl Cli {
             Command::Join(command) => wait(command.run(out)),
             Command::Token(command) => wait(command.run(&client, format, out)),
             Command::Network(command) => wait(command.run(&client, format, out)),
+            Command::Service(command) => wait(command.run(&client, format, out)),
+            Command::Publish(command) => wait(command.run(&client, format, out)),
+            Command::Unpublish(command) => wait(command.run(&client, format, out)),
+            Command::Port(command) => wait(command.run(&client, format, out)),
             Command::Attach(command) => wait(command.run(&client, format, out)),
             Command::Detach(command) => wait(command.run(&client, out)),
             Command::Drain(command) => wait(command.run(&client, format, out)),

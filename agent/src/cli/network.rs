@@ -2,6 +2,7 @@ use std::{collections::BTreeMap, io::Write, net::IpAddr};
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
+use serde_json::json;
 use weft_model::{Driver, Label, Subnet};
 
 use super::{Client, Format, client::encode, inspect, output};
@@ -110,7 +111,11 @@ impl Network {
             Command::Ls => {
                 let networks: Vec<NetworkStatus> = agent.get("/v1/networks").await?;
                 match format {
-                    Format::Json => output::json(out, &networks)?,
+                    Format::Json => {
+                        let made = networks.iter().map(|status| json!(status));
+                        let all = made.chain(predefined(&networks).map(inspect::predefined_status));
+                        output::json(out, &all.collect::<Vec<_>>())?;
+                    }
                     Format::Table => output::table(
                         out,
                         [
@@ -124,7 +129,10 @@ impl Network {
                             "ENDPOINTS",
                             "STATE",
                         ],
-                        networks.iter().map(row).chain(predefined(&networks)),
+                        networks
+                            .iter()
+                            .map(row)
+                            .chain(predefined(&networks).map(row_of_predefined)),
                     )?,
                 }
             }
@@ -192,10 +200,13 @@ impl Create {
 }
 
 /// What there is without being made; `bridge` is made when it is first asked for.
-fn predefined(networks: &[NetworkStatus]) -> impl Iterator<Item = [String; 9]> {
+fn predefined(networks: &[NetworkStatus]) -> impl Iterator<Item = &'static str> {
     let is_made = |name: &str| networks.iter().any(|status| status.network.name.as_str() == name);
-    let rest = ["bridge", "host", "none"].into_iter().filter(move |name| !is_made(name));
-    rest.map(|name| ["-", name, name, "local", "-", "-", "no", "-", "ready"].map(String::from))
+    ["bridge", "host", "none"].into_iter().filter(move |name| !is_made(name))
+}
+
+fn row_of_predefined(name: &str) -> [String; 9] {
+    ["-", name, name, "local", "-", "-", "no", "-", "ready"].map(String::from)
 }
 
 fn row(status: &NetworkStatus) -> [String; 9] {

@@ -17,6 +17,7 @@ use super::{
     container, duration,
     supervisor::{self, Supervised},
     surroundings::{Membership, Surroundings},
+    unattached::Unattached,
 };
 use crate::{
     api::types::{Attached, Sandbox},
@@ -80,6 +81,14 @@ impl Run {
         if self.background {
             nix::unistd::setsid().context("cannot leave the terminal's session")?;
         }
+        let notes = agent.directory().join(UNATTACHED);
+        let note = match &surroundings {
+            Surroundings::Networks(_) => None,
+            Surroundings::Nothing | Surroundings::Host | Surroundings::Container(_) => {
+                let name = self.endpoint.name.clone();
+                Some(Unattached::note(&notes, name, self.network[0].clone())?)
+            }
+        };
         let attached = match surroundings {
             Surroundings::Networks(networks) => {
                 sandbox::enter_new(&hostname)?;
@@ -110,16 +119,21 @@ impl Run {
             let endpoints = attached.iter().map(|attached| attached.endpoint.id).collect();
             let command = Supervised { name: &name, command: &self.command };
             let ended = supervisor::supervise(agent, &endpoints, drain_timeout, &command);
-            // If there is no agent now, the next one will notice that the namespace has ended.
-            let _ = super::wait(detach_all(agent, &attached));
+            super::wait(detach_all(agent, &attached))?;
             std::process::exit(ended?);
         }
         let (program, arguments) = self.command.split_first().expect("clap requires a command");
         let error = Command::new(program).args(arguments).exec();
         super::wait(detach_all(agent, &attached))?;
+        if let Some(note) = note {
+            note.forget(&notes)?;
+        }
         Err(error).with_context(|| format!("cannot run {}", program.display()))
     }
 }
+
+/// Where notes of commands without an endpoint are, beside the agent's socket.
+pub(super) const UNATTACHED: &str = "unattached";
 
 /// Starts this program again without `--detach`, waits until its endpoints are attached (it then
 /// closes its output) and prints its process id.
@@ -170,6 +184,7 @@ async fn attach_all(
         request.network = next.network;
         request.gateway_priority = next.gateway_priority;
         request.addresses.clear();
+        request.ports.clear();
         request.mac = None;
     }
 }

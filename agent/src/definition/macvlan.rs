@@ -1,6 +1,8 @@
 //! What macvlan networks on one parent leave each other.
 
-use weft_model::{Macvlan, MacvlanMode, Network, Pool};
+use std::{collections::BTreeSet, net::IpAddr};
+
+use weft_model::{Macvlan, MacvlanMode, Network, Pool, Subnet};
 
 use crate::{api::types::CreateNetwork, cluster::Cluster, refusal::Refusal};
 
@@ -44,9 +46,29 @@ pub(super) fn refuse_neighbours(
     Ok(())
 }
 
+/// Sets aside the addresses that the host itself has on the parent, as `host`, `host-2` and so on:
+/// no container may get one.
+pub(crate) fn set_aside(mut request: CreateNetwork, own: &[IpAddr]) -> CreateNetwork {
+    let inside = |ip: &IpAddr| request.subnets.iter().any(|subnet| subnet.contains(*ip));
+    let known: BTreeSet<IpAddr> =
+        request.aux_addresses.values().chain(&request.gateways).copied().collect();
+    let first = |subnet: &Subnet| {
+        let given = request.gateways.iter().any(|gateway| subnet.contains(*gateway));
+        (!given).then(|| subnet.first_host())
+    };
+    let gateways: BTreeSet<IpAddr> = request.subnets.iter().filter_map(first).collect();
+    let own = own.iter().filter(|ip| inside(ip) && !known.contains(ip) && !gateways.contains(ip));
+    for ip in own.copied().collect::<Vec<_>>() {
+        let mut names = (1..).map(|n| if n == 1 { "host".into() } else { format!("host-{n}") });
+        let free = names.find(|name| !request.aux_addresses.contains_key(name)).expect("endless");
+        request.aux_addresses.insert(free, ip);
+    }
+    request
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use weft_model::Driver;
 
@@ -85,6 +107,33 @@ mod tests {
             assert!(taken.message.contains("eth0") && taken.message.contains("lan"), "{taken}");
             assert!(create(cluster, "eth1", mode, "10.9.0.0/24").is_ok());
         }
+    }
+
+    #[test]
+    fn no_container_gets_an_address_that_the_host_has_on_the_parent() {
+        let aux = |json: serde_json::Value, own: &[&str]| {
+            let own: Vec<_> = own.iter().map(|ip| ip.parse().unwrap()).collect();
+            let request = serde_json::from_value(json).unwrap();
+            let aux = set_aside(request, &own).aux_addresses;
+            aux.iter().map(|(name, ip)| format!("{name}={ip}")).collect::<Vec<_>>()
+        };
+        let lan = serde_json::json!({"name": "lan", "subnets": ["10.9.0.0/24", "fd00:9::/64"],
+            "gateways": ["10.9.0.254"], "aux_addresses": {"host": "10.9.0.5", "nas": "10.9.0.6"}});
+        let own = [
+            "10.9.0.1",
+            "10.9.0.5",
+            "10.9.0.254",
+            "192.0.2.1",
+            "fd00:9::1",
+            "fd00:9::2",
+            "fe80::1",
+        ];
+        assert_eq!(
+            aux(lan, &own),
+            ["host=10.9.0.5", "host-2=10.9.0.1", "host-3=fd00:9::2", "nas=10.9.0.6"]
+        );
+        let picked = serde_json::json!({"name": "lan"});
+        assert!(aux(picked, &own).is_empty());
     }
 
     #[test]

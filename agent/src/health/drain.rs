@@ -115,7 +115,9 @@ impl Drains {
                 "it is attached by its namespace {}, and its process is not known: drain it, then stop it by what started it",
                 path.display()
             )),
-            (Sandbox::Host, None) => refuse("it is this host: weft hide takes it off".into()),
+            (Sandbox::Host, None) => {
+                refuse("it is this host: weft hide takes it off the network".into())
+            }
             (Sandbox::Pid(pid), None) => match local.sandbox.open_if(&local.endpoint.sandbox) {
                 Ok(Some(_)) => Ok(WayToStop::Signal(Pid::from_raw(pid.cast_signed()))),
                 Ok(None) | Err(_) => refuse(format!("its process {pid} has ended already")),
@@ -195,8 +197,7 @@ impl Targets {
     fn endpoints<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a LocalEndpoint> {
         snapshot.book.endpoints.values().filter(move |local| match self {
             Self::Endpoints(ids) => ids.contains(&local.endpoint.id),
-            // A host that is on a network by itself serves nobody.
-            Self::Node => local.sandbox != Sandbox::Host,
+            Self::Node => true,
         })
     }
 }
@@ -285,9 +286,6 @@ fn not_here(cluster: &Cluster, text: &str, network: Option<NetworkId>) -> Refusa
 /// gone.
 async fn open_connections(cluster: &Cluster, local: &LocalEndpoint) -> Result<usize, Refusal> {
     let endpoint = &local.endpoint;
-    if local.sandbox == Sandbox::Host {
-        return Ok(0);
-    }
     let Ok(Some(namespace)) = local.sandbox.open_if(&endpoint.sandbox) else { return Ok(0) };
     let services = cluster
         .services(endpoint.network)

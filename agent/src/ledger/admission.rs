@@ -249,6 +249,7 @@ impl Keeper {
         let addresses = self.addresses(&network, id, request)?;
         let mac = request.mac.unwrap_or_else(|| MacAddr::for_address(network.id, addresses[0].ip));
         self.check_mac(&network, mac)?;
+        let ports = self.host_ports_for(&network, &request.ports)?;
         self.take_uplink(&network)?;
 
         let gateway_priority = gateways::priority(request, &network);
@@ -276,7 +277,7 @@ impl Keeper {
             state: EndpointState::Attaching,
             default_route,
             gateway_priority,
-            ports: Vec::new(),
+            ports,
         };
         Arc::make_mut(&mut self.book).endpoints.insert(id, local);
         Ok(())
@@ -361,6 +362,8 @@ impl Keeper {
             ));
         }
         macvlan::check_beside(network, other)?;
+        let others = self.book.networks.get(&other.network);
+        macvlan::check_mac(network, request, other, others)?;
         if other.sandbox != *sandbox {
             return Ok(());
         }

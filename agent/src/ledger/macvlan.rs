@@ -23,6 +23,29 @@ pub(super) fn check(network: &Network, request: &Attach) -> Result<(), Refusal> 
     }
 }
 
+/// Refuses a MAC address that an endpoint of another network on the same parent has.
+pub(super) fn check_mac(
+    network: &Network,
+    request: &Attach,
+    other: &Endpoint,
+    others: Option<&Network>,
+) -> Result<(), Refusal> {
+    let parent = |network: &Network| network.options.macvlan?.parent;
+    let shared = parent(network).filter(|own| others.and_then(parent) == Some(*own));
+    match (shared, request.mac) {
+        (Some(parent), Some(mac)) if mac == other.mac && other.network != network.id => {
+            Err(Refusal::conflict(
+                "mac",
+                format!(
+                    "{mac} is in use by {}, which is on {parent} too: take another",
+                    other.name
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a second endpoint where one has the parent for itself.
 pub(super) fn check_beside(network: &Network, other: &Endpoint) -> Result<(), Refusal> {
     let Some(macvlan) = network.options.macvlan else { return Ok(()) };

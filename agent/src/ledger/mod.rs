@@ -11,6 +11,7 @@ mod keeper;
 mod macvlan;
 mod networks;
 mod ports;
+mod published;
 mod services;
 mod spaces;
 

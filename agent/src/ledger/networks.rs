@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, panic::resume_unwind, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, panic::resume_unwind, sync::Arc};
 
 use tokio::task::spawn_blocking;
 use weft_model::{InterfaceName, Macvlan, Network, NetworkId};
@@ -40,14 +40,16 @@ impl Keeper {
     pub(super) fn finish_parent(
         &mut self,
         parent: InterfaceName,
-        request: &CreateNetwork,
-        outcome: Result<(), Refusal>,
+        request: CreateNetwork,
+        outcome: Result<Vec<IpAddr>, Refusal>,
         reply: Reply<NetworkId>,
     ) {
         if let Some(at) = self.tried.iter().position(|tried| *tried == parent) {
             self.tried.swap_remove(at);
         }
-        let _ = reply.send(outcome.and_then(|()| self.create_network(request)));
+        let created =
+            outcome.and_then(|own| self.create_network(&definition::set_aside(request, &own)));
+        let _ = reply.send(created);
     }
 
     /// Removes VLANs that were made for networks which have gone. An endpoint that needs one after

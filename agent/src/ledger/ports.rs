@@ -50,7 +50,7 @@ pub(super) enum Finished {
     Parent {
         parent: InterfaceName,
         request: CreateNetwork,
-        outcome: Result<(), Refusal>,
+        outcome: Result<Vec<IpAddr>, Refusal>,
         reply: Reply<NetworkId>,
     },
 }
@@ -77,6 +77,7 @@ fn refusal_of(error: &AttachError) -> Refusal {
         AttachError::Sandbox { .. }
         | AttachError::HostSandbox { .. }
         | AttachError::Unmovable { .. } => Refusal::field("sandbox", message),
+        AttachError::MacTaken { .. } => Refusal::conflict("mac", message),
         AttachError::Parent(_) | AttachError::RouteTaken { .. } => {
             Refusal::conflict("network", message)
         }
@@ -352,7 +353,7 @@ impl Keeper {
             Finished::Attached { endpoint, outcome } => self.finish_attach(endpoint, outcome),
             Finished::Detached { endpoint, outcome } => self.finish_detach(endpoint, outcome),
             Finished::Parent { parent, request, outcome, reply } => {
-                self.finish_parent(parent, &request, outcome, reply);
+                self.finish_parent(parent, request, outcome, reply);
             }
         }
     }

@@ -17,6 +17,7 @@ use weft_model::{
 use weft_vxlan::Uplink;
 
 use super::{
+    names::weight,
     plane::{PlaneContext, uplink},
     records::Drained,
 };
@@ -216,8 +217,9 @@ impl View<'_> {
             if local_only && !here {
                 continue;
             }
+            let (source, _) = source_in_force(service, publication);
             handed_on |= publication.mode == PublishMode::Ingress
-                && publication.source == Source::Preserve
+                && source == Source::Preserve
                 && !network.driver.is_local();
             let Publication { protocol, port, host_ip, .. } = *publication;
             for at in host_ports(host_ip, protocol, port.get()) {
@@ -227,7 +229,7 @@ impl View<'_> {
                     backends: self.backends(service, at.family, target, local_only),
                     spread: definition.spread,
                     affinity: affinity(definition.affinity),
-                    source: publication.source,
+                    source,
                 };
                 entrances.entry(at).or_insert(entrance);
             }
@@ -297,7 +299,8 @@ impl View<'_> {
             .filter_map(|backend| {
                 let ip = backend.endpoint.ips().find(|ip| Family::of(*ip) == family)?;
                 let node = backend.node;
-                let backend_of = Backend { ip, port, weight: 1, node, local: node == me };
+                let weight = weight(backend.endpoint);
+                let backend_of = Backend { ip, port, weight, node, local: node == me };
                 Some((backend.endpoint.id, backend_of))
             })
             .collect()
@@ -312,8 +315,35 @@ impl View<'_> {
     }
 }
 
+/// What source address the backends of a service see of clients that come to a published port, and
+/// why.
+///
+/// A backend whose default route leads elsewhere would send its answers to a client's own address
+/// where nobody waits for them; so it sees the gateway's.
+pub(crate) fn source_in_force(
+    service: &ServiceView<'_>,
+    publication: &Publication,
+) -> (Source, String) {
+    let stray = service.backends().find(|backend| !backend.endpoint.default_route);
+    match (publication.source, stray) {
+        _ if publication.proxy_protocol => (
+            Source::Snat,
+            "a proxy makes the connection, and tells the client's address in front of it".into(),
+        ),
+        (Source::Snat, _) => (Source::Snat, "as declared".into()),
+        (Source::Preserve | Source::Local, Some(backend)) => (
+            Source::Snat,
+            format!("the default gateway of backend {} is not ours", backend.endpoint.name),
+        ),
+        (Source::Local, None) => (Source::Local, "as declared".into()),
+        (Source::Preserve, None) => {
+            (Source::Preserve, "every backend's default gateway is ours".into())
+        }
+    }
+}
+
 /// Whether only backends of the host itself get what comes to a published port.
-fn is_local_only(publication: &Publication) -> bool {
+pub(crate) fn is_local_only(publication: &Publication) -> bool {
     publication.mode == PublishMode::Host || publication.source == Source::Local
 }
 

@@ -6,7 +6,10 @@ mod names;
 mod plane;
 mod records;
 
-pub(crate) use balance::{balance, carried, drained, host_ports, overlap};
+pub(crate) use balance::{
+    balance, carried, drained, host_ports, is_local_only, overlap, source_in_force,
+};
+pub(crate) use names::weight;
 pub use names::{Kernel, NamesProjection};
 pub use plane::{PlaneContext, SealedPorts, mtu, plane, uplink_capacity};
 pub(crate) use plane::{free_slot, gateway_ips};

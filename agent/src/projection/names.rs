@@ -212,7 +212,7 @@ fn port(text: &str) -> Option<BackendPort> {
     Some(BackendPort { protocol, port, target: port })
 }
 
-fn weight(endpoint: &Endpoint) -> u16 {
+pub(crate) fn weight(endpoint: &Endpoint) -> u16 {
     endpoint.labels.get(WEIGHT_LABEL).and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 

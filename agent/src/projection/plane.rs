@@ -130,6 +130,7 @@ fn overlay_network(
         mtu: mtu(network, cluster),
         gateway_mac: MacAddr::for_gateway(network.id),
         gateways: if network.driver.has_gateway() { gateways(network) } else { Vec::new() },
+        vips: cluster.services(network.id).flat_map(|service| service.vips).copied().collect(),
         internal: network.internal,
         multicast: network.options.multicast,
         isolated: network.options.isolated,

@@ -138,8 +138,8 @@ pub struct BackendStatus {
     pub reason: Option<String>,
     /// Its share of new connections: 1 is normal, 0 is none.
     pub weight: u16,
-    /// New connections from the host that answers, since its counters began; absent where it does not
-    /// count them.
+    /// The connections that come by the host that answers at this moment; absent where it does not
+    /// carry the service, or was not asked for this one alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u64>,
 }

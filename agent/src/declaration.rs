@@ -242,3 +242,123 @@ fn check_check(check: &Check) -> Result<(), Refusal> {
 
 /// Milliseconds.
 const LEAST_INTERVAL: u32 = 100;
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use weft_model::{AddressGrant, Unit};
+
+    use super::*;
+    use crate::{fixture::network, ledger::ServiceName};
+
+    fn port(number: u16) -> NonZeroU16 {
+        NonZeroU16::new(number).unwrap()
+    }
+
+    fn publication(port: u16, target: u16) -> Publication {
+        Publication {
+            protocol: Protocol::Tcp,
+            port: self::port(port),
+            target: self::port(target),
+            mode: PublishMode::Ingress,
+            host_ip: None,
+            source: Source::Preserve,
+            proxy_protocol: false,
+        }
+    }
+
+    fn name() -> ServiceName {
+        ServiceName { service: "web".parse().unwrap(), network: None }
+    }
+
+    fn standing(network: &Network) -> Service {
+        let ip = [10, 1, 0, 100].into();
+        let mut service = Service::bare(name().service, network.id);
+        service.vips.push(AddressGrant { ip, unit: Unit::Address(ip), seq: 1 });
+        service.affinity = Some(60);
+        service
+    }
+
+    #[test]
+    fn publishing_what_nobody_declared_declares_it_without_an_address() {
+        let app = network(1, "app");
+        let order = ServiceOrder::Publish { name: name(), publication: publication(8080, 80) };
+        let change = changed(None, &order, &app).unwrap().unwrap();
+        assert_eq!(change.vip, Vip::None);
+        assert_eq!(change.service.published, [publication(8080, 80)]);
+        // Once more is no change.
+        let again = changed(Some(&change.service), &order, &app).unwrap().unwrap();
+        assert_eq!(again, change);
+        assert!(check(&again.service, &again.vip, &app).is_ok());
+    }
+
+    #[test]
+    fn a_port_of_one_service_leads_to_one_port() {
+        let app = network(1, "app");
+        let service = Service {
+            published: vec![publication(8080, 80), publication(8080, 81)],
+            ..standing(&app)
+        };
+        let refusal = check(&service, &Vip::None, &app).unwrap_err();
+        assert!(refusal.message.contains("8080"), "{refusal}");
+        let internal = Network { internal: true, ..app };
+        let service = Service { published: vec![publication(8080, 80)], ..service };
+        let refusal = check(&service, &Vip::None, &internal).unwrap_err();
+        assert!(refusal.message.contains("internal"), "{refusal}");
+    }
+
+    #[test]
+    fn what_an_update_does_not_name_stays_and_null_takes_away() {
+        let app = network(1, "app");
+        let update = |json: serde_json::Value| {
+            let update: UpdateService = serde_json::from_value(json).unwrap();
+            let order = ServiceOrder::Update { name: name(), update };
+            changed(Some(&standing(&app)), &order, &app).unwrap().unwrap()
+        };
+        let kept = update(serde_json::json!({"labels": {"a": "b"}}));
+        assert_eq!(kept.service.affinity, Some(60));
+        assert_eq!(kept.vip, Vip::Addresses(vec![[10, 1, 0, 100].into()]));
+        assert_eq!(update(serde_json::json!({"affinity": null})).service.affinity, None);
+        assert_eq!(update(serde_json::json!({"vip": "none"})).vip, Vip::None);
+    }
+
+    #[test]
+    fn what_is_unpublished_was_published_before() {
+        let app = network(1, "app");
+        let before = Service {
+            published: vec![publication(8080, 80), publication(8081, 80)],
+            ..standing(&app)
+        };
+        let left = |port, target| {
+            let order =
+                ServiceOrder::Unpublish { name: name(), port, target, protocol: Protocol::Tcp };
+            changed(Some(&before), &order, &app)
+                .map(|change| change.unwrap().service.published.len())
+        };
+        assert_eq!(left(None, 80), Ok(0));
+        assert_eq!(left(Some(8081), 80), Ok(1));
+        assert!(left(None, 81).is_err() && left(Some(80), 80).is_err());
+    }
+
+    #[test]
+    fn a_check_that_could_not_be_run_is_refused() {
+        let app = network(1, "app");
+        let checked = |probe: Probe, interval: u32| {
+            let probe = Check { probe, interval, timeout: 1, rise: 1, fall: 1 };
+            check(&Service { check: Some(probe), ..standing(&app) }, &Vip::None, &app)
+        };
+        let http = |path: &str| Probe::Http {
+            port: port(80),
+            path: path.into(),
+            status: None,
+            body: None,
+        };
+        assert!(checked(http("/health"), 1000).is_ok());
+        assert!(checked(http("/health"), 10).is_err());
+        for bad in ["health", "/a b", "/\r\nX: y"] {
+            assert!(checked(http(bad), 1000).is_err(), "{bad}");
+        }
+        assert!(checked(Probe::Exec { command: Vec::new() }, 1000).is_err());
+    }
+}

@@ -20,6 +20,7 @@ use crate::{
     encryption::{self, Encryption},
     ledger::{Ledger, SpaceUsage},
     listeners::Listeners,
+    scrape,
     status::Report,
 };
 
@@ -34,13 +35,14 @@ pub struct Sources {
     pub encryption: Encryption,
 }
 
-/// Serves `/metrics`.
+/// Serves `/metrics`, and what else there is to scrape.
 pub fn router(sources: Sources) -> Router {
-    let scrape = move || {
+    let discovery = scrape::router(sources.report.clone());
+    let answer = move || {
         let sources = sources.clone();
         async move { ([(header::CONTENT_TYPE, OPEN_METRICS)], sources.text().await) }
     };
-    Router::new().route("/metrics", get(scrape))
+    Router::new().route("/metrics", get(answer)).merge(discovery)
 }
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -88,16 +88,16 @@ fn container_name(name: &str, short_id: &str) -> (Label, Vec<DnsName>) {
 }
 
 /// The labels, if a record can carry them; else those by which others find and scrape containers;
-/// else those by which compose finds its own.
+/// else those by which services are found.
 fn fitting(mut labels: Labels) -> Labels {
-    let is_composes = |key: &str| key == PROJECT || key == SERVICE;
+    let is_of_service = |key: &str| OF_SERVICES.contains(&key);
     let is_asked_for =
         |key: &str| ["weft.", "prometheus.io/"].iter().any(|own| key.starts_with(own));
     if label_bytes(&labels) > MOST {
-        labels.retain(|key, _| is_composes(key) || is_asked_for(key));
+        labels.retain(|key, _| is_of_service(key) || is_asked_for(key));
     }
     if label_bytes(&labels) > MOST {
-        labels.retain(|key, _| is_composes(key));
+        labels.retain(|key, _| is_of_service(key));
     }
     if label_bytes(&labels) > MOST { Labels::new() } else { labels }
 }

@@ -152,7 +152,7 @@ impl Agent {
         );
         let mtu = watcher.look()?.node.underlay_mtu;
         let encryption = Encryption::start(config, me, advertise.ip(), mtu, tracker);
-        let watcher = watcher.offering(encryption.offer());
+        let watcher = watcher.offering(encryption.offer()).measured(config.metrics);
         let seen = watcher.look()?;
         let (node, node_updates) = watch::channel(seen.node);
         let (resolvers, resolver_updates) = watch::channel(seen.resolvers);

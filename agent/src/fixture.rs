@@ -48,6 +48,7 @@ impl Builder {
             routes: Vec::new(),
             resolvers: Vec::new(),
             sealing: None,
+            metrics: None,
         };
         let member = Member {
             id: node_id(n),

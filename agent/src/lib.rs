@@ -30,6 +30,7 @@ pub mod remembered;
 pub mod renewal;
 pub mod roster;
 pub mod sandbox;
+pub mod scrape;
 pub mod state_dir;
 pub mod status;
 pub mod tokens;

@@ -68,6 +68,11 @@ impl Report {
         Arc::clone(&self.snapshots.borrow())
     }
 
+    /// What spreads connections over services on this host.
+    pub fn balancer(&self) -> &Balancer {
+        &self.balancer
+    }
+
     pub fn nodes(&self) -> Vec<NodeStatus> {
         let snapshot = self.snapshot();
         let rtt = (self.rtt)();

@@ -230,6 +230,7 @@ fn node_record(n: u16) -> anyhow::Result<Record> {
         routes: vec![],
         resolvers: vec![],
         sealing: None,
+        metrics: None,
     }))
 }
 

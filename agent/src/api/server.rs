@@ -25,6 +25,7 @@ use crate::{
     health::drain::Drains,
     ledger::Ledger,
     refusal::{Refusal, RefusalKind, refuse},
+    scrape,
     status::Report,
     tokens::Tokens,
 };
@@ -44,6 +45,7 @@ type Answer<T> = Result<Json<T>, Refusal>;
 
 /// All routes.
 pub fn router(api: Api) -> Router {
+    let discovery = scrape::router(api.report.clone());
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/nodes", get(nodes))
@@ -64,6 +66,7 @@ pub fn router(api: Api) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(api)
+        .merge(discovery)
 }
 
 async fn status(State(api): State<Api>) -> Json<Status> {

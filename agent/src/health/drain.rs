@@ -225,7 +225,7 @@ fn find(
     request: &Drain,
     by_container: impl Fn(&str) -> BTreeSet<EndpointId>,
 ) -> Result<Targets, Refusal> {
-    let Snapshot { me, cluster, book } = snapshot;
+    let Snapshot { me, cluster, book, .. } = snapshot;
     let text = request.target.to_ascii_lowercase();
     let network = match &request.network {
         None => None,
@@ -454,6 +454,11 @@ mod tests {
     }
 
     fn snapshot(cluster: Builder, book: Book) -> Snapshot {
-        Snapshot { me: node_id(1), cluster: Arc::new(cluster.build()), book: Arc::new(book) }
+        Snapshot {
+            me: node_id(1),
+            cluster: Arc::new(cluster.build()),
+            book: Arc::new(book),
+            warming_up: false,
+        }
     }
 }

@@ -59,7 +59,7 @@ impl Target {
 
 /// Every check that is this host's to make.
 pub(super) fn targets(snapshot: &Snapshot) -> BTreeMap<Subject, Target> {
-    let Snapshot { me, cluster, book } = snapshot;
+    let Snapshot { me, cluster, book, .. } = snapshot;
     let mut targets = BTreeMap::new();
     for id in book.active() {
         let Some(network) = cluster.network(id) else { continue };

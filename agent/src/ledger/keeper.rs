@@ -148,8 +148,12 @@ impl Keeper {
         let heard = with_private(&remembered.complete(&view.borrow()), context.me, &own.private);
         let cluster = Arc::new(Cluster::resolve(heard, &book.networks, &book.gone()));
         let book = Arc::new(book);
-        let snapshot =
-            Snapshot { me: context.me, cluster: Arc::clone(&cluster), book: Arc::clone(&book) };
+        let snapshot = Snapshot {
+            me: context.me,
+            cluster: Arc::clone(&cluster),
+            book: Arc::clone(&book),
+            warming_up: true,
+        };
         let (snapshot, snapshots) = watch::channel(Arc::new(snapshot));
         let (finished, outcomes) = mpsc::channel(256);
         let keeper = Self {
@@ -358,6 +362,7 @@ impl Keeper {
             me: self.context.me,
             cluster: Arc::clone(&self.cluster),
             book: Arc::clone(&self.book),
+            warming_up: self.is_warming_up(),
         }));
     }
 

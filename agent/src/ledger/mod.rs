@@ -61,6 +61,8 @@ pub struct Snapshot {
     pub me: NodeId,
     pub cluster: Arc<Cluster>,
     pub book: Arc<Book>,
+    /// Whether nodes may be missing that have not been heard since this agent started.
+    pub warming_up: bool,
 }
 
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;

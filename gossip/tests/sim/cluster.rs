@@ -236,6 +236,7 @@ pub(crate) fn node_record(n: u16) -> Record {
         routes: vec![],
         resolvers: vec![],
         sealing: None,
+        metrics: None,
     })
 }
 

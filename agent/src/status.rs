@@ -184,6 +184,15 @@ impl Report {
         }
     }
 
+    /// The macvlan networks whose interface is not as it should be.
+    fn parents_at_fault(&self, cluster: &Cluster) -> Vec<String> {
+        let networks = cluster.networks().filter_map(|network| {
+            let parent = network.options.macvlan?.parent?;
+            Some(format!("network {}: {}", network.name, self.parents.fault(parent)?))
+        });
+        networks.collect()
+    }
+
     /// The MTU of a network; where nobody has said it, that of the interface that it is on.
     fn mtu(&self, network: &Network, cluster: &Cluster) -> u16 {
         let unsaid = network.options.macvlan.filter(|_| network.options.mtu.is_none());
@@ -246,6 +255,7 @@ impl Report {
         let encryption = self.encryption();
         let mut findings = findings(&snapshot.cluster, &nodes, expires, OffsetDateTime::now_utc());
         findings.extend(findings_of(&encryption));
+        findings.extend(self.parents_at_fault(&snapshot.cluster));
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             cluster: self.carrier.identity().cluster(),

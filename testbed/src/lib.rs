@@ -68,7 +68,7 @@ pub use cpu::{CpuSpent, CpuTime};
 pub use daemon::Daemon;
 pub use dns::{DnsReply, Question, query};
 pub use echo::{Answer, By, Echo};
-pub use engine::{Docker, Engine, IMAGE, Podman};
+pub use engine::{Containerd, Docker, Engine, IMAGE, Podman};
 pub use flow::{Flow, FlowSummary, Throughput, throughput, transfer};
 pub use forger::Forger;
 pub use holder::in_network_namespace;

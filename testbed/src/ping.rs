@@ -1,6 +1,7 @@
 use std::{
     io::{ErrorKind, Read as _},
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -10,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{Container, wait::Rhythm};
@@ -123,7 +125,7 @@ impl PingStream {
         let stop = Arc::new(AtomicBool::new(false));
         let outgoing = Pinger::open(from, target)?;
         let incoming = Pinger { socket: outgoing.socket.try_clone()?, ..outgoing };
-        incoming.socket.set_recv_buffer_size(1 << 22)?;
+        widen(&incoming.socket)?;
         let stopped = Arc::clone(&stop);
         let sender = thread::spawn(move || {
             let mut rhythm = Rhythm::new(every);
@@ -174,6 +176,12 @@ impl PingStream {
     }
 }
 
+/// Makes room for what comes while a busy machine lets the receiver wait: what does not fit is lost
+/// to it, but was not lost on the way. As root, whatever the host's limit is (socket(7)).
+pub(crate) fn widen(socket: &impl AsFd) -> anyhow::Result<()> {
+    setsockopt(socket, RcvBufForce, &RECEIVED_BYTES).context("no larger receive buffer")
+}
+
 pub(crate) fn joined<T>(thread: JoinHandle<anyhow::Result<T>>) -> anyhow::Result<T> {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -213,6 +221,7 @@ fn is_unreachable(error: &std::io::Error) -> bool {
     )
 }
 
+const RECEIVED_BYTES: usize = 16 << 20;
 const LOST: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{Container, ping::joined, wait::Rhythm};
+use crate::{
+    Container,
+    ping::{joined, widen},
+    wait::Rhythm,
+};
 
 /// Numbered UDP datagrams in the background, one every so often.
 #[derive(Debug)]
@@ -60,6 +64,7 @@ impl Sequence {
         every: Duration,
     ) -> anyhow::Result<Self> {
         let receiver = to.inside(|| Ok(UdpSocket::bind(SocketAddr::new(address, 0))?))?;
+        widen(&receiver)?;
         let target = receiver.local_addr()?;
         let unspecified = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let sender = from.inside(|| Ok(UdpSocket::bind(unspecified)?))?;

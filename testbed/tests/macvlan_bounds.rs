@@ -121,6 +121,11 @@ fn what_cannot_be_a_macvlan_network_is_refused_by_name() -> anyhow::Result<()> {
     ensure!(one.sh("ip route show default")?.is_empty(), "something leads out");
     one.attach("lan", "")?;
     one.ping("10.70.0.1")?;
+    let findings = || Ok::<_, anyhow::Error>(host.weft_json("status")?["findings"].to_string());
+    ensure!(!findings()?.contains("lan0"), "{}", findings()?);
+    host.sh("ip link set lan0 down")?;
+    ensure!(findings()?.contains("network lan: lan0 is down"), "{}", findings()?);
+    host.sh("ip link set lan0 up")?;
     host.weft("network rm --force alone lan")?.ok()?;
     let own = "ip -o link | sed 's/ state .*//' | grep -v ' eth0@'";
     eventually(ENDED, "nothing is left", || {

@@ -86,6 +86,8 @@ pub struct Keeper {
     view: watch::Receiver<Arc<ClusterView>>,
     pub(super) plane_status: watch::Receiver<Arc<Status>>,
     remembered: Remembered,
+    /// Whether sandboxes may have ended after the start and before the data plane looked at them.
+    unwatched: bool,
     started: Instant,
     /// When everything downstream was last brought up to date, and whether that was in the warm-up.
     settled: (Instant, bool),
@@ -169,6 +171,7 @@ impl Keeper {
             view,
             plane_status,
             remembered,
+            unwatched: true,
             started: Instant::now(),
             settled: (Instant::now(), true),
             stale: true,
@@ -237,7 +240,11 @@ impl Keeper {
                 }
                 Wake::Plane => {
                     self.project_names();
-                    continue;
+                    if !self.unwatched || !self.is_watched() {
+                        continue;
+                    }
+                    self.unwatched = false;
+                    self.look_for_lost().await;
                 }
                 Wake::View => self.stale = true,
                 Wake::Node | Wake::Verdicts => {}
@@ -284,6 +291,13 @@ impl Keeper {
                 let _ = reply.send(Ok(self.usage()));
             }
         }
+    }
+
+    /// Whether the data plane has looked at every network with endpoints: it tells of those that end
+    /// from then on.
+    fn is_watched(&self) -> bool {
+        let plane = self.plane_status.borrow();
+        self.book.active().iter().all(|network| plane.networks.contains_key(network))
     }
 
     /// Whether a tick has more to do than to look: walking every endpoint twice a second is dear.

@@ -137,7 +137,7 @@ impl Keeper {
         }
     }
 
-    /// Compares the book with the kernel, where single notices were missed.
+    /// Compares the book with the kernel, where single notices may have been missed.
     pub(super) async fn look_for_lost(&mut self) {
         let present = match self.links.plane.present_ports().await {
             Ok(present) => present,

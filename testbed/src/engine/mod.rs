@@ -1,6 +1,7 @@
 //! Container engines on hosts of the lab.
 
 mod cgroups;
+mod containerd;
 mod docker;
 mod image;
 mod podman;
@@ -12,6 +13,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::{Host, command::Ran, eventually};
 
+pub use containerd::Containerd;
 pub use docker::Docker;
 pub use image::IMAGE;
 pub use podman::Podman;

@@ -28,20 +28,25 @@ pub(crate) fn run() -> anyhow::Result<()> {
     }
     lose_a_host(&lab, &mut sides)?;
 
-    println!("Docker on two hosts; medians of {ROUNDS} rounds, {FLOWS} flows, one lost host");
-    println!("{:<34} {:>10} {:>10}", "", "weft", "swarm");
-    let rows: [(&str, &'static str, Pick); 5] = [
-        ("name visible after docker start, ms", "docker_visible", |side| &side.visible),
-        ("docker start itself, ms", "docker_start", |side| &side.started),
-        ("name gone after docker kill, ms", "docker_gone", |side| &side.gone),
-        ("name gone after a power-off, ms", "docker_lost", |side| &side.lost),
-        ("one TCP flow, Gbit/s", "docker_flow", |side| &side.flows),
+    println!(
+        "Docker on two hosts; medians of {ROUNDS} rounds, the best of {FLOWS} flows, one lost host"
+    );
+    println!("{:<36} {:>8} {:>8}", "", "weft", "swarm");
+    let quicker = Target::AtMost(1.0);
+    // Both are the kernel's own VXLAN between the same links, and as fast as each other. Flows differ
+    // by what else the machine does: the best of each is compared, and 3 % between them are no more
+    // than what is left of that.
+    let as_fast = Target::AtLeast(0.97);
+    let rows: [(&str, &'static str, Pick, f64, Target); 5] = [
+        ("name visible after docker start, ms", "docker_visible", |s| &s.visible, 50.0, quicker),
+        ("docker start itself, ms", "docker_start", |side| &side.started, 50.0, quicker),
+        ("name gone after docker kill, ms", "docker_gone", |side| &side.gone, 50.0, quicker),
+        ("name gone after a power-off, ms", "docker_lost", |side| &side.lost, 50.0, quicker),
+        ("one TCP flow, Gbit/s", "docker_flow", |side| &side.flows, 100.0, as_fast),
     ];
-    for (what, name, pick) in rows {
-        let [weft, swarm] = [&sides[0], &sides[1]].map(|side| percentile(pick(side), 50.0));
-        println!("{what:<34} {weft:>10.1} {swarm:>10.1}");
-        let target =
-            if name == "docker_flow" { Target::AtLeast(0.95) } else { Target::AtMost(1.0) };
+    for (what, name, pick, percent, target) in rows {
+        let [weft, swarm] = [&sides[0], &sides[1]].map(|side| percentile(pick(side), percent));
+        println!("{what:<36} {weft:>8.1} {swarm:>8.1}");
         println!("{}", Figure { name, value: weft / swarm, unit: "of swarm's", target });
     }
     lab.finish();
@@ -190,5 +195,5 @@ fn milliseconds(since: Instant) -> f64 {
 }
 
 const ROUNDS: usize = 10;
-const FLOWS: usize = 3;
+const FLOWS: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -124,6 +124,17 @@ impl Parents {
         Some(self.open().ok()?.link(name.as_str()).ok()?.mtu)
     }
 
+    /// What is wrong with `name`, and what to do: it has gone, or is down. A VLAN that has gone is
+    /// made again when it is needed.
+    pub fn fault(&self, name: InterfaceName) -> Option<String> {
+        match look(&mut self.open().ok()?, name).ok()? {
+            Some(link) if link.up => None,
+            Some(_) => Some(format!("{name} is down: ip link set {name} up")),
+            None if name.vlan().is_some() => None,
+            None => Some(format!("{name} is not there: bring it back, or remove the network")),
+        }
+    }
+
     /// Finds the parent, or makes it if it is a VLAN. It has at least `mtu` bytes.
     pub(crate) fn find_fitting(
         &self,

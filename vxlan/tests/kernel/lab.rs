@@ -480,8 +480,13 @@ pub(crate) fn at(namespace: &Namespace) -> String {
     namespace.path().display().to_string()
 }
 
-/// Sends one ping; nothing is retried, so that a lost packet shows.
+/// Sends one ping that must be answered; nothing is retried, so that a lost packet shows.
 pub(crate) fn ping(from: &Namespace, to: IpAddr) -> Result<String, String> {
+    attempt(from, &format!("ping -n -c 1 -W 10 {to}"))
+}
+
+/// The same where there need not be an answer, or not yet: waits for a second only.
+pub(crate) fn probe(from: &Namespace, to: IpAddr) -> Result<String, String> {
     attempt(from, &format!("ping -n -c 1 -W 1 {to}"))
 }
 

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use weft_vxlan::namespace_name;
 
-use crate::lab::{Lab, Net, Underlay, attempt, eventually, in_lab, ping, run};
+use crate::lab::{Lab, Net, Underlay, attempt, eventually, in_lab, ping, probe, run};
 
 /// Host 1 with station 1 of a network attached, and host 2 with station 2.
 async fn connected(lab: &Lab) -> Connected {
@@ -78,7 +78,7 @@ fn a_moved_endpoint_costs_one_replacement_and_is_reached_at_once() {
         let there = lab.namespace("there");
         two.attach(net.spec(3, &there)).await;
         eventually("station 3 answers from host 2", async || {
-            ping(&sandboxes[0], net.ips(3)[0]).map(drop)
+            probe(&sandboxes[0], net.ips(3)[0]).map(drop)
         })
         .await;
 
@@ -92,7 +92,7 @@ fn a_moved_endpoint_costs_one_replacement_and_is_reached_at_once() {
             host.carry(&net, Underlay::V4);
         }
         eventually("station 3 answers host 2 from host 1", async || {
-            ping(&sandboxes[1], net.ips(3)[1]).map(drop)
+            probe(&sandboxes[1], net.ips(3)[1]).map(drop)
         })
         .await;
         let fdb = run(&one.network_namespace(net.id()), "bridge fdb show dev vx0");
@@ -183,23 +183,23 @@ fn egress_leaves_with_the_hosts_address_and_nothing_comes_in_unasked() {
             let outside: IpAddr = outside.parse().unwrap();
             for sandbox in &sandboxes {
                 eventually(&format!("{outside} answers"), async || {
-                    ping(sandbox, outside).map(drop)
+                    probe(sandbox, outside).map(drop)
                 })
                 .await;
             }
         }
         // Neither uplink leads into the other network, nor to the host by its inner side.
         for inside in ["169.254.192.4", "169.254.192.5", "169.254.192.2", "169.254.192.3"] {
-            let reached = ping(&sandboxes[0], inside.parse().unwrap());
+            let reached = probe(&sandboxes[0], inside.parse().unwrap());
             assert!(reached.is_err(), "{inside}: {reached:?}");
         }
         // The host does not get in by itself.
         for inside in ["169.254.192.3", "fd77::3"] {
-            let reached = ping(&one.namespace, inside.parse().unwrap());
+            let reached = probe(&one.namespace, inside.parse().unwrap());
             assert!(reached.is_err(), "{inside}: {reached:?}");
         }
         run(&one.namespace, "ip route add 10.1.0.0/24 via 169.254.192.3");
-        assert!(ping(&one.namespace, red.ips(1)[0]).is_err());
+        assert!(probe(&one.namespace, red.ips(1)[0]).is_err());
         run(&one.namespace, "ip route del 10.1.0.0/24");
 
         // An internal network has no way out.
@@ -209,7 +209,7 @@ fn egress_leaves_with_the_hosts_address_and_nothing_comes_in_unasked() {
             attempt(&one.namespace, "ip link show wfu010101010101").map_or(Ok(()), Err)
         })
         .await;
-        assert!(ping(&sandboxes[0], "192.0.2.200".parse().unwrap()).is_err());
+        assert!(probe(&sandboxes[0], "192.0.2.200".parse().unwrap()).is_err());
         ping(&sandboxes[1], "192.0.2.200".parse().unwrap()).unwrap();
     });
 }
@@ -235,9 +235,9 @@ fn egress_passes_dockers_firewall() {
         let sandbox = lab.namespace("sandbox");
         one.attach(net.spec(1, &sandbox)).await;
         let outside: IpAddr = "192.0.2.200".parse().unwrap();
-        eventually("the outside answers", async || ping(&sandbox, outside).map(drop)).await;
+        eventually("the outside answers", async || probe(&sandbox, outside).map(drop)).await;
         // Docker starts anew.
         run(&one.namespace, "nft flush chain ip filter DOCKER-USER");
-        eventually("the outside answers again", async || ping(&sandbox, outside).map(drop)).await;
+        eventually("the outside answers again", async || probe(&sandbox, outside).map(drop)).await;
     });
 }

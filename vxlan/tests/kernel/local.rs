@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use weft_vxlan::{Carriage, Namespace};
 
-use crate::lab::{Host, Lab, Net, Underlay, attempt, eventually, in_lab, ping, run};
+use crate::lab::{Host, Lab, Net, Underlay, attempt, eventually, in_lab, ping, probe, run};
 
 /// Host 1 with stations 1 and 2 of `net` attached, and host 2 as somebody outside.
 async fn two_stations(lab: &Lab, net: &Net) -> (Namespace, Host, Host, [Namespace; 2]) {
@@ -47,7 +47,7 @@ fn stations_of_one_host_reach_each_other_and_the_outside_and_nothing_leads_to_ot
         ping(&first, net.ips(2)[0]).unwrap();
 
         one.plane.detach(net.id(), net.endpoint(2)).await.unwrap();
-        assert!(ping(&first, net.ips(2)[0]).is_err());
+        assert!(probe(&first, net.ips(2)[0]).is_err());
         ping(&first, OUTSIDE).unwrap();
     });
 }
@@ -60,7 +60,7 @@ fn isolated_stations_reach_the_gateway_and_the_outside_but_not_each_other() {
         let unreachable = || {
             for (from, station) in [(&first, 2), (&second, 1)] {
                 for ip in net.ips(station) {
-                    assert!(ping(from, ip).is_err(), "{ip} is reached");
+                    assert!(probe(from, ip).is_err(), "{ip} is reached");
                 }
                 ping(from, IpAddr::from([10, 1, 0, 254])).unwrap();
                 ping(from, OUTSIDE).unwrap();
@@ -76,12 +76,12 @@ fn isolated_stations_reach_the_gateway_and_the_outside_but_not_each_other() {
         run(&first, &format!("ip route del {v4}; ip route del {v6}"));
         let mac = net.mac(2);
         run(&first, &format!("ip neigh replace {v4} lladdr {mac} dev eth0 nud permanent"));
-        assert!(ping(&first, v4).is_err());
+        assert!(probe(&first, v4).is_err());
         // An agent that starts again leaves it so.
         let one = one.restart().await;
         one.settled(net.id()).await;
         assert_eq!(one.operations(), 0, "{:#?}", one.plane.status().borrow());
-        assert!(ping(&first, v4).is_err());
+        assert!(probe(&first, v4).is_err());
 
         one.desire_network(net.id(), |network| network.isolated = false);
         eventually("the stations may meet", async || {

@@ -8,7 +8,7 @@ use weft_vxlan::{
     Sandbox, Transport, namespace_name,
 };
 
-use crate::lab::{Host, Lab, Net, Underlay, at, attempt, eventually, in_lab, ping, run};
+use crate::lab::{Host, Lab, Net, Underlay, at, attempt, eventually, in_lab, ping, probe, run};
 
 /// Host 1 on the wire, and a machine there that is the gateway of the network.
 struct Lan {
@@ -72,7 +72,7 @@ impl Lan {
     fn meet(&self, [first, second]: &[Namespace; 2]) -> Result<(), String> {
         for (from, station) in [(first, 2), (second, 1)] {
             for ip in self.net.ips(station) {
-                ping(from, ip)?;
+                probe(from, ip)?;
             }
         }
         Ok(())
@@ -256,7 +256,7 @@ fn without_a_parent_containers_have_a_segment_of_their_own() {
         lan.carry(None, MacvlanMode::Bridge, Some(1300));
         let sandboxes = lan.two_stations(lab).await;
         lan.meet(&sandboxes).unwrap();
-        assert!(ping(&sandboxes[0], GATEWAYS[0]).is_err());
+        assert!(probe(&sandboxes[0], GATEWAYS[0]).is_err());
         let link = run(&sandboxes[0], "ip link show eth0");
         assert!(link.contains("mtu 1300"), "{link}");
         lan.host.desire(|desired| desired.networks.clear());

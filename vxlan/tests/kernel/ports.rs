@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use weft_vxlan::{AttachError, AttachSpec, Sandbox, lead_out};
 
-use crate::lab::{Host, Lab, Net, Underlay, attempt, eventually, in_lab, ping, run};
+use crate::lab::{Host, Lab, Net, Underlay, attempt, eventually, in_lab, ping, probe, run};
 
 async fn one_host(lab: &Lab, nets: &[Net]) -> Host {
     let wire = lab.wire();
@@ -162,7 +162,7 @@ fn an_engine_moves_the_waiting_end_itself() {
         let path = docker.path().display();
         run(&one.namespace, &format!("ip link set {} netns {path} name eth0", attached.ifname));
         run(&docker, "ip addr add 10.1.0.2/24 dev eth0 && ip link set eth0 up");
-        eventually("the moved end answers", async || ping(&mine, net.ips(2)[0]).map(drop)).await;
+        eventually("the moved end answers", async || probe(&mine, net.ips(2)[0]).map(drop)).await;
         // A repeated join finds it in its new place.
         one.attach(spec).await;
         ping(&mine, net.ips(2)[0]).unwrap();

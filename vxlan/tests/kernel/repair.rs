@@ -1,6 +1,6 @@
 use weft_vxlan::Table;
 
-use crate::lab::{Host, Lab, Net, Underlay, eventually, in_lab, ping, run};
+use crate::lab::{Host, Lab, Net, Underlay, eventually, in_lab, ping, probe, run};
 
 /// Does `damage` to host 1's side and waits until station 2 answers station 1 again.
 async fn heals(lab: &Lab, table: Table, damage: impl Fn(&Host, &Net)) {
@@ -29,7 +29,7 @@ async fn heals(lab: &Lab, table: Table, damage: impl Fn(&Host, &Net)) {
     })
     .await;
     for ip in net.ips(2) {
-        eventually(&format!("{ip} answers"), async || ping(&sandboxes[0], ip).map(drop)).await;
+        eventually(&format!("{ip} answers"), async || probe(&sandboxes[0], ip).map(drop)).await;
     }
 }
 

@@ -110,5 +110,5 @@ pub(crate) async fn ports_are_free(namespace: &Namespace, ip: IpAddr) {
     .await;
 }
 
-const PORT: u16 = 6791;
-const LANES: u8 = 2;
+pub(crate) const PORT: u16 = 6791;
+pub(crate) const LANES: u8 = 2;

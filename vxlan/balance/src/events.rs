@@ -16,7 +16,6 @@ use weft_vxlan::Namespace;
 
 use crate::{
     netfilter::{self, FAMILY_HEADER, NetfilterError, messages},
-    set::Table,
     wire::{attribute, text},
 };
 
@@ -24,6 +23,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Events {
     socket: AsyncFd<OwnedFd>,
+    table: &'static str,
     /// Our own socket's.
     port: u32,
     buffer: Vec<u8>,
@@ -31,13 +31,17 @@ pub(crate) struct Events {
 
 impl Events {
     /// Must be called inside a tokio runtime. Changes made by the socket with that `port` are not
-    /// told.
-    pub(crate) fn open(namespace: &Namespace, port: u32) -> Result<Self, NetfilterError> {
+    /// told, nor changes of other tables than `table`.
+    pub(crate) fn open(
+        namespace: &Namespace,
+        table: &'static str,
+        port: u32,
+    ) -> Result<Self, NetfilterError> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = netfilter::open(namespace, flags, 1 << (NFNLGRP_NFTABLES - 1))?;
         // SAFETY: the descriptor is the `AsyncFd`'s own and stays open as long as it lives.
         let socket = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
-        Ok(Self { socket, port, buffer: vec![0; DATAGRAM] })
+        Ok(Self { socket, table, port, buffer: vec![0; DATAGRAM] })
     }
 
     /// Waits until somebody changes one of our tables. Cancel-safe: what was read and not reported
@@ -57,7 +61,7 @@ impl Events {
                     // Some were lost, and may have been of interest.
                     Err(_) => return,
                 };
-                if is_of_others(&self.buffer[..length], self.port) {
+                if is_of_others(&self.buffer[..length], self.table, self.port) {
                     return;
                 }
             }
@@ -77,12 +81,12 @@ impl Events {
     }
 }
 
-fn is_of_others(datagram: &[u8], port: u32) -> bool {
+fn is_of_others(datagram: &[u8], ours: &str, port: u32) -> bool {
     messages(datagram).any(|(header, body)| {
         let body = body.get(FAMILY_HEADER..).unwrap_or_default();
         header.port != port
             && header.kind != NEW_GENERATION
-            && attribute(body, 1).is_some_and(|table| text(table) == Table::NAME)
+            && attribute(body, 1).is_some_and(|table| text(table) == ours)
     })
 }
 

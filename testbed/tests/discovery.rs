@@ -64,6 +64,7 @@ fn a_host_is_on_a_network_until_it_is_taken_off_whatever_ends_meanwhile() -> any
 
     one.power_off();
     lab.power_on(1)?;
+    one.start_agent()?;
     check("after a reboot", &[&far])?;
 
     one.weft("hide app")?.ok()?;

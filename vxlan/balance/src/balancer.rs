@@ -71,13 +71,14 @@ impl Balancer {
             None => Namespace::current()?,
         };
         let board = Board::new();
-        let events = Events::open(&host, PUBLISHED, 0)?;
+        let events = Events::open(&host, PUBLISHED, NOBODY)?;
         let ports = HostPorts::new(host.clone(), board.clone());
         let host_task = HostTask {
             namespace: host,
             desired: desired.clone(),
             board: board.clone(),
             resync: config.resync,
+            tracker: tracker.clone(),
         };
         tracker.spawn(host_task.run(events, stop.child_token()));
 
@@ -267,3 +268,5 @@ pub enum StartError {
 const QUEUE: usize = 64;
 /// The table of the host's published ports.
 const PUBLISHED: &str = "weft-publish";
+/// No socket has this port.
+const NOBODY: u32 = u32::MAX;

@@ -88,6 +88,14 @@ pub(crate) struct Held {
     pub(crate) pending: bool,
 }
 
+impl Held {
+    /// Adds what became of other ports.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.taken.extend(other.taken);
+        self.pending |= other.pending;
+    }
+}
+
 impl Holder {
     /// Holds `wanted`, and no other.
     pub(crate) fn follow<'a>(
@@ -134,16 +142,13 @@ impl Holder {
 /// Binds a socket to the port, and does no more: nobody else gets it, and nobody who asks there is
 /// answered by it.
 fn bind(port: &HostPort) -> io::Result<Socket> {
-    let (domain, any): (_, IpAddr) = match port.family {
-        Family::V4 => (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
-        Family::V6 => (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
-    };
+    let address = address_of(port);
     let kind = match port.protocol {
         Protocol::Tcp => Type::STREAM,
         Protocol::Udp => Type::DGRAM,
     };
     // Without SO_REUSEADDR: two sockets that have it, and of which none listens, share a port.
-    let socket = Socket::new(domain, kind, None)?;
+    let socket = Socket::new(Domain::for_address(address), kind, None)?;
     if port.family == Family::V6 {
         socket.set_only_v6(true)?;
         socket.set_freebind_v6(true)?;
@@ -155,8 +160,17 @@ fn bind(port: &HostPort) -> io::Result<Socket> {
         // Nobody reads it.
         socket.set_recv_buffer_size(0)?;
     }
-    socket.bind(&SocketAddr::new(port.ip.unwrap_or(any), port.port).into())?;
+    socket.bind(&address.into())?;
     Ok(socket)
+}
+
+/// What a socket is bound to that shall have the port.
+pub(super) fn address_of(port: &HostPort) -> SocketAddr {
+    let any = match port.family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    SocketAddr::new(port.ip.unwrap_or(any), port.port)
 }
 
 fn name(owner: Option<&Owner>) -> String {

@@ -8,11 +8,12 @@ use tokio::{
     task,
     time::{self, Instant},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_vxlan::Namespace;
 
 use self::{
     holder::{Held, Holder, Taken},
+    proxy::Proxies,
     table::{Load, Memory, Ports},
 };
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
 
 pub(crate) mod holder;
 pub(crate) mod owner;
+mod proxy;
 mod table;
 
 /// Brings the host's table to the desired state.
@@ -33,6 +35,8 @@ pub(crate) struct HostTask {
     pub(crate) desired: watch::Receiver<Option<Arc<Desired>>>,
     pub(crate) board: Board,
     pub(crate) resync: Duration,
+    /// Of the proxies' connections.
+    pub(crate) tracker: TaskTracker,
 }
 
 /// Why a pass is made.
@@ -71,6 +75,8 @@ impl HostTask {
             memory: Memory::default(),
             known: None,
         };
+        let mut proxies =
+            Proxies::new(self.namespace.clone(), self.tracker.clone(), stop.child_token());
         let mut wake = Wake::Changed;
         let mut settled = false;
         loop {
@@ -88,7 +94,7 @@ impl HostTask {
                     let outcome = kernel.reconcile(&publish, thorough);
                     (kernel, outcome)
                 });
-                let Ok((returned, outcome)) = pass.await else {
+                let Ok((returned, mut outcome)) = pass.await else {
                     tracing::error!("a pass over the host's published ports panicked");
                     return;
                 };
@@ -99,12 +105,16 @@ impl HostTask {
                     events.settle();
                     retry = !kernel.verify();
                 }
+                match proxies.follow(&desired.host.proxies).await {
+                    Ok(held) => outcome.held.join(held),
+                    Err(error) => outcome.error = Some(error.into()),
+                }
                 retry |= outcome.error.is_some()
                     || outcome.held.pending
                     || !outcome.held.taken.is_empty();
                 let repair = outcome.loaded && settled && wake == Wake::Foreign;
                 settled = outcome.error.is_none();
-                self.post(&desired.host, outcome, repair);
+                self.post(&desired.host, outcome, proxies.open(), repair);
             }
             let now = Instant::now();
             // Every arm is cancel-safe and none awaits in its body.
@@ -121,7 +131,13 @@ impl HostTask {
         }
     }
 
-    fn post(&self, desired: &Arc<HostPublish>, outcome: Outcome, repair: bool) {
+    fn post(
+        &self,
+        desired: &Arc<HostPublish>,
+        outcome: Outcome,
+        proxied: impl Iterator<Item = HostPort>,
+        repair: bool,
+    ) {
         let Outcome { held, open, error, .. } = outcome;
         if repair {
             tracing::warn!("put back the rules of published ports that somebody had changed");
@@ -144,7 +160,7 @@ impl HostTask {
             status.failures += u64::from(error.is_some());
             if error.is_none() {
                 status.applied = Some(Arc::clone(desired));
-                status.open = open.keys().copied().collect();
+                status.open = open.keys().copied().chain(proxied).collect();
             }
             status.taken = taken;
             status.error = error;

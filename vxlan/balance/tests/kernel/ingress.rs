@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +14,7 @@ use weft_vxlan::Namespace;
 use crate::{
     lab::{GATEWAYS, attempt, eventually, run},
     site::{CLIENT, Entrance, addresses, on_site},
-    talk::{Answer, Conversation, Silence, ask, ask_often},
+    talk::{Answer, Conversation, Failed, Silence, ask, ask_often},
 };
 
 const PORT: u16 = 8080;
@@ -214,5 +216,62 @@ fn what_somebody_takes_from_the_rules_is_put_back_within_a_second() {
             .await;
         }
         conversation.goes_on().unwrap();
+    });
+}
+
+/// A connection by a proxy: the header that the station got, and what it heard and said after.
+fn proxied(from: &Namespace, to: (IpAddr, u16)) -> Result<(Vec<u8>, SocketAddr), Failed> {
+    let mut stream = from.run(|| Ok::<_, Failed>(TcpStream::connect(to)?))?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    // More than any buffer holds, so that both ends wait for each other.
+    let words: Vec<u8> = (0..4 << 20).map(|n: u32| n.to_le_bytes()[1]).collect();
+    let (mut sender, said) = (stream.try_clone()?, words.clone());
+    let saying = thread::spawn(move || {
+        sender.write_all(&said).and_then(|()| sender.shutdown(Shutdown::Write))
+    });
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard)?;
+    saying.join().unwrap()?;
+    let line = heard.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    let header = if to.0.is_ipv4() { 28 } else { 52 };
+    assert_eq!(heard.len(), line + header + words.len());
+    assert!(heard.ends_with(&words), "something else comes back");
+    Ok((heard[line..line + header].to_vec(), stream.local_addr()?))
+}
+
+#[test]
+fn a_proxy_tells_the_station_its_client() {
+    on_site(async |site| {
+        let entrance = Entrance { proxied: true, ..Entrance::new(PORT, &[1, 2]) };
+        site.open(std::slice::from_ref(&entrance)).await;
+        let mut destinations = addresses(1).map(|ip| (&site.client, ip)).to_vec();
+        destinations.extend(LOOPBACK.map(|ip| (&site.hosts[&1].namespace, ip)));
+        for (from, ip) in destinations {
+            let (header, client) =
+                proxied(from, (ip, PORT)).unwrap_or_else(|error| panic!("{ip}: {error:?}"));
+            let octets = |ip: IpAddr| match ip {
+                IpAddr::V4(ip) => ip.octets().to_vec(),
+                IpAddr::V6(ip) => ip.octets().to_vec(),
+            };
+            let ports = [client.port().to_be_bytes(), PORT.to_be_bytes()].concat();
+            let expected = [octets(client.ip()), octets(ip), ports].concat();
+            assert!(header.starts_with(b"\r\n\r\n\0\r\nQUIT\n\x21"), "{header:?}");
+            assert!(header.ends_with(&expected), "{header:?} of {client}");
+        }
+
+        // A port that is no longer wanted lets the connections that it has come to their end.
+        let gate = &site.hosts[&1];
+        let to = (addresses(1)[0], PORT);
+        let mut conversation = Conversation::start(&site.client, to).unwrap();
+        conversation.skip(28);
+        gate.open(&[]);
+        gate.is_open().await;
+        assert_eq!(ask(&site.client, Protocol::Tcp, to), Err(Silence::Refused));
+        conversation.goes_on().unwrap();
+
+        // Without a backend, a client is refused all the same, if later than by the kernel.
+        gate.open(&[Entrance { stations: Vec::new(), ..entrance }]);
+        gate.is_open().await;
+        assert_eq!(ask(&site.client, Protocol::Tcp, to), Err(Silence::Refused));
     });
 }

@@ -46,11 +46,12 @@ pub(crate) struct Entrance {
     pub(crate) ip: Option<IpAddr>,
     pub(crate) stations: Vec<u8>,
     pub(crate) source: Source,
+    pub(crate) proxied: bool,
 }
 
 impl Entrance {
     pub(crate) fn new(port: u16, stations: &[u8]) -> Self {
-        Self { port, ip: None, stations: stations.into(), source: Source::Preserve }
+        Self { port, ip: None, stations: stations.into(), source: Source::Preserve, proxied: false }
     }
 }
 
@@ -241,7 +242,8 @@ impl Gate {
 }
 
 fn desired(host: u8, entrances: &[Entrance]) -> Desired {
-    let (mut frontends, mut ports) = (BTreeMap::new(), BTreeMap::new());
+    let mut frontends = BTreeMap::new();
+    let mut publish = HostPublish::default();
     let uplink = uplink();
     let ends = [IpAddr::V4(uplink.v4.unwrap().network), IpAddr::V6(uplink.v6.unwrap().network)];
     for (number, entrance) in (1000..).zip(entrances) {
@@ -264,6 +266,10 @@ fn desired(host: u8, entrances: &[Entrance]) -> Desired {
                     affinity: None,
                     source: entrance.source,
                 };
+                let ports = match (entrance.proxied, protocol) {
+                    (true, Protocol::Tcp) => &mut publish.proxies,
+                    _ => &mut publish.ports,
+                };
                 ports.insert(port, SocketAddr::new(end, number));
                 let frontend = Frontend { ip: end, protocol, port: Some(number) };
                 frontends.insert(frontend, Arc::new(pool));
@@ -276,7 +282,6 @@ fn desired(host: u8, entrances: &[Entrance]) -> Desired {
         frontends,
         transit: None,
     };
-    let publish = HostPublish { ports };
     Desired { networks: [(net(), Arc::new(balance))].into(), host: Arc::new(publish) }
 }
 

@@ -106,6 +106,11 @@ impl Conversation {
         Ok(Self { answer: parse(&buffer[..length]), stream })
     }
 
+    /// Hears what somebody else has said in this one's place.
+    pub(crate) fn skip(&mut self, length: usize) {
+        self.stream.read_exact(&mut vec![0; length]).unwrap();
+    }
+
     /// Whether what is said comes back.
     pub(crate) fn goes_on(&mut self) -> Result<(), Silence> {
         let mut buffer = [0; 5];
@@ -126,7 +131,7 @@ impl Sender {
     fn open(to: SocketAddr) -> Result<Self, Silence> {
         let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
         let socket = UdpSocket::bind((any, 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE / 5)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE / 10)).unwrap();
         socket.connect(to).map_err(|error| silence(&error))?;
         Ok(Self(socket))
     }
@@ -141,7 +146,9 @@ impl Sender {
 }
 
 fn parse(answer: &[u8]) -> Answer {
-    let text = std::str::from_utf8(answer).unwrap().lines().next().unwrap();
+    // What follows the line may be anything.
+    let line = answer.split(|byte| *byte == b'\n').next().unwrap();
+    let text = std::str::from_utf8(line).unwrap();
     let (station, client) = text.split_once(' ').unwrap();
     Answer { station: station.parse().unwrap(), client: client.parse().unwrap() }
 }
@@ -162,4 +169,5 @@ pub(crate) enum Failed {
     Socket(#[from] io::Error),
 }
 
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long an answer may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);

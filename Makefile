@@ -42,6 +42,10 @@ bench-converge: deps bench-build ## From attach on one host to reached on anothe
 bench-docker: deps engine-deps bench-build ## Docker's containers on weft against Docker's own overlay in swarm mode
 	$(BENCH) bench-docker
 
+bench-ingress: deps engine-deps bench-build ## Services and published ports against direct, HAProxy, docker-proxy
+	@deploy/deps.sh web
+	$(BENCH) bench-ingress $(BENCH_OPTIONS)
+
 bench-plain: deps bench-build ## Throughput against the same topology made by hand
 	$(BENCH) bench-plain
 
@@ -82,4 +86,4 @@ clean: ## Take down labs that were left up, and remove what was built
 sweep: ## Take down labs that were left up
 	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; else echo "no testbed was built"; fi
 
-.PHONY: help build release demo test test-engines-next check bench-converge bench-docker bench-plain bench-sealed bench-deps bench-build fuzz docker-plugin install deps engine-deps clean sweep
+.PHONY: help build release demo test test-engines-next check bench-converge bench-docker bench-ingress bench-plain bench-sealed bench-deps bench-build fuzz docker-plugin install deps engine-deps clean sweep

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the Debian packages that building, running and showing weft need, if they are missing;
-# with the word `engines`, also the container engines that tests run, and with `peers`, those that
-# benchmarks compare with. No engine is started.
+# with the word `engines`, also the container engines that tests run, with `peers`, those that
+# benchmarks compare with, with `web`, what serves, spreads and loads in tests and benchmarks, and
+# with `scrape`, what finds containers by weft's discovery. Nothing is started.
 set -eu
 
 missing=
@@ -39,7 +40,17 @@ for word in "$@"; do
       need wireguard-go wireguard-go
       need wg wireguard-tools
       ;;
-    *) echo "deps.sh: $word is neither engines nor peers" >&2; exit 2 ;;
+    web)
+      need nginx nginx-light
+      need wrk wrk
+      need haproxy haproxy
+      ;;
+    scrape)
+      need prometheus prometheus
+      need haproxy haproxy
+      need nginx nginx-light
+      ;;
+    *) echo "deps.sh: $word is none of engines, peers, web, scrape" >&2; exit 2 ;;
   esac
 done
 

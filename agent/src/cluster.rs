@@ -2,6 +2,8 @@
 //!
 //! Pure. Every node derives the same from the same records, so conflicts need no negotiation.
 
+mod services;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -11,6 +13,9 @@ use weft_gossip::{ClusterView, Liveness, Member};
 use weft_model::{
     Endpoint, EndpointId, Label, Network, NetworkId, NetworkRecord, Node, NodeId, Vni,
 };
+
+pub(crate) use self::services::supersedes;
+pub use self::services::{Backend, BackendState, ServiceView};
 
 /// The cluster as this node understands it. Immutable.
 #[derive(Clone, Debug)]
@@ -23,6 +28,7 @@ pub struct Cluster {
     /// Networks that must stand back, and the one before which they do.
     conflicts: BTreeMap<NetworkId, NetworkId>,
     endpoints: BTreeMap<NetworkId, Vec<Place>>,
+    services: BTreeMap<NetworkId, services::Services>,
 }
 
 /// Where an endpoint is.
@@ -55,9 +61,15 @@ impl Cluster {
         removed.extend(ended);
         let networks = networks(&view, known, &removed);
         let (names, conflicts) = settle(&networks);
-        let endpoints =
-            networks.values().map(|network| (network.id, places(&view, network))).collect();
-        Self { view, networks, removed, names, conflicts, endpoints }
+        let mut endpoints = BTreeMap::new();
+        let mut services = BTreeMap::new();
+        for network in networks.values() {
+            let registers = registers(&view, network.id);
+            let places = places(&view, network, &registers);
+            services.insert(network.id, services::services(&view, network, &registers, &places));
+            endpoints.insert(network.id, places);
+        }
+        Self { view, networks, removed, names, conflicts, endpoints, services }
     }
 
     pub fn members(&self) -> impl Iterator<Item = &Member> {
@@ -116,14 +128,17 @@ impl Cluster {
 
     /// The endpoints of a network that hold a valid address, on all nodes.
     pub fn endpoints(&self, network: NetworkId) -> impl Iterator<Item = Placed<'_>> {
-        self.endpoints.get(&network).into_iter().flatten().map(move |place| {
-            let member = &self.view.members[&place.node];
-            Placed {
-                node: place.node,
-                endpoint: &member.endpoints[&network][&place.endpoint],
-                alive: member.liveness == Liveness::Alive,
-            }
-        })
+        let places = self.endpoints.get(&network).into_iter().flatten();
+        places.map(move |place| self.placed(network, *place))
+    }
+
+    fn placed(&self, network: NetworkId, place: Place) -> Placed<'_> {
+        let member = &self.view.members[&place.node];
+        Placed {
+            node: place.node,
+            endpoint: &member.endpoints[&network][&place.endpoint],
+            alive: member.liveness == Liveness::Alive,
+        }
     }
 
     /// What the address space of `network` decides from.
@@ -132,6 +147,11 @@ impl Cluster {
         for placed in self.endpoints(network) {
             let owner = (placed.node, placed.endpoint.id);
             view.endpoints.extend(placed.endpoint.ips().map(|ip| (ip, owner)));
+        }
+        for service in self.services(network) {
+            let lease = service.definition().and_then(|definition| definition.lease);
+            let owner = lease.map(|lease| (lease.node, lease.id));
+            view.endpoints.extend(service.vips.iter().zip(owner).map(|(ip, owner)| (*ip, owner)));
         }
         view
     }
@@ -217,15 +237,14 @@ pub(crate) fn is_mistakable(one: &Network, other: &Network) -> bool {
 
 /// The endpoints that the lenders' registers confirm. Of two nodes that claim the same endpoint,
 /// the higher sequence number has it, then the lower node id (RFC 7432 §7.7, with our tie rule).
-fn places(view: &ClusterView, network: &Network) -> Vec<Place> {
-    let registers = registers(view, network.id);
+fn places(view: &ClusterView, network: &Network, registers: &weft_ipam::View<'_>) -> Vec<Place> {
     let mut claims: BTreeMap<EndpointId, (u64, NodeId)> = BTreeMap::new();
     for member in view.members.values().filter(|m| m.liveness != Liveness::Left) {
         for endpoint in member.endpoints.get(&network.id).into_iter().flat_map(|m| m.values()) {
             let granted = endpoint
                 .addresses
                 .iter()
-                .all(|grant| weft_ipam::accepts(network, member.id, grant, &registers));
+                .all(|grant| weft_ipam::accepts(network, member.id, grant, registers));
             if !granted {
                 continue;
             }

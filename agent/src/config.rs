@@ -71,6 +71,8 @@ pub struct Config {
     pub sealed_offloads: OffloadSwitches,
     /// Whether this host passes on sealed packets between hosts that do not reach each other.
     pub relay: bool,
+    /// The directory of the programs that checks of services may run on this host.
+    pub check_programs: PathBuf,
     /// Whether this host's Docker finds the network driver and the IPAM driver `weft`.
     pub docker: bool,
     /// Where Docker looks for the sockets of its plugins.
@@ -103,6 +105,7 @@ impl Default for Config {
             sealed_rekey_seconds: NonZeroU32::new(120).expect("not zero"),
             sealed_offloads: OffloadSwitches::ALL_ON,
             relay: true,
+            check_programs: "/etc/weft/checks".into(),
             docker: true,
             docker_plugin_dir: "/run/docker/plugins".into(),
             docker_socket: "/run/docker.sock".into(),

@@ -17,6 +17,7 @@ use tokio::{
     sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_balance::Balancer;
 use weft_dns::{Directory, Server};
 use weft_gossip::{
     ClusterView, Gossip, GossipConfig, Liveness,
@@ -34,10 +35,11 @@ use crate::{
     config::{AGENT_PORT, Config},
     encryption::Encryption,
     engines::docker::{Docker, Places, SWARM_SOCKET},
-    ledger::{self, BookFile, Keeper, Ledger, Links, Start},
+    health::{self, drain::Drains},
+    ledger::{self, Balancing, BookFile, Keeper, Ledger, Links, Start, Verdicts},
     listeners::{Listeners, sandboxes::SandboxListeners},
     metrics,
-    projection::{NamesProjection, PlaneContext, own_records},
+    projection::{Drained, NamesProjection, PlaneContext, own_records},
     remembered::{self, Remembered},
     renewal, roster,
     state_dir::StateLock,
@@ -127,6 +129,7 @@ struct Agent {
     encryption: Encryption,
     /// Absent where it is switched off.
     docker: Option<Docker>,
+    drains: Drains,
     /// Why the keeper could not go on, once that is so.
     failure: watch::Receiver<Option<Arc<ledger::BookError>>>,
 }
@@ -149,7 +152,7 @@ impl Agent {
         );
         let mtu = watcher.look()?.node.underlay_mtu;
         let encryption = Encryption::start(config, me, advertise.ip(), mtu, tracker);
-        let watcher = watcher.offering(encryption.offer());
+        let watcher = watcher.offering(encryption.offer()).measured(config.metrics);
         let seen = watcher.look()?;
         let (node, node_updates) = watch::channel(seen.node);
         let (resolvers, resolver_updates) = watch::channel(seen.resolvers);
@@ -171,7 +174,7 @@ impl Agent {
         let lost = book.mark_lost(&present);
         tracing::info!(endpoints = book.endpoints.len(), lost, "took up the book");
         let spaces = ledger::restore_spaces(&book, me, timing, clock::unix_seconds())?;
-        let own = own_records(me, &node_updates.borrow(), &book, &spaces);
+        let own = own_records(me, &node_updates.borrow(), &book, &spaces, &Drained::new());
 
         let view: ViewCell = Arc::default();
         // Nobody is revoked in this version: removal of nodes is not there yet.
@@ -209,9 +212,15 @@ impl Agent {
         };
         let dns =
             Server::start(dns_config, names, resolver_updates, tracker.clone(), stop.child_token());
+        let (balanced, balance_updates) = watch::channel(None);
+        let balance_config = weft_balance::Config::default();
+        let balancer =
+            Balancer::start(balance_config, plane.clone(), balance_updates, tracker, stop)?;
         let listeners = Listeners::new(plane.clone(), dns, tracker.clone());
         let sandbox_listeners = SandboxListeners::new(listeners.clone(), tracker.clone());
 
+        // Nothing is checked as long as nobody says so.
+        let (found, verdicts) = watch::channel(Arc::new(Verdicts::new()));
         let links = Links {
             gossip: gossip.clone(),
             plane: plane.clone(),
@@ -220,6 +229,8 @@ impl Agent {
             directory,
             node: node_updates,
             encryption: encryption.clone(),
+            verdicts,
+            balance: Balancing { desired: balanced, status: balancer.status() },
             parents: parents.clone(),
             sandbox_listeners: sandbox_listeners.clone(),
             tracker: tracker.clone(),
@@ -266,10 +277,28 @@ impl Agent {
             }
             false => None,
         };
+        let containers = match &docker {
+            Some(docker) => docker.handle().containers(),
+            None => watch::channel(Arc::default()).1,
+        };
+        let checked = health::Sources {
+            snapshots: snapshots.clone(),
+            containers: containers.clone(),
+            plane: plane.clone(),
+            programs: config.check_programs.clone(),
+        };
+        health::start(checked, found, tracker, stop);
+        let drains = Drains {
+            ledger: ledger.clone(),
+            snapshots: snapshots.clone(),
+            containers,
+            docker: docker.as_ref().map(Docker::handle),
+        };
         let sources = status::Sources {
             ledger: ledger.clone(),
             snapshots,
             plane: plane.status(),
+            balancer: balancer.clone(),
             carrier: Arc::clone(&carrier),
             encryption: encryption.clone(),
             parents,
@@ -286,6 +315,7 @@ impl Agent {
             plane,
             encryption,
             docker,
+            drains,
             failure,
         })
     }
@@ -296,6 +326,7 @@ impl Agent {
             tokens: Arc::clone(&self.tokens),
             report: self.report.clone(),
             docker: self.docker.as_ref().map(Docker::handle),
+            drains: self.drains.clone(),
         };
         let stop = stop.clone();
         tracker.spawn(async move {

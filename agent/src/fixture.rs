@@ -8,8 +8,9 @@ use std::{
 
 use weft_gossip::{ClusterView, Liveness, Member};
 use weft_model::{
-    AddressGrant, Driver, Endpoint, EndpointId, Hold, Loan, MacAddr, Network, NetworkId,
-    NetworkOptions, NetworkRecord, Node, NodeId, NodeState, Pool, Unit, Vni,
+    AddressGrant, Condition, Driver, Endpoint, EndpointId, Hold, Label, Loan, MacAddr, Network,
+    NetworkId, NetworkOptions, NetworkRecord, Node, NodeId, NodeState, Pool, Service,
+    ServiceRecord, ServiceState, Unit, VipLease, Vni,
 };
 
 use crate::{
@@ -47,6 +48,7 @@ impl Builder {
             routes: Vec::new(),
             resolvers: Vec::new(),
             sealing: None,
+            metrics: None,
         };
         let member = Member {
             id: node_id(n),
@@ -95,6 +97,66 @@ impl Builder {
             let hold = Hold { seq, ceded: BTreeSet::new() };
             member.holds.entry(network.id).or_default().held.insert(unit, hold);
             member.endpoints.entry(network.id).or_default().insert(endpoint.id, endpoint);
+        })
+    }
+
+    /// Lets node `n` say that it wrote revision `revision` of a service.
+    pub(crate) fn service(self, n: u8, revision: u64, service: &Service) -> Self {
+        let state = ServiceState::Defined(Box::new(service.clone()));
+        self.service_record(n, service.network, &service.name, revision, state)
+    }
+
+    /// Lets node `n` say that it wrote a revision of a service, or removed it.
+    pub(crate) fn service_record(
+        self,
+        n: u8,
+        network: NetworkId,
+        name: &Label,
+        revision: u64,
+        state: ServiceState,
+    ) -> Self {
+        let record = ServiceRecord { name: name.clone(), revision, writer: node_id(n), state };
+        self.change(n, |member| {
+            member.services.entry(network).or_default().insert(name.clone(), record);
+        })
+    }
+
+    /// Lends node `n` a virtual address for `service`.
+    pub(crate) fn vip(mut self, n: u8, network: &Network, service: &mut Service, ip: &str) -> Self {
+        let ip: IpAddr = ip.parse().unwrap();
+        let (unit, seq) = (Unit::Address(ip), 1);
+        let lender = self.members.get_mut(&network.lenders[0]).unwrap();
+        let loan = Loan { to: node_id(n), seq, except: BTreeSet::new() };
+        lender.loans.entry(network.id).or_default().loans.insert(unit, loan);
+        service.vips.push(AddressGrant { ip, unit, seq });
+        let id = EndpointId::from([0xee; 16]);
+        service.lease = Some(VipLease { node: node_id(n), id });
+        self.change(n, |member| {
+            let hold = Hold { seq, ceded: BTreeSet::new() };
+            member.holds.entry(network.id).or_default().held.insert(unit, hold);
+        })
+    }
+
+    /// Lets the endpoint of node `n` at `ip` be what `change` makes of it.
+    pub(crate) fn change_endpoint(
+        self,
+        n: u8,
+        network: &Network,
+        ip: &str,
+        change: impl FnOnce(&mut Endpoint),
+    ) -> Self {
+        let ip: IpAddr = ip.parse().unwrap();
+        self.change(n, |member| {
+            let mut all = member.endpoints.get_mut(&network.id).unwrap().values_mut();
+            change(all.find(|endpoint| endpoint.ips().any(|own| own == ip)).unwrap());
+        })
+    }
+
+    /// Lets node `n` say something of the state of one of its endpoints.
+    pub(crate) fn condition(self, n: u8, network: &Network, condition: Condition) -> Self {
+        self.change(n, |member| {
+            let all = member.conditions.entry(network.id).or_default();
+            all.insert(condition.endpoint, condition);
         })
     }
 
@@ -149,6 +211,7 @@ pub(crate) fn endpoint(network: &Network, name: &str, ip: &str) -> Endpoint {
         seq: 0,
         service: None,
         labels: BTreeMap::new(),
+        default_route: true,
     }
 }
 
@@ -176,6 +239,7 @@ pub(crate) fn book_with(network: &Network, name: &str, ip: &str) -> Book {
         state: EndpointState::Attached,
         default_route: true,
         gateway_priority: Some(0),
+        ports: Vec::new(),
     };
     book.endpoints.insert(id, local);
     book

@@ -1,6 +1,9 @@
 //! Prometheus metrics: read from the parts' own counts when somebody scrapes.
 //!
-//! Labels are bounded: networks, tables, states and results; never an address or a container.
+//! Labels are bounded: networks, services, tables, states and results; never an address or a
+//! container. What a network that has gone has left behind in the counts has no row.
+
+mod services;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -20,6 +23,7 @@ use crate::{
     encryption::{self, Encryption},
     ledger::{Ledger, SpaceUsage},
     listeners::Listeners,
+    scrape,
     status::Report,
 };
 
@@ -34,13 +38,14 @@ pub struct Sources {
     pub encryption: Encryption,
 }
 
-/// Serves `/metrics`.
+/// Serves `/metrics`, and what else there is to scrape.
 pub fn router(sources: Sources) -> Router {
-    let scrape = move || {
+    let discovery = scrape::router(sources.report.clone());
+    let answer = move || {
         let sources = sources.clone();
         async move { ([(header::CONTENT_TYPE, OPEN_METRICS)], sources.text().await) }
     };
-    Router::new().route("/metrics", get(scrape))
+    Router::new().route("/metrics", get(answer)).merge(discovery)
 }
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -74,6 +79,7 @@ impl Sources {
         for node in self.report.nodes() {
             *nodes.entry(node.state).or_default() += 1;
         }
+        let services = services::Reading::take(&snapshot.cluster, self.report.balancer()).await;
         Reading {
             names,
             nodes,
@@ -83,6 +89,7 @@ impl Sources {
             gossip: self.gossip.counters(),
             dns: self.listeners.counters().await,
             plane: self.plane.borrow().clone(),
+            services,
             sealed: encryption::Reading {
                 status: self.report.encryption(),
                 counters: self.encryption.counters(),
@@ -118,6 +125,7 @@ struct Reading {
     gossip: weft_gossip::Counters,
     dns: weft_dns::Snapshot,
     plane: Arc<weft_vxlan::Status>,
+    services: services::Reading,
     sealed: encryption::Reading,
 }
 
@@ -129,6 +137,7 @@ impl Collector for Reading {
         self.gossip(out)?;
         self.dns(out)?;
         self.space(out)?;
+        self.services.encode(out, |id| self.network(id))?;
         self.sealed.encode(out, |id| self.network(id))
     }
 }
@@ -145,9 +154,11 @@ impl Reading {
         });
         out.gauges("gossip_nodes", "Nodes of the cluster by state", nodes)?;
         out.gauge("networks", "Networks of the cluster", self.names.len())?;
-        let here = self.endpoints.iter().map(|(id, (here, _))| ([self.network(*id)], *here));
+        let here = self.endpoints.iter();
+        let here = here.filter_map(|(id, (here, _))| Some(([self.network(*id)?], *here)));
         out.gauges("endpoints_local", "Endpoints on this host", here)?;
-        let all = self.endpoints.iter().map(|(id, (_, all))| ([self.network(*id)], *all));
+        let all = self.endpoints.iter();
+        let all = all.filter_map(|(id, (_, all))| Some(([self.network(*id)?], *all)));
         out.gauges("endpoints", "Endpoints on all hosts", all)?;
         out.gauge(
             "certificate_expiry_timestamp_seconds",
@@ -159,8 +170,9 @@ impl Reading {
     fn tables(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
         let of_host = ("network", String::new());
         let host = self.plane.host.iter().map(|(table, s)| (of_host.clone(), *table, s));
-        let networks = self.plane.networks.iter().flat_map(|(id, network)| {
-            let label = self.network(*id);
+        let known = self.plane.networks.iter();
+        let known = known.filter_map(|(id, network)| Some((self.network(*id)?, network)));
+        let networks = known.flat_map(|(label, network)| {
             network.tables.iter().map(move |(table, s)| (label.clone(), *table, s))
         });
         let rows: Vec<_> = host
@@ -211,8 +223,9 @@ impl Reading {
     }
 
     fn dns(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
-        let queries = self.dns.networks.iter().flat_map(|(id, counts)| {
-            let network = self.network(*id);
+        let known = self.dns.networks.iter();
+        let known = known.filter_map(|(id, counts)| Some((self.network(*id)?, counts)));
+        let queries = known.flat_map(|(network, counts)| {
             [
                 ("answered", counts.answered),
                 ("nodata", counts.nodata),
@@ -242,7 +255,8 @@ impl Reading {
         let rows: Vec<_> = self
             .usage
             .iter()
-            .flat_map(|(id, rows)| rows.iter().map(|row| (self.network(*id), row)))
+            .filter_map(|(id, rows)| Some((self.network(*id)?, rows)))
+            .flat_map(|(network, rows)| rows.iter().map(move |row| (network.clone(), row)))
             .collect();
         let each = |read: fn(&crate::api::types::SpaceStatus) -> u64| {
             rows.iter().map(move |(network, row)| {
@@ -255,8 +269,9 @@ impl Reading {
         out.gauges("ipam_leased_addresses", "Of these, those in use", each(|r| r.leased))
     }
 
-    fn network(&self, id: NetworkId) -> (&'static str, String) {
-        ("network", self.names.get(&id).cloned().unwrap_or_else(|| id.short()))
+    /// The label of a network; none if it has gone.
+    fn network(&self, id: NetworkId) -> Option<(&'static str, String)> {
+        Some(("network", self.names.get(&id)?.clone()))
     }
 }
 

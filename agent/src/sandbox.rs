@@ -44,6 +44,8 @@ impl Sandbox {
             Self::Pid(_) | Self::Path(_) => Ok(namespace()?.cookie()?.to_string()),
             // It may not be there yet; engines never give out a path twice.
             Self::Engine(path) => Ok(path.display().to_string()),
+            // The same one after a reboot.
+            Self::Host => Ok("host".into()),
         }
     }
 
@@ -56,6 +58,7 @@ impl Sandbox {
         match self {
             Self::Pid(pid) => format!("/proc/{pid}/ns/net").into(),
             Self::Path(path) | Self::Engine(path) => path.clone(),
+            Self::Host => "/proc/thread-self/ns/net".into(),
         }
     }
 }

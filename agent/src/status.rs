@@ -1,10 +1,13 @@
 //! What the API tells: pure readings of the keeper's snapshot and the reconcilers' status.
 
+mod services;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 use time::OffsetDateTime;
 use tokio::sync::watch;
+use weft_balance::Balancer;
 use weft_gossip::{Liveness, Member, quic::QuicCarrier};
 use weft_model::{DnsName, Endpoint, EndpointId, Label, Network, NodeId};
 use weft_seal::Tunnel;
@@ -15,9 +18,12 @@ use crate::{
         Attached, EncryptionStatus, EndpointStatus, NetworkState, NetworkStatus, NodeLiveness,
         NodeStatus, Resolved, ResolvedAddress, Sandbox, Status, TableStatus,
     },
-    cluster::{Cluster, Placed},
+    cluster::Cluster,
     encryption::{Encryption, Readings, findings_of},
-    ledger::{Ledger, Snapshot, Snapshots, SpaceUsage, book::EndpointState},
+    ledger::{
+        Ledger, Snapshot, Snapshots, SpaceUsage,
+        book::{EndpointState, LocalEndpoint},
+    },
     listeners::sandboxes::RESOLVER,
     projection,
     refusal::Refusal,
@@ -30,6 +36,7 @@ pub struct Report {
     ledger: Ledger,
     snapshots: Snapshots,
     plane: watch::Receiver<Arc<weft_vxlan::Status>>,
+    balancer: Balancer,
     carrier: Arc<QuicCarrier>,
     encryption: Encryption,
     parents: Parents,
@@ -42,6 +49,7 @@ pub struct Sources {
     pub ledger: Ledger,
     pub snapshots: Snapshots,
     pub plane: watch::Receiver<Arc<weft_vxlan::Status>>,
+    pub balancer: Balancer,
     pub carrier: Arc<QuicCarrier>,
     pub encryption: Encryption,
     pub parents: Parents,
@@ -52,12 +60,17 @@ pub type RoundTrips = Arc<dyn Fn() -> BTreeMap<NodeId, f64> + Send + Sync>;
 
 impl Report {
     pub fn new(sources: Sources, domain: DnsName, rtt: RoundTrips) -> Self {
-        let Sources { ledger, snapshots, plane, carrier, encryption, parents } = sources;
-        Self { ledger, snapshots, plane, carrier, encryption, parents, domain, rtt }
+        let Sources { ledger, snapshots, plane, balancer, carrier, encryption, parents } = sources;
+        Self { ledger, snapshots, plane, balancer, carrier, encryption, parents, domain, rtt }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshots.borrow())
+    }
+
+    /// What spreads connections over services on this host.
+    pub fn balancer(&self) -> &Balancer {
+        &self.balancer
     }
 
     pub fn nodes(&self) -> Vec<NodeStatus> {
@@ -108,8 +121,18 @@ impl Report {
 
     /// The endpoints of this host, in whatever state; `reachable` where they are attached.
     pub fn endpoints_here(&self) -> Vec<EndpointStatus> {
+        self.endpoints_here_if(|_| true)
+    }
+
+    /// The host's own, in whatever state.
+    pub fn exposures(&self) -> Vec<EndpointStatus> {
+        self.endpoints_here_if(|local| local.sandbox == Sandbox::Host)
+    }
+
+    fn endpoints_here_if(&self, wanted: impl Fn(&LocalEndpoint) -> bool) -> Vec<EndpointStatus> {
         let snapshot = self.snapshot();
-        let known = snapshot.book.endpoints.values().filter_map(|local| {
+        let known = snapshot.book.endpoints.values().filter(|local| wanted(local));
+        let known = known.filter_map(|local| {
             let id = local.endpoint.network;
             // A network that was removed a moment ago is still in the book.
             let network = snapshot.cluster.network(id).map(AsRef::as_ref);
@@ -192,15 +215,7 @@ impl Report {
         let mut answers = Vec::new();
         for network in networks {
             let name = asked_below(&asked, network, &self.domain);
-            let named = cluster.endpoints(network.id).filter(|p| p.alive && answers_to(p, name));
-            for placed in named {
-                answers.extend(placed.endpoint.ips().map(|address| ResolvedAddress {
-                    address,
-                    network: network.name.clone(),
-                    endpoint: placed.endpoint.name.clone(),
-                    node: label(cluster, placed.node),
-                }));
-            }
+            answers.extend(answers_to(cluster, network, name));
         }
         match answers.is_empty() {
             false => Ok(Resolved { name: name.to_owned(), answers }),
@@ -327,6 +342,9 @@ fn endpoint_status(
             // What an engine calls it inside, the engine does not tell.
             .filter(|local| node == snapshot.me && !matches!(local.sandbox, Sandbox::Engine(_)))
             .and_then(|local| local.ifname.clone()),
+        ports: local
+            .filter(|_| node == snapshot.me)
+            .map_or_else(Vec::new, |local| local.ports.clone()),
         reachable: alive,
         service: endpoint.service.clone(),
         labels: endpoint.labels.clone(),
@@ -346,8 +364,38 @@ fn asked_below<'a>(asked: &'a DnsName, network: &Network, domain: &DnsName) -> &
     strip(inside, network.name.as_str()).unwrap_or(inside)
 }
 
-fn answers_to(placed: &Placed<'_>, name: &str) -> bool {
-    weft_dns::Entry::endpoint(placed.endpoint).names.iter().any(|own| own.as_str() == name)
+/// What `name` stands for in a network: a declared service, whose name hides endpoints'; else its
+/// endpoints and the ready members of the service that they imply.
+fn answers_to(cluster: &Cluster, network: &Network, name: &str) -> Vec<ResolvedAddress> {
+    let service = |name: &str| cluster.service(network.id, &name.parse().ok()?);
+    let own = service(name);
+    let answer = |address, endpoint: &Label, node: Option<NodeId>| ResolvedAddress {
+        address,
+        network: network.name.clone(),
+        endpoint: endpoint.clone(),
+        node: node.map(|node| label(cluster, node)),
+    };
+    let definition = own.and_then(|own| own.definition());
+    if let Some(own) = own.filter(|_| definition.is_some_and(|own| !own.vips.is_empty())) {
+        return own.vips.iter().map(|ip| answer(*ip, own.name, None)).collect();
+    }
+    let behind = own.or_else(|| service(name.strip_prefix("tasks.")?));
+    let ready = behind.into_iter().flat_map(|service| service.backends());
+    let ready = ready.filter(|backend| backend.state.is_ready());
+    let mut found: BTreeMap<EndpointId, (&Endpoint, NodeId)> =
+        ready.map(|backend| (backend.endpoint.id, (backend.endpoint, backend.node))).collect();
+    if definition.is_none() {
+        let named = cluster.endpoints(network.id).filter(|placed| placed.alive);
+        let named = named.filter(|placed| {
+            let names = weft_dns::Entry::endpoint(placed.endpoint).names;
+            names.iter().any(|own| own.as_str() == name)
+        });
+        found.extend(named.map(|placed| (placed.endpoint.id, (placed.endpoint, placed.node))));
+    }
+    let each = found
+        .into_values()
+        .flat_map(|(endpoint, node)| endpoint.ips().map(move |ip| (ip, &endpoint.name, node)));
+    each.map(|(ip, name, node)| answer(ip, name, Some(node))).collect()
 }
 
 fn tables(cluster: &Cluster, plane: &weft_vxlan::Status) -> Vec<TableStatus> {

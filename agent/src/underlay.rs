@@ -30,6 +30,8 @@ pub struct Watcher {
     configured: Vec<IpAddr>,
     /// How this host takes part in encrypted networks.
     sealing: Option<Sealing>,
+    /// Where others find this agent's metrics.
+    metrics: Option<SocketAddr>,
 }
 
 /// What the watcher tells.
@@ -41,12 +43,23 @@ pub struct Host {
 
 impl Watcher {
     pub fn new(host: Namespace, name: Label, address: SocketAddr, configured: Vec<IpAddr>) -> Self {
-        Self { host, name, address, configured, sealing: None }
+        Self { host, name, address, configured, sealing: None, metrics: None }
     }
 
     /// Tells from now on how this host takes part in encrypted networks.
     pub fn offering(self, sealing: Option<Sealing>) -> Self {
         Self { sealing, ..self }
+    }
+
+    /// Tells from now on where this agent's metrics are, which it serves at `listen`: at loopback
+    /// nobody else could find them.
+    pub fn measured(self, listen: Option<SocketAddr>) -> Self {
+        let reachable = listen.filter(|listen| !listen.ip().is_loopback());
+        let metrics = reachable.map(|listen| match listen.ip().is_unspecified() {
+            true => SocketAddr::new(self.address.ip(), listen.port()),
+            false => listen,
+        });
+        Self { metrics, ..self }
     }
 
     /// Looks at the host.
@@ -73,6 +86,7 @@ impl Watcher {
                     .filter(|ip| !ip.is_loopback())
                     .collect(),
                 sealing: self.sealing.clone(),
+                metrics: self.metrics,
             },
             resolvers,
         })

@@ -6,7 +6,7 @@
 //! passing fault that programs retry. That NXDOMAIN has no SOA record, so nobody caches it
 //! (RFC 2308 §5).
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use domain::{
     base::{
@@ -18,14 +18,14 @@ use domain::{
         rdata::ComposeRecordData,
         record::ComposeRecord,
     },
-    rdata::{A, Aaaa, Ptr, Soa},
+    rdata::{A, Aaaa, Ptr, Soa, Srv},
 };
 use rand::Rng;
 use weft_model::{DnsName, NetworkId};
 
 use crate::{
     key::Key,
-    zone::{Directory, Finding, View},
+    zone::{self, Directory, Finding, View},
 };
 
 /// How a query came, and its answer goes.
@@ -118,7 +118,11 @@ pub fn answer(
         return draft.empty(OptRcode::SERVFAIL, Outcome::Failed);
     };
     let name = query.key();
-    match view.find(&name, rng) {
+    let found = match query.question.qtype() {
+        Rtype::SRV => view.find_backends(&name, rng),
+        _ => view.find(&name, rng),
+    };
+    match found {
         Finding::Foreign if forwards => Reply::Forward(query.forward(asker.transport)),
         Finding::Foreign => draft.empty(OptRcode::NXDOMAIN, Outcome::NxDomain),
         finding => draft.found(finding, view.domain(), asker.transport),
@@ -322,6 +326,9 @@ impl Draft<'_> {
             Finding::Pointers { names, .. } if any || rtype == Rtype::PTR => names
                 .iter()
                 .try_for_each(|name| self.push(&mut answer, Ptr::new(wire(name.as_str())))),
+            Finding::Targets { targets, .. } => {
+                targets.iter().try_for_each(|target| self.push(&mut answer, srv(target)))
+            }
             Finding::Apex { zone } if any || rtype == Rtype::SOA => {
                 answer.push(self.soa(*zone, domain))
             }
@@ -333,8 +340,31 @@ impl Draft<'_> {
         // By TCP there is no larger answer to come back for: what fits 64 KiB is all there is.
         let truncated = pushed.is_err() && transport == Transport::Udp;
         answer.header_mut().set_tc(truncated);
-        let message = self.finish(answer.additional(), OptRcode::NOERROR);
+        let mut additional = answer.additional();
+        if let (Finding::Targets { targets, .. }, false) = (&finding, truncated) {
+            self.push_addresses(&mut additional, targets);
+        }
+        let message = self.finish(additional, OptRcode::NOERROR);
         Reply::Answer { message, outcome: Outcome::Answered, truncated }
+    }
+
+    /// Adds the addresses of `targets`. What does not fit is left out: it was not asked for
+    /// (RFC 2181 §9).
+    fn push_addresses(&self, additional: &mut AdditionalBuilder<Target>, targets: &[zone::Target]) {
+        let named: BTreeMap<&DnsName, &[IpAddr]> =
+            targets.iter().map(|target| (&target.name, target.addresses.as_slice())).collect();
+        for (name, ip) in
+            named.into_iter().flat_map(|(name, ips)| ips.iter().map(move |ip| (name, ip)))
+        {
+            let owner = wire(name.as_str());
+            let pushed = match *ip {
+                IpAddr::V4(ip) => additional.push((owner, Class::IN, self.ttl(), A::new(ip))),
+                IpAddr::V6(ip) => additional.push((owner, Class::IN, self.ttl(), Aaaa::new(ip))),
+            };
+            if pushed.is_err() {
+                return;
+            }
+        }
     }
 
     /// NXDOMAIN, or NOERROR without records, and how long that holds (RFC 2308 §2).
@@ -342,6 +372,7 @@ impl Draft<'_> {
         let (zone, rcode, outcome) = match finding {
             Finding::Addresses { zone, .. }
             | Finding::Pointers { zone, .. }
+            | Finding::Targets { zone, .. }
             | Finding::Apex { zone }
             | Finding::Empty { zone } => (*zone, OptRcode::NOERROR, Outcome::NoData),
             Finding::Missing { zone } => (*zone, OptRcode::NXDOMAIN, Outcome::NxDomain),
@@ -415,6 +446,10 @@ impl Draft<'_> {
     fn ttl(&self) -> Ttl {
         Ttl::from_secs(u32::try_from(self.ttl.as_secs()).unwrap_or(u32::MAX >> 1))
     }
+}
+
+fn srv(target: &zone::Target) -> Srv<Name<Vec<u8>>> {
+    Srv::new(0, target.weight, target.port, wire(target.name.as_str()))
 }
 
 fn wire(name: &str) -> Name<Vec<u8>> {

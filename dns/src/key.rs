@@ -46,6 +46,10 @@ impl Key {
         &self.0
     }
 
+    pub(crate) fn into_string(self) -> String {
+        self.0
+    }
+
     pub(crate) fn labels(&self) -> impl Iterator<Item = &str> {
         self.0.split('.').filter(|label| !label.is_empty())
     }

@@ -12,6 +12,7 @@ mod key;
 pub mod resolv_conf;
 mod reverse;
 mod server;
+mod service;
 mod tcp;
 mod udp;
 mod upstream;
@@ -21,5 +22,6 @@ pub use answer::{Asker, Forward, Outcome, Reply, Transport, UDP_PAYLOAD, answer}
 pub use counters::{Counters, QueryCounts, Snapshot, UpstreamCounts};
 pub use fallback::{Fallback, Open};
 pub use server::{Config, ListenError, Server, TcpLimits};
+pub use service::{Backend, BackendPort, Service};
 pub use upstream::UpstreamLimits;
 pub use zone::{Directory, Entry, NetworkNames};

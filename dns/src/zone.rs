@@ -18,7 +18,11 @@ use std::{
 use rand::{Rng, seq::SliceRandom};
 use weft_model::{DnsName, Endpoint, Label, NetworkId, Subnet};
 
-use crate::{key::Key, reverse::Reverse};
+use crate::{
+    key::Key,
+    reverse::Reverse,
+    service::{Backend, BackendPort, Service, Wanted},
+};
 
 /// All that the listeners of this host answer from.
 #[derive(Clone, Debug)]
@@ -71,21 +75,21 @@ pub struct NetworkNames {
     entries: Vec<Entry>,
     /// Sorted by address.
     pointers: Vec<(IpAddr, u32)>,
+    /// By the keys of their names and of their `tasks.` names.
+    services: BTreeMap<String, Arc<Service>>,
 }
 
 impl NetworkNames {
-    /// Indexes `entries`. Those without a name or an address are left out. Where two entries have
-    /// one address, the first gives its reverse name.
+    /// Indexes `entries`. Those without a name are left out; one without an address says that its
+    /// names exist. Where two entries have one address, the first gives its reverse name.
     pub fn new(
         name: Label,
         internal: bool,
         subnets: Vec<Subnet>,
         entries: impl IntoIterator<Item = Entry>,
     ) -> Self {
-        let entries: Vec<Entry> = entries
-            .into_iter()
-            .filter(|entry| !entry.names.is_empty() && !entry.addresses.is_empty())
-            .collect();
+        let entries: Vec<Entry> =
+            entries.into_iter().filter(|entry| !entry.names.is_empty()).collect();
 
         let (mut text, mut spans, mut pointers) = (String::new(), Vec::new(), Vec::new());
         for (index, entry) in (0..).zip(&entries) {
@@ -101,7 +105,20 @@ impl NetworkNames {
         pointers.sort_unstable();
         pointers.dedup_by_key(|(ip, _)| *ip);
 
-        Self { name, internal, subnets, text, spans, entries, pointers }
+        let services = BTreeMap::new();
+        Self { name, internal, subnets, text, spans, entries, pointers, services }
+    }
+
+    /// Adds the backends of services: their SRV records.
+    pub fn with_services(mut self, services: impl IntoIterator<Item = Service>) -> Self {
+        for service in services {
+            let name = service.name.clone();
+            let service = Arc::new(service);
+            let tasks = Key::of(["tasks", name.as_str()].into_iter()).into_string();
+            self.services.insert(tasks, Arc::clone(&service));
+            self.services.insert(name.into(), service);
+        }
+        self
     }
 
     pub fn name(&self) -> &Label {
@@ -124,6 +141,18 @@ impl NetworkNames {
             .iter()
             .take_while(move |span| span.key(&self.text) == key)
             .flat_map(|span| self.entries[span.entry as usize].addresses.iter().copied())
+    }
+
+    /// The services that `<name>` or `<name>.<network>` stands for.
+    fn services(&self, key: &str) -> impl Iterator<Item = &Service> {
+        let qualified = below(key, self.name.as_str()).and_then(|rest| self.services.get(rest));
+        self.services.get(key).into_iter().chain(qualified).map(AsRef::as_ref)
+    }
+
+    /// Whether some entry answers to `key`, be it without an address.
+    fn has(&self, key: &str) -> bool {
+        let at = self.spans.partition_point(|span| span.key(&self.text) < key);
+        self.spans.get(at).is_some_and(|span| span.key(&self.text) == key)
     }
 
     /// Whether some name lies below `key`.
@@ -161,30 +190,33 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The names of an endpoint whose service has no virtual address: its name, aliases, short id,
-    /// the service and `tasks.<service>`.
+    /// The names of an endpoint by itself: its name, aliases and short id.
     pub fn endpoint(endpoint: &Endpoint) -> Self {
-        let mut entry = Self::backend(endpoint);
-        entry.names.extend(endpoint.service.clone().map(DnsName::from));
-        entry
-    }
-
-    /// The names of an endpoint whose service name stands for a virtual address: all but the
-    /// service itself. See [`Entry::service`].
-    pub fn backend(endpoint: &Endpoint) -> Self {
-        let derived = |text: String| text.parse::<DnsName>().ok();
         let names = [DnsName::from(endpoint.name.clone())]
             .into_iter()
             .chain(endpoint.aliases.iter().cloned())
-            .chain(derived(endpoint.id.short()))
-            .chain(endpoint.service.as_ref().and_then(|s| derived(format!("tasks.{s}"))))
+            .chain(endpoint.id.short().parse())
             .collect();
         Self { names, addresses: endpoint.ips().collect() }
     }
 
-    /// A service's name and its virtual addresses.
+    /// The same, the service that nothing else is known about, and `tasks.<service>`.
+    pub fn member(endpoint: &Endpoint) -> Self {
+        let mut entry = Self::endpoint(endpoint);
+        let tasks = endpoint.service.iter().flat_map(|name| format!("tasks.{name}").parse());
+        entry.names.extend(tasks.chain(endpoint.service.clone().map(DnsName::from)));
+        entry
+    }
+
+    /// A service's name and what it stands for: its virtual addresses, or its backends'.
     pub fn service(name: Label, addresses: Vec<IpAddr>) -> Self {
         Self { names: vec![name.into()], addresses }
+    }
+
+    /// `tasks.<service>` and the addresses of its backends.
+    pub fn tasks(service: &Label, addresses: Vec<IpAddr>) -> Self {
+        let name = format!("tasks.{service}").parse();
+        Self { names: name.into_iter().collect(), addresses }
     }
 }
 
@@ -208,6 +240,11 @@ pub(crate) enum Finding {
         names: Vec<DnsName>,
         zone: usize,
     },
+    /// Where a service is served; only for who asks for that. Not empty.
+    Targets {
+        targets: Vec<Target>,
+        zone: usize,
+    },
     /// The cluster domain itself.
     Apex {
         zone: usize,
@@ -221,6 +258,15 @@ pub(crate) enum Finding {
     },
     /// Not ours to answer.
     Foreign,
+}
+
+/// One SRV record, and the addresses of whom it names.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Target {
+    pub(crate) name: DnsName,
+    pub(crate) port: u16,
+    pub(crate) weight: u16,
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 impl View<'_> {
@@ -243,6 +289,42 @@ impl View<'_> {
         }
     }
 
+    /// Looks for the backends of a service: `<service>`, `tasks.<service>`, or either behind
+    /// `_port._protocol`. What no backend is found for is found as any other name is.
+    pub(crate) fn find_backends(&self, name: &Key, rng: &mut impl Rng) -> Finding {
+        let inside = name.below(&self.directory.domain_key);
+        let key = inside.unwrap_or(name.as_str());
+        let (owner, wanted) = match ported(key) {
+            Some((owner, port, protocol)) => (owner, Some(Wanted::parse(port, protocol))),
+            None => (key, None),
+        };
+        let ports = |backend: &Backend| -> Vec<BackendPort> {
+            match wanted {
+                None => backend.ports.clone(),
+                Some(wanted) => wanted.map_or_else(Vec::new, |port| port.among(&backend.ports)),
+            }
+        };
+        let mut targets = Vec::new();
+        for network in &self.networks {
+            let from = targets.len();
+            for backend in network.services(owner).flat_map(|service| &service.backends) {
+                let full = format!("{}.{}.{}", backend.target, network.name, self.domain());
+                let Ok(name) = full.parse::<DnsName>() else { continue };
+                targets.extend(ports(backend).into_iter().map(|port| Target {
+                    name: name.clone(),
+                    port: port.target,
+                    weight: backend.weight,
+                    addresses: backend.addresses.clone(),
+                }));
+            }
+            targets[from..].shuffle(rng);
+        }
+        match targets.is_empty() {
+            true => self.find(name, rng),
+            false => Finding::Targets { targets, zone: name.label_count() },
+        }
+    }
+
     /// Looks for a name below the cluster domain. Here we know every name.
     fn find_inside(&self, rest: &str, rng: &mut impl Rng) -> Finding {
         let zone = self.directory.domain_key.label_count();
@@ -252,7 +334,9 @@ impl View<'_> {
         let ips = self.addresses(rest, rng);
         match () {
             () if !ips.is_empty() => Finding::Addresses { ips, zone },
-            () if self.exists(rest) || self.exists_without_port(rest) => Finding::Empty { zone },
+            () if self.has(rest) || self.exists(rest) || self.exists_without_port(rest) => {
+                Finding::Empty { zone }
+            }
             () => Finding::Missing { zone },
         }
     }
@@ -274,7 +358,7 @@ impl View<'_> {
         let zone = if in_network { 1 } else { labels };
         match () {
             () if !ips.is_empty() => Finding::Addresses { ips, zone },
-            () if self.exists_without_port(text) => Finding::Empty { zone },
+            () if self.has(text) || self.exists_without_port(text) => Finding::Empty { zone },
             () if in_network && self.exists(text) => Finding::Empty { zone },
             () if in_network => Finding::Missing { zone },
             () => Finding::Foreign,
@@ -339,19 +423,28 @@ impl View<'_> {
         })
     }
 
+    /// Whether an entry of the asker's networks answers to `<name>` or `<name>.<network>`, be it
+    /// without an address.
+    fn has(&self, key: &str) -> bool {
+        self.networks.iter().any(|network| {
+            let qualified = below(key, network.name.as_str());
+            network.has(key) || qualified.is_some_and(|rest| network.has(rest))
+        })
+    }
+
     /// Whether `key` is `_port._protocol.<name>` of a name that exists: it has no SRV record, but
     /// NXDOMAIN would deny that the service exists at all.
     fn exists_without_port(&self, key: &str) -> bool {
-        let base = key.trim_end_matches(|c| c != '.').trim_end_matches('.');
-        let owner = base.trim_end_matches(|c| c != '.').trim_end_matches('.');
-        let ported = key[base.len()..].starts_with("._") && base[owner.len()..].starts_with("._");
-        let known = |network: &Arc<NetworkNames>| {
-            let qualified = below(owner, network.name.as_str());
-            network.addresses(owner).next().is_some()
-                || qualified.is_some_and(|rest| network.addresses(rest).next().is_some())
-        };
-        ported && self.networks.iter().copied().any(known)
+        ported(key).is_some_and(|(owner, ..)| self.has(owner))
     }
+}
+
+/// Takes `_port._protocol.<name>` apart: the key of the name, and the two labels before it without
+/// their underscores.
+fn ported(key: &str) -> Option<(&str, &str, &str)> {
+    let (rest, port) = key.rsplit_once('.')?;
+    let (owner, protocol) = rest.rsplit_once('.')?;
+    Some((owner, port.strip_prefix('_')?, protocol.strip_prefix('_')?))
 }
 
 /// What of `key` lies below `ancestor`: empty if they are the same, nothing if it lies elsewhere.

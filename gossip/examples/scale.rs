@@ -230,6 +230,7 @@ fn node_record(n: u16) -> anyhow::Result<Record> {
         routes: vec![],
         resolvers: vec![],
         sealing: None,
+        metrics: None,
     }))
 }
 
@@ -249,6 +250,7 @@ fn endpoint(n: u16, number: u16) -> (Key, Endpoint) {
         seq: 1,
         service: None,
         labels: [].into(),
+        default_route: false,
     };
     (Key::Endpoints(network, Bucket::of(id(number))), endpoint)
 }

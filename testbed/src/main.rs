@@ -20,6 +20,7 @@ enum Scene {
     BenchConverge,
     /// Docker's containers on weft against its own overlay in swarm mode
     BenchDocker,
+    BenchIngress(scenes::ingress::Options),
     /// Throughput against the same topology made by hand
     BenchPlain,
     BenchSealed(scenes::sealed::Options),
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Scene::Demo { keep } => scenes::demo::run(keep),
         Scene::BenchConverge => scenes::converge::run(),
         Scene::BenchDocker => scenes::docker::run(),
+        Scene::BenchIngress(options) => scenes::ingress::run(&options),
         Scene::BenchPlain => scenes::plain::run(),
         Scene::BenchSealed(options) => scenes::sealed::run(&options),
         Scene::Sweep => sweep(&std::env::temp_dir()).map(|swept| {

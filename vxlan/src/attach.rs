@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use weft_model::{EndpointId, MacAddr, NetworkId};
@@ -19,8 +20,10 @@ use crate::{
     mtu,
     namespace::Namespace,
     netlink::Netlink,
+    port::exposed_name,
     ports::{self, Label},
     table::{Chain, KernelError},
+    underlay,
 };
 
 /// Why a sandbox could not be connected. Nothing of the attempt is left behind.
@@ -42,6 +45,10 @@ pub enum AttachError {
         "the sandbox {sandbox} already has a default route via {existing}: attach without {gateway}"
     )]
     DefaultRouteTaken { sandbox: Sandbox, gateway: IpAddr, existing: IpAddr },
+    #[error(
+        "{subnet} overlaps the route {route} by {ifname}, which this host has already: use a network with another subnet, or remove the route"
+    )]
+    RouteTaken { subnet: IpNet, route: IpNet, ifname: String },
     #[error("failed to {step} for endpoint {endpoint}")]
     Kernel { step: &'static str, endpoint: EndpointId, source: KernelError },
     #[error(
@@ -112,6 +119,9 @@ impl Wire {
             }
         }
 
+        if spec.sandbox == Sandbox::Host {
+            refuse_overlap(spec, &mut netlink)?;
+        }
         loop {
             let links = netlink.links().map_err(failed("list the sandbox's interfaces"))?;
             let ifname = choose_name(spec, &links)?;
@@ -140,7 +150,14 @@ impl Wire {
         let failed = |step| kernel(spec.endpoint, step);
         let mut netlink = Netlink::open(&self.far).map_err(failed("open the sandbox's netlink"))?;
         let index = netlink.index(&self.ifname).map_err(failed("find the interface"))?;
-        netlink.set_up("lo").map_err(failed("take up the loopback interface"))?;
+        match spec.sandbox {
+            Sandbox::Host => self.keep_to_itself().map_err(|source| AttachError::Kernel {
+                step: "set up the interface",
+                endpoint: spec.endpoint,
+                source,
+            })?,
+            _ => netlink.set_up("lo").map_err(failed("take up the loopback interface"))?,
+        }
         netlink.set_up(&self.ifname).map_err(failed("take up the interface"))?;
         self.await_carrier(near);
         // The kernel takes note of the carrier when it is asked for the link (Linux 6.8). An IPv6
@@ -202,27 +219,45 @@ impl Wire {
         }
     }
 
+    /// Sees to it that a host, which has other addresses and routes too, shows the network none of
+    /// them and learns none from it.
+    fn keep_to_itself(&self) -> Result<(), KernelError> {
+        self.far.run(|| write_settings(&host_settings(&self.ifname)))
+    }
+
     /// Tells the neighbours on this host who has the addresses now (gratuitous ARP, unsolicited
     /// neighbour advertisement), so that they forget who had them before.
     ///
     /// The kernel does it when an interface is given a MAC address, if it is told to; the same one
     /// will do.
     fn announce(&self, spec: &AttachSpec) -> Result<(), KernelError> {
-        self.far.run(|| {
-            for (path, value) in sandbox_settings(&self.ifname, self.surface) {
-                let path = format!("/proc/sys/net/{path}");
-                match fs::write(&path, value) {
-                    // A kernel without IPv6.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(source) => return Err(KernelError::Sysctl { path, source }),
-                    Ok(()) => {}
-                }
-            }
-            Ok(())
-        })?;
+        self.far.run(|| write_settings(&sandbox_settings(&self.ifname, self.surface)))?;
         let mac = LinkAttribute::Address(spec.mac.octets().to_vec());
         Ok(Netlink::open(&self.far)?.change_link(&self.ifname, vec![mac])?)
     }
+}
+
+fn write_settings(settings: &[(String, &str)]) -> Result<(), KernelError> {
+    for (path, value) in settings {
+        let path = format!("/proc/sys/net/{path}");
+        match fs::write(&path, value) {
+            // A kernel without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(KernelError::Sysctl { path, source }),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+/// What the host's own interface on a network is told, by path under `/proc/sys/net`.
+fn host_settings(ifname: &str) -> [(String, &'static str); 4] {
+    [
+        (format!("ipv4/conf/{ifname}/arp_ignore"), "1"),
+        (format!("ipv4/conf/{ifname}/arp_announce"), "2"),
+        (format!("ipv6/conf/{ifname}/accept_ra"), "0"),
+        (format!("ipv6/conf/{ifname}/autoconf"), "0"),
+    ]
 }
 
 /// What an interface in a sandbox is told, by path under `/proc/sys/net`.
@@ -265,7 +300,7 @@ const WORKER_POLL: Duration = Duration::from_millis(2);
 
 pub(crate) fn open_sandbox(spec: &AttachSpec, host: &Namespace) -> Result<Namespace, AttachError> {
     let opened = match &spec.sandbox {
-        Sandbox::Engine => return Ok(host.clone()),
+        Sandbox::Engine | Sandbox::Host => return Ok(host.clone()),
         Sandbox::Pid(pid) => Namespace::of_process(*pid),
         Sandbox::Path(path) => Namespace::open(path),
     };
@@ -274,6 +309,24 @@ pub(crate) fn open_sandbox(spec: &AttachSpec, host: &Namespace) -> Result<Namesp
         true => Err(AttachError::HostSandbox { sandbox: spec.sandbox.clone() }),
         false => Ok(far),
     }
+}
+
+/// Refuses subnets that the host routes elsewhere: what goes there would go astray.
+fn refuse_overlap(spec: &AttachSpec, host: &mut Netlink) -> Result<(), AttachError> {
+    let failed = |step| kernel(spec.endpoint, step);
+    let links = host.links().map_err(failed("list the host's interfaces"))?;
+    let routes = host.routes().map_err(failed("list the host's routes"))?;
+    for prefix in &spec.addresses {
+        let Ok(subnet) = IpNet::new(prefix.ip, prefix.len).map(|net| net.trunc()) else { continue };
+        let overlaps = |net: &IpNet| net.contains(&subnet) || subnet.contains(net);
+        if let Some((route, by)) =
+            underlay::foreign_routes(&routes, &links).find(|(net, _)| overlaps(net))
+        {
+            let ifname = by.map_or_else(|| "no interface".into(), |link| link.name.clone());
+            return Err(AttachError::RouteTaken { subnet, route, ifname });
+        }
+    }
+    Ok(())
 }
 
 /// Whether `link` is the other end of `near`. Indexes of another namespace may coincide, so the
@@ -287,6 +340,7 @@ pub(crate) fn choose_name(
     taken: &BTreeMap<String, Link>,
 ) -> Result<String, AttachError> {
     let wanted = match (&spec.ifname, &spec.sandbox) {
+        (_, Sandbox::Host) => exposed_name(spec.network),
         (Some(name), _) => name.clone(),
         (None, Sandbox::Engine) => waiting_name(spec.endpoint),
         (None, _) => {

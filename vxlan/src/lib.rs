@@ -59,7 +59,7 @@ pub use namespace::{Namespace, NamespaceError, namespace_name};
 pub use netlink::NetlinkError;
 pub use nft::{list as list_rules, load as load_rules};
 pub use plane::{Config, DataPlane, DetachError, Gone, StartError};
-pub use port::{AttachSpec, Attached, Prefix, Sandbox};
+pub use port::{AttachSpec, Attached, Prefix, Sandbox, exposed_name};
 pub use probe::{Missing, probe};
 pub use process::Process;
 pub use redirect::{DnsRedirect, redirect_dns};

@@ -31,6 +31,8 @@ pub enum Sandbox {
     /// None yet: the port's inner end waits, down and without addresses, in the host's namespace
     /// until an engine moves it into a sandbox. So Docker's remote drivers work.
     Engine,
+    /// The host's own: its processes are on the network then, and nothing is forwarded.
+    Host,
 }
 
 /// Asks for a sandbox to be connected to a network.
@@ -40,7 +42,8 @@ pub struct AttachSpec {
     pub endpoint: EndpointId,
     pub sandbox: Sandbox,
     /// The interface's name in the sandbox, at most 15 bytes; the first free `ethN` when absent.
-    /// With [`Sandbox::Engine`], its name while it waits in the host's namespace.
+    /// With [`Sandbox::Engine`], its name while it waits in the host's namespace. With
+    /// [`Sandbox::Host`] it is always [`exposed_name`].
     pub ifname: Option<String>,
     pub mac: MacAddr,
     /// The interface's addresses. With [`Sandbox::Engine`] the engine sets them.
@@ -61,6 +64,14 @@ pub struct Attached {
     pub host_ifname: String,
 }
 
+/// The name of the host's own interface on `network`.
+pub fn exposed_name(network: NetworkId) -> String {
+    format!("{EXPOSED_PREFIX}{}", network.short())
+}
+
+/// What the names of the host's own interfaces on its networks begin with.
+pub(crate) const EXPOSED_PREFIX: &str = "wfx";
+
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.ip, self.len)
@@ -73,6 +84,7 @@ impl fmt::Display for Sandbox {
             Self::Pid(pid) => write!(f, "process {pid}"),
             Self::Path(path) => path.display().fmt(f),
             Self::Engine => f.write_str("the engine's"),
+            Self::Host => f.write_str("the host's own"),
         }
     }
 }

@@ -13,6 +13,7 @@ use weft_model::{Vni, VtepAddr};
 use crate::{
     HostRules, OverlayNetwork, Port,
     bridge::BRIDGE,
+    port::EXPOSED_PREFIX,
     uplink::{HOST_PREFIX, UPLINK},
 };
 
@@ -70,7 +71,9 @@ impl Ruleset {
                 // Every packet proves whose it is, so the sender's address proves nothing: peers
                 // may be behind a NAT, or move. Only the networks' own workloads have no business
                 // here.
-                input.push(format!("iifname \"{HOST_PREFIX}*\" udp dport @sealed counter drop"));
+                for prefix in [HOST_PREFIX, EXPOSED_PREFIX] {
+                    input.push(format!("iifname \"{prefix}*\" udp dport @sealed counter drop"));
+                }
                 for ip in ["ip", "ip6"] {
                     let n = if ip == "ip" { 4 } else { 6 };
                     prerouting.push(format!("udp dport @sealed {ip} daddr @local{n} notrack"));
@@ -103,6 +106,12 @@ impl Ruleset {
         forward.push(format!("iifname \"{HOST_PREFIX}*\" oifname \"{HOST_PREFIX}*\" drop"));
         forward.push(format!("oifname \"{HOST_PREFIX}*\" ct state established,related accept"));
         forward.push(format!("oifname \"{HOST_PREFIX}*\" drop"));
+        // The host is on a network for itself, not for whom it routes for; what its operator
+        // translates is meant to pass.
+        for side in ["iifname", "oifname"] {
+            forward.push(format!("{side} \"{EXPOSED_PREFIX}*\" ct status dnat accept"));
+            forward.push(format!("{side} \"{EXPOSED_PREFIX}*\" drop"));
+        }
         let hook = "type filter hook forward priority mangle; policy accept;";
         body += &chain("forward", Some(hook), &forward);
 
@@ -454,6 +463,7 @@ pub(crate) mod tests {
         insta::assert_snapshot!(named.join("\n").replace('\t', ""), @r#"
         set sealed {
         iifname "wfu*" udp dport @sealed counter drop
+        iifname "wfx*" udp dport @sealed counter drop
         udp dport @sealed ip daddr @local4 notrack
         udp dport @sealed ip6 daddr @local6 notrack
         udp sport @sealed ip saddr @local4 notrack

@@ -11,6 +11,7 @@ use crate::{
     link::{self, Link},
     namespace::Namespace,
     netlink::Netlink,
+    port::EXPOSED_PREFIX,
     uplink::HOST_PREFIX,
 };
 
@@ -22,7 +23,7 @@ pub struct Underlay {
     /// Bytes.
     pub mtu: u32,
     /// The destinations of all routes of the host, default routes left out: subnets that a new
-    /// network had better not overlap. Without the uplinks of our own networks.
+    /// network had better not overlap. Without those to our own networks.
     pub routes: Vec<IpNet>,
 }
 
@@ -77,7 +78,7 @@ pub fn advertise_address(host: &Namespace) -> Result<VtepAddr, UnderlayError> {
             return Ok(prefix.ip.into());
         }
     }
-    for link in links.values().filter(|link| link.up && !link.name.starts_with(HOST_PREFIX)) {
+    for link in links.values().filter(|link| link.up && !is_ours(link)) {
         let mut addresses = netlink.addresses(link.index)?;
         addresses.retain(|prefix| is_global(prefix.ip));
         if let Some(prefix) = addresses.into_iter().min_by_key(|prefix| prefix.ip.is_ipv6()) {
@@ -88,18 +89,28 @@ pub fn advertise_address(host: &Namespace) -> Result<VtepAddr, UnderlayError> {
 }
 
 fn destinations(routes: &[RouteMessage], links: &BTreeMap<String, Link>) -> Vec<IpNet> {
-    let ours = |index| {
-        links.values().any(|link| link.index == index && link.name.starts_with(HOST_PREFIX))
-    };
-    let mut nets: Vec<_> = routes
-        .iter()
-        .filter(|route| !link::out_interface(route).is_some_and(ours))
-        .filter_map(destination)
-        .filter(|net| net.prefix_len() > 0 && !is_link_local(net.addr()))
-        .collect();
+    let mut nets: Vec<_> = foreign_routes(routes, links).map(|(net, _)| net).collect();
     nets.sort();
     nets.dedup();
     nets
+}
+
+/// Where the host's routes lead, and by which interface; default routes and those to our own
+/// networks left out.
+pub(crate) fn foreign_routes<'a>(
+    routes: &'a [RouteMessage],
+    links: &'a BTreeMap<String, Link>,
+) -> impl Iterator<Item = (IpNet, Option<&'a Link>)> {
+    let by = |index| links.values().find(|link| link.index == index);
+    let led = routes.iter().map(move |route| (route, link::out_interface(route).and_then(by)));
+    let foreign = led.filter(|(_, by)| !by.is_some_and(is_ours));
+    let foreign = foreign.filter_map(|(route, by)| Some((destination(route)?, by)));
+    foreign.filter(|(net, _)| net.prefix_len() > 0 && !is_link_local(net.addr()))
+}
+
+/// Whether it leads to a network of ours.
+fn is_ours(link: &Link) -> bool {
+    [HOST_PREFIX, EXPOSED_PREFIX].iter().any(|prefix| link.name.starts_with(prefix))
 }
 
 fn destination(route: &RouteMessage) -> Option<IpNet> {

@@ -29,6 +29,10 @@ pub struct Endpoint {
     pub service: Option<Label>,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// Whether the sandbox's default route leads through it, so that what it answers to the world
+    /// comes by the network's gateway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub default_route: bool,
 }
 
 impl Endpoint {
@@ -88,6 +92,8 @@ mod unchecked {
         service: Option<Label>,
         #[serde(default)]
         labels: Labels,
+        #[serde(default)]
+        default_route: bool,
     }
 
     impl TryFrom<Endpoint> for super::Endpoint {
@@ -95,9 +101,21 @@ mod unchecked {
 
         fn try_from(raw: Endpoint) -> Result<Self, InvalidEndpoint> {
             let Endpoint { id, network, name, aliases, mac, addresses, .. } = raw;
-            let Endpoint { sandbox, seq, service, labels, .. } = raw;
-            Self { id, network, name, aliases, mac, addresses, sandbox, seq, service, labels }
-                .checked()
+            let Endpoint { sandbox, seq, service, labels, default_route, .. } = raw;
+            let endpoint = Self {
+                id,
+                network,
+                name,
+                aliases,
+                mac,
+                addresses,
+                sandbox,
+                seq,
+                service,
+                labels,
+                default_route,
+            };
+            endpoint.checked()
         }
     }
 }
@@ -124,6 +142,7 @@ mod tests {
             seq: 3,
             service: Some("web".parse().unwrap()),
             labels: Labels::from([("a".into(), "b".into())]),
+            default_route: true,
         };
         let read = |endpoint: &Endpoint| {
             serde_json::from_value::<Endpoint>(serde_json::to_value(endpoint).unwrap())

@@ -28,7 +28,7 @@ pub use network::{
 pub use node::{Node, NodeState, Sealing, Suite, UnknownSuite};
 pub use service::{
     Check, Condition, Probe, Protocol, Publication, PublishMode, Service, ServicePort,
-    ServiceRecord, ServiceState, Source, Spread, UnknownProtocol, Verdict,
+    ServiceRecord, ServiceState, Source, Spread, UnknownProtocol, Verdict, VipLease,
 };
 pub use subnet::{InvalidSubnet, Subnet};
 pub use vni::{InvalidVni, Vni};

@@ -25,6 +25,9 @@ pub struct Node {
     /// How this node takes part in encrypted networks; absent if it cannot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealing: Option<Sealing>,
+    /// Where others find this agent's metrics; absent if nobody but its own host does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// What a node offers to those who share an encrypted network with it.

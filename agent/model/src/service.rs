@@ -12,6 +12,9 @@ pub struct Service {
     /// The virtual addresses, one a family at most; none if the name resolves to the backends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vips: Vec<AddressGrant>,
+    /// In whose address space the virtual addresses are in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<VipLease>,
     /// What of the virtual addresses is translated. Every TCP and UDP port, unchanged, if there is
     /// none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -29,6 +32,15 @@ pub struct Service {
     pub published: Vec<Publication>,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+}
+
+/// Who holds the virtual addresses of a service: the node that reserved them, also when others
+/// have changed the service since.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct VipLease {
+    pub node: NodeId,
+    /// What stands for the service in that node's address space.
+    pub id: EndpointId,
 }
 
 /// A port of a virtual address, and the backends' port that it stands for.
@@ -183,6 +195,24 @@ pub enum Verdict {
     Healthy,
     /// With the reason, for people.
     Unhealthy(String),
+}
+
+impl Service {
+    /// A service without a virtual address, a check or a published port.
+    pub fn bare(name: Label, network: NetworkId) -> Self {
+        Self {
+            name,
+            network,
+            vips: Vec::new(),
+            lease: None,
+            ports: Vec::new(),
+            spread: Spread::default(),
+            affinity: None,
+            check: None,
+            published: Vec::new(),
+            labels: Labels::new(),
+        }
+    }
 }
 
 impl Protocol {

@@ -41,6 +41,15 @@ impl Client {
         self.call(Method::POST, path, body.into()).await
     }
 
+    pub(crate) async fn patch<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<A, ClientError> {
+        let body = serde_json::to_vec(body).expect("a request is plain data");
+        self.call(Method::PATCH, path, body.into()).await
+    }
+
     pub(crate) async fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.call(Method::DELETE, path, Bytes::new()).await
     }

@@ -1,7 +1,7 @@
 //! The agent's API: JSON over HTTP on a unix socket.
 
 pub(crate) mod client;
-mod extract;
+pub(crate) mod extract;
 mod server;
 mod socket;
 pub mod types;

@@ -1,4 +1,6 @@
-use std::sync::Arc;
+mod services;
+
+use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -8,18 +10,22 @@ use axum::{
     routing::{delete, get, post},
 };
 use serde::Deserialize;
+use weft_model::EndpointId;
 
 use super::{
     extract::{Body, Params},
     types::{
-        Attach, Attached, CreateNetwork, CreateToken, CreatedToken, EndpointStatus, NetworkStatus,
-        NodeStatus, Problem, Resolved, Sandbox, Status, TokenStatus,
+        Attach, Attached, CreateNetwork, CreateToken, CreatedToken, Drain, DrainStatus,
+        EndpointStatus, Expose, NetworkStatus, NodeStatus, Problem, Resolved, Sandbox, Status,
+        TokenStatus,
     },
 };
 use crate::{
     engines::docker::Handle,
+    health::drain::Drains,
     ledger::Ledger,
     refusal::{Refusal, RefusalKind, refuse},
+    scrape,
     status::Report,
     tokens::Tokens,
 };
@@ -32,12 +38,14 @@ pub struct Api {
     pub report: Report,
     /// Absent where Docker is switched off.
     pub docker: Option<Handle>,
+    pub drains: Drains,
 }
 
 type Answer<T> = Result<Json<T>, Refusal>;
 
 /// All routes.
 pub fn router(api: Api) -> Router {
+    let discovery = scrape::router(api.report.clone());
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/nodes", get(nodes))
@@ -46,12 +54,19 @@ pub fn router(api: Api) -> Router {
         .route("/v1/docker/networks", post(create_docker_network))
         .route("/v1/endpoints", get(endpoints).post(attach))
         .route("/v1/endpoints/{endpoint}", get(endpoint).delete(detach))
+        .merge(services::routes())
+        .route("/v1/endpoints/{endpoint}/stop", post(stop))
+        .route("/v1/drain", get(draining).post(drain))
+        .route("/v1/drain/undo", post(undo_drain))
+        .route("/v1/exposures", get(exposures).post(expose))
+        .route("/v1/exposures/{network}", delete(hide))
         .route("/v1/resolve", get(resolve))
         .route("/v1/tokens", get(tokens).post(create_token))
         .route("/v1/tokens/{token}", delete(remove_token))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(api)
+        .merge(discovery)
 }
 
 async fn status(State(api): State<Api>) -> Json<Status> {
@@ -147,22 +162,30 @@ async fn endpoints(
 }
 
 async fn endpoint(State(api): State<Api>, Path(endpoint): Path<String>) -> Answer<Attached> {
-    let id = endpoint.parse().map_err(|error| {
+    api.report.attached(endpoint_id(&endpoint)?).map(Json)
+}
+
+fn endpoint_id(text: &str) -> Result<EndpointId, Refusal> {
+    text.parse().map_err(|error| {
         Refusal::new(RefusalKind::Invalid, format!("{error}: weft ps --format json shows ids"))
-    })?;
-    api.report.attached(id).map(Json)
+    })
 }
 
 async fn attach(
     State(api): State<Api>,
     Body(request): Body<Attach>,
 ) -> Result<(StatusCode, Json<Attached>), Refusal> {
-    if let Sandbox::Engine(path) = &request.sandbox {
-        let path = path.display();
-        return Err(Refusal::field(
-            "sandbox",
-            format!("engine {path} is for container engines alone: give pid or path"),
-        ));
+    match &request.sandbox {
+        Sandbox::Pid(_) | Sandbox::Path(_) => {}
+        Sandbox::Engine(path) => {
+            let path = path.display();
+            let why = format!("engine {path} is for container engines alone: give pid or path");
+            return Err(Refusal::field("sandbox", why));
+        }
+        Sandbox::Host => {
+            let why = "the host is put on a network by POST /v1/exposures: give pid or path";
+            return Err(Refusal::field("sandbox", why));
+        }
     }
     let id = api.ledger.attach(request).await?;
     Ok((StatusCode::CREATED, Json(api.report.attached(id)?)))
@@ -180,6 +203,41 @@ async fn detach(
     Params(Detachment { network }): Params<Detachment>,
 ) -> Answer<()> {
     api.ledger.detach(endpoint, network).await.map(Json)
+}
+
+async fn draining(State(api): State<Api>) -> Answer<Vec<DrainStatus>> {
+    api.drains.list().await.map(Json)
+}
+
+async fn drain(State(api): State<Api>, Body(request): Body<Drain>) -> Answer<Vec<DrainStatus>> {
+    api.drains.begin(&request).await.map(Json)
+}
+
+async fn undo_drain(
+    State(api): State<Api>,
+    Body(request): Body<Drain>,
+) -> Answer<BTreeSet<EndpointId>> {
+    api.drains.undo(&request).await.map(Json)
+}
+
+async fn stop(State(api): State<Api>, Path(endpoint): Path<String>) -> Answer<()> {
+    api.drains.stop(endpoint_id(&endpoint)?).await.map(Json)
+}
+
+async fn exposures(State(api): State<Api>) -> Json<Vec<EndpointStatus>> {
+    Json(api.report.exposures())
+}
+
+async fn expose(
+    State(api): State<Api>,
+    Body(Expose { network, addresses }): Body<Expose>,
+) -> Answer<Attached> {
+    let id = api.ledger.expose(network, addresses).await?;
+    api.report.attached(id).map(Json)
+}
+
+async fn hide(State(api): State<Api>, Path(network): Path<String>) -> Answer<()> {
+    api.ledger.hide(network).await.map(Json)
 }
 
 #[derive(Deserialize)]

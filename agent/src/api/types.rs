@@ -1,5 +1,8 @@
 //! What goes over the API's socket: JSON bodies of requests and answers. The CLI reads the same.
 
+mod drain;
+mod services;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -11,6 +14,12 @@ use serde::{Deserialize, Serialize};
 use weft_model::{
     DnsName, Driver, EndpointId, Family, Label, Labels, MacAddr, Network, NetworkId, NodeId,
     SandboxId, Sealing, Subnet, Suite, VtepAddr,
+};
+
+pub use self::drain::{Drain, DrainStatus, WaitedFor};
+pub use self::services::{
+    BackendStatus, CreateService, PortRequest, PublicationStatus, PublishedPort, ServiceMode,
+    ServiceStatus, UpdateService, Vip,
 };
 
 /// `POST /v1/networks`
@@ -106,10 +115,24 @@ pub struct Attach {
     pub service: Option<Label>,
     #[serde(default)]
     pub labels: Labels,
+    /// Ports of this host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortRequest>,
 }
 
 fn yes() -> bool {
     true
+}
+
+/// `POST /v1/exposures`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expose {
+    /// A network's name or id.
+    pub network: String,
+    /// Fixed addresses, one a family at most.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A network namespace on this host.
@@ -121,6 +144,8 @@ pub enum Sandbox {
     /// One that a container engine names and need not have made yet: the engine moves the interface
     /// in by itself. Not for requests.
     Engine(PathBuf),
+    /// The host's own. For exposures only.
+    Host,
 }
 
 /// An endpoint as `attach`, `ps` and `inspect` show it.
@@ -139,6 +164,9 @@ pub struct EndpointStatus {
     /// In the sandbox; known on its own node only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ifname: Option<String>,
+    /// Ports of its host that lead to it; known on its own node only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PublishedPort>,
     /// Whether names are answered with it: its node is alive and its lender agrees.
     pub reachable: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -336,8 +364,11 @@ pub struct Resolved {
 pub struct ResolvedAddress {
     pub address: IpAddr,
     pub network: Label,
+    /// The endpoint, or the service whose virtual address it is.
     pub endpoint: Label,
-    pub node: Label,
+    /// Where the endpoint is; a virtual address is everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Label>,
 }
 
 /// The body of every answer that is not a success.

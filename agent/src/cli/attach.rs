@@ -4,11 +4,11 @@ use clap::Args;
 use weft_model::{DnsName, Label, MacAddr};
 
 use super::{
-    Client, Format, container,
+    Client, Format, container, grammar,
     network::{parse_pair, unique},
     output,
 };
-use crate::api::types::{self, Attached, Sandbox};
+use crate::api::types::{self, Attached, PortRequest, Sandbox};
 
 /// Attach a network namespace, or a container, to a network
 ///
@@ -65,6 +65,10 @@ pub(super) struct EndpointOptions {
     /// The service that it is one task of
     #[arg(long, value_name = "NAME")]
     pub(super) service: Option<Label>,
+    /// A port of this host that leads to it:
+    /// [IP:][HOSTPORT[-HOSTPORT]:]CONTAINERPORT[-CONTAINERPORT][/udp]
+    #[arg(long, short, value_name = "PORT", value_parser = grammar::port_requests)]
+    pub(super) publish: Vec<Vec<PortRequest>>,
     /// A label of yours
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
     pub(super) label: Vec<(String, String)>,
@@ -79,6 +83,7 @@ impl EndpointOptions {
             ("--ip6", self.ip6.is_some()),
             ("--mac", self.mac.is_some()),
             ("--service", self.service.is_some()),
+            ("--publish", !self.publish.is_empty()),
             ("--label", !self.label.is_empty()),
         ];
         given.into_iter().find(|(_, is_given)| *is_given).map(|(option, _)| option)
@@ -105,6 +110,7 @@ impl EndpointOptions {
             gateway_priority,
             service: self.service,
             labels: unique("--label", self.label)?,
+            ports: self.publish.into_iter().flatten().collect(),
         })
     }
 }

@@ -6,16 +6,24 @@ mod completion;
 mod container;
 mod detach;
 mod docker;
+mod drain;
+mod duration;
+mod expose;
+mod grammar;
 mod init;
 mod inspect;
 mod join;
 mod network;
 mod nodes;
 mod output;
+mod port;
 mod ps;
+mod publish;
 mod resolve;
 mod run;
+mod service;
 mod status;
+mod supervisor;
 mod surroundings;
 mod token;
 mod unattached;
@@ -69,8 +77,15 @@ enum Command {
     Agent(agent::Agent),
     Token(token::Token),
     Network(network::Network),
+    Service(service::Service),
+    Publish(publish::Publish),
+    Unpublish(publish::Unpublish),
+    Port(port::Port),
     Attach(attach::Attach),
     Detach(detach::Detach),
+    Drain(drain::Drain),
+    Expose(expose::Expose),
+    Hide(expose::Hide),
     Run(run::Run),
     Ps(ps::Ps),
     Nodes(nodes::Nodes),
@@ -83,7 +98,7 @@ enum Command {
 impl Cli {
     /// Runs the command; errors go to standard error, as one line with its causes.
     ///
-    /// Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no agent answers.
+    /// Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no agent answers, 4 not drained.
     pub fn execute(self) -> ExitCode {
         match self.dispatch() {
             Ok(()) => ExitCode::SUCCESS,
@@ -95,6 +110,7 @@ impl Cli {
                 }
                 match error.downcast_ref() {
                     Some(ClientError::Unreachable { .. }) => ExitCode::from(3),
+                    _ if error.is::<drain::Undrained>() => ExitCode::from(4),
                     _ => ExitCode::FAILURE,
                 }
             }
@@ -114,8 +130,15 @@ impl Cli {
             Command::Join(command) => wait(command.run(out)),
             Command::Token(command) => wait(command.run(&client, format, out)),
             Command::Network(command) => wait(command.run(&client, format, out)),
+            Command::Service(command) => wait(command.run(&client, format, out)),
+            Command::Publish(command) => wait(command.run(&client, format, out)),
+            Command::Unpublish(command) => wait(command.run(&client, format, out)),
+            Command::Port(command) => wait(command.run(&client, format, out)),
             Command::Attach(command) => wait(command.run(&client, format, out)),
             Command::Detach(command) => wait(command.run(&client, out)),
+            Command::Drain(command) => wait(command.run(&client, format, out)),
+            Command::Expose(command) => wait(command.run(&client, format, out)),
+            Command::Hide(command) => wait(command.run(&client, out)),
             Command::Ps(command) => wait(command.run(&client, format, out)),
             Command::Docker(command) => wait(command.run(&client, format, out)),
             Command::Nodes(command) => wait(command.run(&client, format, out)),

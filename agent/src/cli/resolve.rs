@@ -41,7 +41,7 @@ impl Resolve {
                         answer.address.to_string(),
                         answer.network.to_string(),
                         answer.endpoint.to_string(),
-                        answer.node.to_string(),
+                        answer.node.as_ref().map_or_else(|| "-".into(), ToString::to_string),
                     ]
                 }),
             )?,

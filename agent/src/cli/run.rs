@@ -4,6 +4,7 @@ use std::{
     net::IpAddr,
     os::unix::process::CommandExt,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -13,7 +14,8 @@ use super::{
     Client,
     attach::EndpointOptions,
     client::encode,
-    container,
+    container, duration,
+    supervisor::{self, Supervised},
     surroundings::{Membership, Surroundings},
     unattached::Unattached,
 };
@@ -44,6 +46,13 @@ pub(super) struct Run {
     /// Leave it in the background and print its process id
     #[arg(long, short)]
     detach: bool,
+    /// How long it may finish its work when it is told to end, before it is: a number and ms, s or m;
+    /// 0 for not at all. Unless given, 10s if it is of a service, else 0
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    drain_timeout: Option<Duration>,
+    /// Is the command's half of a run that drains
+    #[arg(long, hide = true)]
+    supervised_by: Option<u32>,
     /// Is the background half of `--detach`
     #[arg(long, hide = true)]
     background: bool,
@@ -53,15 +62,21 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self, agent: &Client, out: &mut impl Write) -> anyhow::Result<()> {
-        match self.detach {
-            true => start_in_background(out),
-            false => self.become_command(agent),
+        match (self.supervised_by, self.detach) {
+            (Some(parent), _) => supervisor::become_supervised(parent, &self.command),
+            (None, true) => start_in_background(out),
+            (None, false) => self.become_command(agent),
         }
     }
 
     /// Turns this process into the command. Returns only upon failure.
     fn become_command(self, agent: &Client) -> anyhow::Result<()> {
-        let hostname = self.endpoint.name.to_string();
+        let name = self.endpoint.name.clone();
+        let hostname = name.to_string();
+        let drain_timeout = self.drain_timeout.unwrap_or(match self.endpoint.service {
+            Some(_) => DRAIN_TIMEOUT,
+            None => Duration::ZERO,
+        });
         let surroundings = Surroundings::read(&self.network, &self.endpoint)?;
         if self.background {
             nix::unistd::setsid().context("cannot leave the terminal's session")?;
@@ -99,6 +114,13 @@ impl Run {
         };
         if self.background {
             sandbox::silence_output()?;
+        }
+        if !attached.is_empty() && !drain_timeout.is_zero() {
+            let endpoints = attached.iter().map(|attached| attached.endpoint.id).collect();
+            let command = Supervised { name: &name, command: &self.command };
+            let ended = supervisor::supervise(agent, &endpoints, drain_timeout, &command);
+            super::wait(detach_all(agent, &attached))?;
+            std::process::exit(ended?);
         }
         let (program, arguments) = self.command.split_first().expect("clap requires a command");
         let error = Command::new(program).args(arguments).exec();
@@ -162,6 +184,7 @@ async fn attach_all(
         request.network = next.network;
         request.gateway_priority = next.gateway_priority;
         request.addresses.clear();
+        request.ports.clear();
         request.mac = None;
     }
 }
@@ -188,3 +211,6 @@ fn resolv_conf(attached: &[Attached]) -> String {
     let lines = resolvers.iter().take(3).map(|resolver| format!("nameserver {resolver}\n"));
     lines.chain(["options timeout:2\n".to_owned()]).collect()
 }
+
+/// How long the work of a service may take to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);

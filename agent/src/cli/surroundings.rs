@@ -90,6 +90,7 @@ mod tests {
             ip6: None,
             mac: None,
             service: None,
+            publish: Vec::new(),
             label: Vec::new(),
         }
     }

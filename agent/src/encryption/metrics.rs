@@ -16,11 +16,11 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// Writes all of it; `label` is the label of a network.
+    /// Writes all of it; `label` is the label of a network, if it is still there.
     pub(crate) fn encode(
         &self,
         out: &mut Writer<'_, '_>,
-        label: impl Fn(NetworkId) -> (&'static str, String),
+        label: impl Fn(NetworkId) -> Option<(&'static str, String)>,
     ) -> fmt::Result {
         self.traffic(out, label)?;
         self.peers(out)?;
@@ -43,9 +43,10 @@ impl Reading {
     fn traffic(
         &self,
         out: &mut Writer<'_, '_>,
-        label: impl Fn(NetworkId) -> (&'static str, String),
+        label: impl Fn(NetworkId) -> Option<(&'static str, String)>,
     ) -> fmt::Result {
-        let networks = self.counters.networks.iter().map(|(id, traffic)| (label(*id), traffic));
+        let networks = self.counters.networks.iter();
+        let networks = networks.filter_map(|(id, traffic)| Some((label(*id)?, traffic)));
         let rows: Vec<_> =
             networks.chain([(("network", String::new()), &self.counters.tunnel)]).collect();
         let both = |read: fn(&Traffic) -> [u64; 2]| {
@@ -69,11 +70,10 @@ impl Reading {
         out.counters("sealed_drops", "Frames and packets that went no further", drops)?;
         let rekeys = [(NO_LABELS, self.counters.rekeys)];
         out.counters("sealed_rekeys", "Steps to a next key of this node's", rekeys)?;
-        let carried = self
-            .status
-            .networks
-            .iter()
-            .map(|network| ([label(network.network_id)], i64::from(network.carried)));
+        let carried =
+            self.status.networks.iter().filter_map(|network| {
+                Some(([label(network.network_id)?], i64::from(network.carried)))
+            });
         out.gauges("sealed_network_carried", "Whether an encrypted network is carried", carried)
     }
 

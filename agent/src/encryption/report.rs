@@ -230,7 +230,12 @@ mod tests {
         tunnel.networks.insert(secret.id, carried);
         tunnel.peers.insert(node_id(2), reached());
         Case {
-            snapshot: Snapshot { me: node_id(1), cluster: Arc::new(cluster), book: Arc::new(book) },
+            snapshot: Snapshot {
+                me: node_id(1),
+                cluster: Arc::new(cluster),
+                book: Arc::new(book),
+                warming_up: false,
+            },
             missing: None,
             tunnel,
             counters: Counters::default(),

@@ -120,7 +120,7 @@ impl Sessions {
 fn partners(me: NodeId, cluster: &Cluster) -> BTreeSet<NodeId> {
     let mut partners = BTreeSet::new();
     for network in cluster.networks().filter(|network| network.encrypted) {
-        let nodes: BTreeSet<_> = cluster.endpoints(network.id).map(|placed| placed.node).collect();
+        let nodes = cluster.carriers(network.id);
         if nodes.contains(&me) {
             partners.extend(nodes);
         }

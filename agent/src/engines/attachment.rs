@@ -64,6 +64,11 @@ impl AttachmentKey {
     }
 }
 
+/// The engine that labels name, and what it calls the container.
+pub(crate) fn engine_of(labels: &Labels) -> Option<(&str, &str)> {
+    Some((labels.get(ENGINE)?, labels.get(CONTAINER)?))
+}
+
 /// The endpoints that `engine` has on this host in what it calls `network`, each with its container
 /// and interface.
 ///

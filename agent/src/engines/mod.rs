@@ -1,6 +1,6 @@
 //! Container engines: what they ask for in their own words, turned into requests to the ledger.
 
-mod attachment;
+pub(crate) mod attachment;
 pub mod cni;
 pub mod docker;
 mod input;

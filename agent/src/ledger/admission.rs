@@ -9,7 +9,7 @@ use weft_model::{
 };
 
 use super::{
-    GRANT_DEADLINE, NETWORK_DEADLINE, Reply, Reservation,
+    GRANT_DEADLINE, NETWORK_DEADLINE, Reply, Reservation, ServiceKey, ServiceOrder,
     book::{EndpointState, LocalEndpoint},
     gateways,
     keeper::Keeper,
@@ -47,6 +47,10 @@ enum Errand {
         ask: Ask,
         reply: Reply<Reservation>,
     },
+    Service {
+        order: Box<ServiceOrder>,
+        reply: Reply<ServiceKey>,
+    },
 }
 
 /// An attachment that is asked for.
@@ -63,6 +67,7 @@ impl Errand {
         match self {
             Self::Attach { reply, .. } => reply.is_closed(),
             Self::Reserve { reply, .. } => reply.is_closed(),
+            Self::Service { reply, .. } => reply.is_closed(),
         }
     }
 
@@ -70,6 +75,7 @@ impl Errand {
         match self {
             Self::Attach { reply, .. } => drop(reply.send(Err(refusal))),
             Self::Reserve { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::Service { reply, .. } => drop(reply.send(Err(refusal))),
         }
     }
 }
@@ -78,6 +84,7 @@ impl Errand {
 pub(super) enum Answer {
     Attach(Reply<EndpointId>, Result<EndpointId, Refusal>),
     Reserve(Reply<Reservation>, Reservation),
+    Service(Reply<ServiceKey>, ServiceKey),
 }
 
 impl Answer {
@@ -86,6 +93,10 @@ impl Answer {
         match self {
             Self::Attach(reply, answer) => {
                 let _ = reply.send(answer);
+                None
+            }
+            Self::Service(reply, key) => {
+                let _ = reply.send(Ok(key));
                 None
             }
             Self::Reserve(reply, reservation) => {
@@ -119,6 +130,10 @@ impl Keeper {
         reply: Reply<Reservation>,
     ) {
         self.wait_for(Errand::Reserve { network, ask, reply });
+    }
+
+    pub(super) fn admit_order(&mut self, order: ServiceOrder, reply: Reply<ServiceKey>) {
+        self.wait_for(Errand::Service { order: Box::new(order), reply });
     }
 
     fn wait_for(&mut self, errand: Errand) {
@@ -180,6 +195,13 @@ impl Keeper {
                 }
                 Err(obstacle) => Err((Errand::Reserve { network, ask, reply }, obstacle)),
             },
+            Errand::Service { order, reply } => match self.grant_service(id, &order) {
+                Ok(key) => {
+                    self.answers.push(Answer::Service(reply, key));
+                    Ok(())
+                }
+                Err(obstacle) => Err((Errand::Service { order, reply }, obstacle)),
+            },
         }
     }
 
@@ -227,6 +249,7 @@ impl Keeper {
         let addresses = self.addresses(&network, id, request)?;
         let mac = request.mac.unwrap_or_else(|| MacAddr::for_address(network.id, addresses[0].ip));
         self.check_mac(&network, mac)?;
+        let ports = self.host_ports_for(&network, &request.ports)?;
         self.take_uplink(&network)?;
 
         let gateway_priority = gateways::priority(request, &network);
@@ -245,6 +268,7 @@ impl Keeper {
             seq: 0,
             service: request.service.clone(),
             labels: request.labels.clone(),
+            default_route: false,
         };
         let local = LocalEndpoint {
             endpoint,
@@ -253,12 +277,13 @@ impl Keeper {
             state: EndpointState::Attaching,
             default_route,
             gateway_priority,
+            ports,
         };
         Arc::make_mut(&mut self.book).endpoints.insert(id, local);
         Ok(())
     }
 
-    fn check_network(&self, network: &Network) -> Result<(), Refusal> {
+    pub(super) fn check_network(&self, network: &Network) -> Result<(), Refusal> {
         if network.encrypted
             && let Err(missing) = self.links.encryption.tunnel()
         {
@@ -414,7 +439,7 @@ impl Keeper {
         Ok(grants)
     }
 
-    fn take_uplink(&mut self, network: &Network) -> Result<(), Refusal> {
+    pub(super) fn take_uplink(&mut self, network: &Network) -> Result<(), Refusal> {
         let needs_none = network.internal || !network.driver.has_gateway();
         if needs_none || self.book.uplinks.contains_key(&network.id) {
             return Ok(());

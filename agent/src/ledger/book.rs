@@ -10,9 +10,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 use weft_gossip::identity::{FileError, write_atomic};
 use weft_ipam::State;
-use weft_model::{Endpoint, EndpointId, Network, NetworkId, NodeId};
+use weft_model::{Endpoint, EndpointId, Label, Network, NetworkId, NodeId, ServiceRecord, Verdict};
 
-use crate::api::types::Sandbox;
+use crate::api::types::{PublishedPort, Sandbox};
 
 /// Everything that this node must know after a crash, and nothing that it can learn again.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -34,6 +34,33 @@ pub struct Book {
     /// Which pair of uplink addresses a network has here, counted from the pool's start.
     #[serde(default)]
     pub uplinks: BTreeMap<NetworkId, u16>,
+    /// What this node says about services: those it wrote, those whose addresses it holds, and those
+    /// of networks in which it has endpoints; removed ones among them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<NetworkId, BTreeMap<Label, ServiceRecord>>,
+    /// What stands for services in this node's address space, until their addresses have left the
+    /// kernel.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vips: BTreeMap<EndpointId, VipReservation>,
+    /// What this host marks the connections of other nodes' routers with; never zero.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routers: BTreeMap<NodeId, u16>,
+    /// Endpoints that get no new connections.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub draining: BTreeSet<EndpointId>,
+    /// Whether no endpoint of this host gets any, those to come included.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drains_all: bool,
+    /// What checks last found: an agent that starts again goes on from there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub verdicts: BTreeMap<EndpointId, BTreeMap<Label, Verdict>>,
+}
+
+/// Virtual addresses of a service in this node's address space.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct VipReservation {
+    pub network: NetworkId,
+    pub service: Label,
 }
 
 /// An endpoint of this host.
@@ -51,6 +78,9 @@ pub struct LocalEndpoint {
     /// How much it is to have the default route, if it may.
     #[serde(default)]
     pub gateway_priority: Option<i32>,
+    /// Ports of this host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PublishedPort>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -70,13 +100,20 @@ impl Book {
     }
 
     /// Takes note of what became of the endpoints while no agent ran: those without a port, and
-    /// those that were being attached, are to be taken back. Returns how many there are.
+    /// those that were being attached, are to be taken back; the host's own are to be made again.
+    /// Returns how many there are.
     pub fn mark_lost(&mut self, present: &BTreeSet<(NetworkId, EndpointId)>) -> usize {
         let mut lost = 0;
         for (id, local) in &mut self.endpoints {
             let there = present.contains(&(local.endpoint.network, *id));
             if local.state != EndpointState::Attached || !there {
-                local.state = EndpointState::Detaching;
+                let again = local.sandbox == Sandbox::Host;
+                local.state = match (again, local.state) {
+                    (true, EndpointState::Attaching | EndpointState::Attached) => {
+                        EndpointState::Attaching
+                    }
+                    _ => EndpointState::Detaching,
+                };
                 lost += 1;
             }
         }
@@ -104,16 +141,22 @@ impl Book {
 
     /// Forgets the networks of this host alone that nothing is left of.
     pub fn forget_ended(&mut self) {
-        let Self { networks, ended, endpoints, spaces, uplinks, .. } = self;
+        let Self { networks, ended, endpoints, spaces, uplinks, services, .. } = self;
         ended.retain(|id| {
             networks.contains_key(id)
+                || services.contains_key(id)
                 || spaces.contains_key(id)
                 || uplinks.contains_key(id)
                 || endpoints.values().any(|local| local.endpoint.network == *id)
         });
     }
 
-    /// The networks that must exist in this host's kernel.
+    /// Whether an endpoint gets no new connections.
+    pub fn is_draining(&self, endpoint: EndpointId) -> bool {
+        self.drains_all || self.draining.contains(&endpoint)
+    }
+
+    /// The networks in which this host has endpoints.
     pub fn active(&self) -> BTreeSet<NetworkId> {
         self.endpoints.values().map(|local| local.endpoint.network).collect()
     }

@@ -29,7 +29,9 @@ pub(super) fn goes_first(book: &Book, sandbox: &SandboxId, priority: Option<i32>
     holder(book, sandbox).is_none_or(|holder| match holder.sandbox {
         // An engine sets its routes by itself, and once.
         Sandbox::Engine(_) => false,
-        Sandbox::Pid(_) | Sandbox::Path(_) => priority > holder.gateway_priority.unwrap_or(0),
+        Sandbox::Pid(_) | Sandbox::Path(_) | Sandbox::Host => {
+            priority > holder.gateway_priority.unwrap_or(0)
+        }
     })
 }
 

@@ -16,8 +16,9 @@ use weft_model::{EndpointId, InterfaceName, NetworkId, Node};
 use weft_vxlan::{DataPlane, Desired, Gone, Parents, Status};
 
 use super::{
-    Command, Snapshot, Snapshots,
+    Command, Snapshot, Snapshots, Verdicts,
     admission::{Answer, Waiting},
+    balance::Balancing,
     book::{Book, BookError, BookFile},
     ports::{Finished, KernelWork, Release},
 };
@@ -26,7 +27,10 @@ use crate::{
     cluster::Cluster,
     encryption::Encryption,
     listeners::{Listeners, sandboxes::SandboxListeners},
-    projection::{NamesProjection, OwnRecords, PlaneContext, own_records, plane, with_private},
+    projection::{
+        Drained, Kernel, NamesProjection, OwnRecords, PlaneContext, own_records, plane,
+        with_private,
+    },
     remembered::Remembered,
 };
 
@@ -44,6 +48,9 @@ pub struct Links {
     /// This host's own record, as the underlay's watcher sees it.
     pub node: watch::Receiver<Node>,
     pub encryption: Encryption,
+    /// What the checks of this host's endpoints have found.
+    pub verdicts: watch::Receiver<Arc<Verdicts>>,
+    pub balance: Balancing,
     /// The interfaces of this host that macvlan networks are on.
     pub parents: Parents,
     pub sandbox_listeners: SandboxListeners,
@@ -86,6 +93,8 @@ pub struct Keeper {
     settled: (Instant, bool),
     /// Whether the cluster must be understood anew although the view is the same.
     pub(super) stale: bool,
+    /// The draining endpoints that this host's kernel sends no new connection to.
+    pub(super) drained: Drained,
     /// What was last told, to the others and to itself.
     own: OwnRecords,
     names: NamesProjection,
@@ -96,6 +105,8 @@ pub struct Keeper {
     pub(super) starts: Vec<KernelWork>,
     /// Endpoints with kernel work under way.
     pub(super) in_flight: BTreeSet<EndpointId>,
+    /// When the host was last to be put back on its networks.
+    pub(super) exposed: Option<Instant>,
     /// Endpoints to detach as soon as they are attached.
     pub(super) doomed: BTreeSet<EndpointId>,
     /// Answers to give once the others have been told.
@@ -113,6 +124,10 @@ enum Wake {
     Command(Option<Command>),
     View,
     Node,
+    /// Checks have found something.
+    Verdicts,
+    /// What is in force of services has changed.
+    Balance,
     /// The kernel's tables have changed.
     Plane,
     Finished(Finished),
@@ -135,8 +150,12 @@ impl Keeper {
         let heard = with_private(&remembered.complete(&view.borrow()), context.me, &own.private);
         let cluster = Arc::new(Cluster::resolve(heard, &book.networks, &book.gone()));
         let book = Arc::new(book);
-        let snapshot =
-            Snapshot { me: context.me, cluster: Arc::clone(&cluster), book: Arc::clone(&book) };
+        let snapshot = Snapshot {
+            me: context.me,
+            cluster: Arc::clone(&cluster),
+            book: Arc::clone(&book),
+            warming_up: true,
+        };
         let (snapshot, snapshots) = watch::channel(Arc::new(snapshot));
         let (finished, outcomes) = mpsc::channel(256);
         let keeper = Self {
@@ -156,6 +175,7 @@ impl Keeper {
             started: Instant::now(),
             settled: (Instant::now(), true),
             stale: true,
+            drained: Drained::new(),
             own,
             names,
             snapshot,
@@ -163,6 +183,7 @@ impl Keeper {
             outcomes,
             starts: Vec::new(),
             in_flight: BTreeSet::new(),
+            exposed: None,
             doomed: BTreeSet::new(),
             answers: Vec::new(),
             tried: Vec::new(),
@@ -196,6 +217,8 @@ impl Keeper {
                     Err(_) => Wake::Stop,
                 },
                 Ok(()) = self.links.node.changed() => Wake::Node,
+                Ok(()) = self.links.verdicts.changed() => Wake::Verdicts,
+                Ok(()) = self.links.balance.status.changed() => Wake::Balance,
                 Ok(()) = self.plane_status.changed() => Wake::Plane,
                 Some(outcome) = self.outcomes.recv() => Wake::Finished(outcome),
                 gone = gone.recv() => Wake::Gone(gone.ok()),
@@ -209,6 +232,7 @@ impl Keeper {
                 Wake::Gone(None) => self.look_for_lost().await,
                 Wake::Tick => {
                     self.retry_detaching();
+                    self.retry_exposing();
                     self.keep_listening();
                     if !self.is_due() {
                         continue;
@@ -223,7 +247,13 @@ impl Keeper {
                     self.look_for_lost().await;
                 }
                 Wake::View => self.stale = true,
-                Wake::Node => {}
+                Wake::Node | Wake::Verdicts => {}
+                Wake::Balance => {
+                    self.project_names();
+                    if !self.acknowledge() {
+                        continue;
+                    }
+                }
             }
             self.settle().await?;
         }
@@ -251,6 +281,12 @@ impl Keeper {
             Command::Detach { endpoint, network, reply } => {
                 self.detach_named(&endpoint, network.as_deref(), reply);
             }
+            Command::Drain { target, draining, reply } => {
+                let _ = reply.send(self.drain(&target, draining));
+            }
+            Command::Service(order, reply) => self.admit_order(order, reply),
+            Command::Expose { network, addresses, reply } => self.expose(network, addresses, reply),
+            Command::Hide { network, reply } => self.hide(&network, reply),
             Command::Usage(reply) => {
                 let _ = reply.send(Ok(self.usage()));
             }
@@ -269,6 +305,7 @@ impl Keeper {
         let (at, in_warm_up) = self.settled;
         in_warm_up
             || !(self.waiting.is_empty() && self.starts.is_empty())
+            || self.has_spare_vips()
             || at.elapsed() >= LONGEST_REST
     }
 
@@ -278,9 +315,11 @@ impl Keeper {
         self.settled = (Instant::now(), self.is_warming_up());
         for _ in 0..MAX_ROUNDS {
             self.refresh();
+            self.note_verdicts();
             self.drop_removed_networks();
             self.step_spaces();
             self.grant_waiting();
+            self.give_back_vips();
             self.save()?;
             self.project();
             if !self.publish().await {
@@ -317,6 +356,8 @@ impl Keeper {
         if self.book.networks != known {
             Arc::make_mut(&mut self.book).networks = known;
         }
+        self.follow_services();
+        self.take_uplinks();
     }
 
     fn project(&mut self) {
@@ -328,17 +369,19 @@ impl Keeper {
             }
             changed
         });
+        self.project_balance();
         self.project_names();
         self.links.listeners.retain(&self.book.active());
         self.snapshot.send_replace(Arc::new(Snapshot {
             me: self.context.me,
             cluster: Arc::clone(&self.cluster),
             book: Arc::clone(&self.book),
+            warming_up: self.is_warming_up(),
         }));
     }
 
     /// Whether others may have endpoints here that this agent, just started, has not heard of.
-    fn is_warming_up(&self) -> bool {
+    pub(super) fn is_warming_up(&self) -> bool {
         let age = self.started.elapsed();
         age < WARM_UP || (age < LONGEST_WARM_UP && !self.remembered.are_all_in(&self.view.borrow()))
     }
@@ -347,7 +390,9 @@ impl Keeper {
     fn project_names(&mut self) {
         let plane = Arc::clone(&self.plane_status.borrow_and_update());
         let me = self.context.me;
-        let directory = self.names.directory(me, &self.cluster, &self.book, &plane);
+        let balance = Arc::clone(&self.links.balance.status.borrow());
+        let kernel = Kernel { plane: &plane, balance: &balance };
+        let directory = self.names.directory(me, &self.cluster, &self.book, kernel);
         self.links.directory.send_replace(Arc::new(directory));
     }
 
@@ -356,7 +401,7 @@ impl Keeper {
     async fn publish(&mut self) -> bool {
         let node = self.links.node.borrow_and_update().clone();
         let OwnRecords { public: mut records, private } =
-            own_records(self.context.me, &node, &self.book, &self.spaces);
+            own_records(self.context.me, &node, &self.book, &self.spaces, &self.drained);
         let changed_here = self.own.private != private;
         self.own.private = private;
         self.stale |= changed_here;
@@ -392,10 +437,15 @@ fn keep_empty_buckets(
     book: &Book,
 ) {
     for key in published.keys() {
-        if let Key::Endpoints(network, _) = key
-            && book.networks.contains_key(network)
-        {
-            records.entry(*key).or_insert_with(|| Record::Endpoints(Vec::new()));
+        let empty = match key {
+            Key::Endpoints(..) => Record::Endpoints(Vec::new()),
+            Key::Services(..) => Record::Services(Vec::new()),
+            Key::Conditions(..) => Record::Conditions(Vec::new()),
+            Key::Drained(_) => Record::Drained(BTreeSet::new()),
+            Key::Node | Key::Network(_) | Key::Loan(_) | Key::Hold(_) | Key::Want(_) => continue,
+        };
+        if key.network().is_some_and(|network| book.networks.contains_key(&network)) {
+            records.entry(*key).or_insert(empty);
         }
     }
 }

@@ -2,16 +2,26 @@
 //! derives what kernel and names shall be. One task owns it all.
 
 mod admission;
+mod balance;
 pub mod book;
+mod drain;
+mod exposure;
 mod gateways;
 mod keeper;
 mod macvlan;
 mod names;
 mod networks;
 mod ports;
+mod published;
+mod services;
 mod spaces;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use weft_ipam::Ask;
@@ -19,8 +29,11 @@ use weft_model::{DnsName, Endpoint, EndpointId, Label, Labels, NetworkId, NodeId
 
 use self::book::Book;
 pub use self::{
+    balance::Balancing,
     book::{BookError, BookFile},
+    drain::{DrainTarget, Verdicts},
     keeper::{Keeper, Links, Start},
+    services::{ServiceKey, ServiceName, ServiceOrder},
     spaces::{restore_spaces, timing},
 };
 use crate::{
@@ -48,6 +61,8 @@ pub struct Snapshot {
     pub me: NodeId,
     pub cluster: Arc<Cluster>,
     pub book: Arc<Book>,
+    /// Whether nodes may be missing that have not been heard since this agent started.
+    pub warming_up: bool,
 }
 
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
@@ -97,6 +112,10 @@ pub(crate) enum Command {
     Release(EndpointId, Reply<()>),
     Describe(EndpointId, Description, Reply<()>),
     Detach { endpoint: String, network: Option<String>, reply: Reply<()> },
+    Drain { target: DrainTarget, draining: bool, reply: Reply<BTreeSet<EndpointId>> },
+    Service(ServiceOrder, Reply<ServiceKey>),
+    Expose { network: String, addresses: Vec<IpAddr>, reply: Reply<EndpointId> },
+    Hide { network: String, reply: Reply<()> },
     Usage(Reply<SpaceUsage>),
 }
 
@@ -152,6 +171,36 @@ impl Ledger {
     /// Detaches an endpoint of this host, by name or id.
     pub async fn detach(&self, endpoint: String, network: Option<String>) -> Result<(), Refusal> {
         self.ask(|reply| Command::Detach { endpoint, network, reply }).await
+    }
+
+    /// Declares, changes or removes a service; on return all hosts that are heard know.
+    pub async fn service(&self, order: ServiceOrder) -> Result<ServiceKey, Refusal> {
+        self.ask(|reply| Command::Service(order, reply)).await
+    }
+
+    /// Lets endpoints of this host get no new connections from any host, or get them again. The
+    /// others hear it at once; `Member::drained` says who has done it. Returns the endpoints.
+    pub async fn drain(
+        &self,
+        target: DrainTarget,
+        draining: bool,
+    ) -> Result<BTreeSet<EndpointId>, Refusal> {
+        self.ask(|reply| Command::Drain { target, draining, reply }).await
+    }
+
+    /// Puts this host on a network, with fixed addresses where some are given. Succeeds if it is on
+    /// it with these already.
+    pub async fn expose(
+        &self,
+        network: String,
+        addresses: Vec<IpAddr>,
+    ) -> Result<EndpointId, Refusal> {
+        self.ask(|reply| Command::Expose { network, addresses, reply }).await
+    }
+
+    /// Takes this host off a network. Succeeds if it is not on it.
+    pub async fn hide(&self, network: String) -> Result<(), Refusal> {
+        self.ask(|reply| Command::Hide { network, reply }).await
     }
 
     /// This node's address space in every network, a row a family.

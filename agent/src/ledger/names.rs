@@ -58,7 +58,9 @@ impl Keeper {
     pub(super) fn keep_listening(&self) {
         let plane = self.plane_status.borrow();
         let carried = plane.networks.iter().filter(|(_, network)| network.reached.is_some());
-        for (&id, _) in carried {
+        // Where no container is, nobody asks.
+        let active = self.book.active();
+        for (&id, _) in carried.filter(|(id, _)| active.contains(id)) {
             let gateways = self.own_gateways(id);
             if !gateways.is_empty() && !self.links.listeners.is_serving(id, &gateways) {
                 self.listen(id);

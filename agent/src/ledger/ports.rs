@@ -1,6 +1,6 @@
 //! Endpoints between book and kernel: what is started, what has finished, what is taken back.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use weft_model::{EndpointId, Family, InterfaceName, NetworkId};
 use weft_vxlan::{AttachError, AttachSpec, Attached, DataPlane, Prefix};
@@ -76,8 +76,10 @@ fn refusal_of(error: &AttachError) -> Refusal {
         AttachError::Sandbox { .. }
         | AttachError::HostSandbox { .. }
         | AttachError::Unmovable { .. } => Refusal::field("sandbox", message),
-        AttachError::Parent(_) => Refusal::conflict("network", message),
         AttachError::MacTaken { .. } => Refusal::conflict("mac", message),
+        AttachError::Parent(_) | AttachError::RouteTaken { .. } => {
+            Refusal::conflict("network", message)
+        }
         AttachError::DefaultRouteTaken { .. }
         | AttachError::UnknownNetwork { .. }
         | AttachError::NotReady { .. }
@@ -114,6 +116,7 @@ impl Keeper {
     /// was not finished.
     pub(super) fn adopt(&mut self) {
         self.retry_detaching();
+        self.retry_exposing();
         for network in self.book.active() {
             self.listen(network);
         }
@@ -123,8 +126,14 @@ impl Keeper {
         if let Some(local) = self.book.endpoints.get(&endpoint)
             && local.state != EndpointState::Detaching
         {
-            tracing::info!(name = %local.endpoint.name, %endpoint, "the sandbox has ended");
-            self.begin_detach(endpoint, None);
+            let name = &local.endpoint.name;
+            if local.sandbox == Sandbox::Host {
+                tracing::warn!(%name, %endpoint, "the host's interface has gone; making it again");
+                self.expose_again(endpoint);
+            } else {
+                tracing::info!(%name, %endpoint, "the sandbox has ended");
+                self.begin_detach(endpoint, None);
+            }
         }
     }
 
@@ -161,7 +170,12 @@ impl Keeper {
         }
     }
 
-    fn find_local(&self, text: &str, network: Option<&str>) -> Result<EndpointId, Refusal> {
+    /// The endpoints of this host of a name or id; those of one network, if one is given.
+    pub(super) fn find_all_local(
+        &self,
+        text: &str,
+        network: Option<&str>,
+    ) -> Result<BTreeSet<EndpointId>, Refusal> {
         let wanted = match network {
             None => None,
             Some(name) => Some(self.cluster.find_network(name).map(|n| n.id).ok_or_else(|| {
@@ -169,7 +183,7 @@ impl Keeper {
             })?),
         };
         let name = text.to_ascii_lowercase();
-        let found: Vec<&LocalEndpoint> = self
+        let found: BTreeSet<EndpointId> = self
             .book
             .endpoints
             .values()
@@ -178,13 +192,21 @@ impl Keeper {
                 let id = local.endpoint.id.to_string();
                 local.endpoint.name.as_str() == name || (name.len() >= 8 && id.starts_with(&name))
             })
+            .map(|local| local.endpoint.id)
             .collect();
+        match found.is_empty() {
+            true => Err(self.not_here(text, wanted)),
+            false => Ok(found),
+        }
+    }
+
+    fn find_local(&self, text: &str, network: Option<&str>) -> Result<EndpointId, Refusal> {
+        let found: Vec<_> = self.find_all_local(text, network)?.into_iter().collect();
         match found.as_slice() {
-            [one] => Ok(one.endpoint.id),
-            [] => Err(self.not_here(text, wanted)),
+            [one] => Ok(*one),
             several => {
-                let networks =
-                    several.iter().map(|local| self.network_name(local.endpoint.network));
+                let several = several.iter().map(|id| self.book.endpoints[id].endpoint.network);
+                let networks = several.map(|network| self.network_name(network));
                 Err(Refusal::new(
                     RefusalKind::Conflict,
                     format!(
@@ -351,6 +373,9 @@ impl Keeper {
                     self.answer_attach(id, Ok(id));
                 }
             }
+            Err(refusal) if self.is_to_be_exposed(id) => {
+                tracing::warn!(endpoint = %id, error = %refusal, "the host is not on its network; will try again");
+            }
             Err(refusal) => {
                 self.answer_attach(id, Err(refusal));
                 self.begin_detach(id, None);
@@ -416,6 +441,7 @@ impl Keeper {
                 Sandbox::Pid(pid) => weft_vxlan::Sandbox::Pid(*pid),
                 Sandbox::Path(path) => weft_vxlan::Sandbox::Path(path.clone()),
                 Sandbox::Engine(_) => weft_vxlan::Sandbox::Engine,
+                Sandbox::Host => weft_vxlan::Sandbox::Host,
             },
             ifname: local.ifname.clone(),
             mac: endpoint.mac,

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     api::types::SpaceStatus,
     clock,
-    cluster::Cluster,
+    cluster::{Cluster, ServiceView},
     refusal::{Refusal, RefusalKind},
 };
 
@@ -39,6 +39,9 @@ impl Keeper {
                 "the address was lent to another node, because this one was removed: detaching"
             );
             self.begin_detach(lease.endpoint, None);
+            if Arc::make_mut(&mut self.book).vips.remove(&lease.endpoint).is_some() {
+                self.release_everywhere(lease.endpoint);
+            }
         }
     }
 
@@ -122,7 +125,7 @@ impl Keeper {
     }
 }
 
-/// Sets up the spaces that the book holds. Addresses of endpoints that are not in the book are
+/// Sets up the spaces that the book holds. Addresses of what is not in the book are
 /// given back: a request had them that waited for more when the agent ended. `now` is in seconds
 /// since the Unix epoch.
 ///
@@ -141,8 +144,7 @@ pub fn restore_spaces(
             let network = Arc::new(network.clone());
             let mut space = Ipam::restore(network, me, timing, state.clone())?;
             let leases = space.leases().map(|lease| lease.endpoint);
-            let orphans: BTreeSet<_> =
-                leases.filter(|id| !book.endpoints.contains_key(id)).collect();
+            let orphans: BTreeSet<_> = leases.filter(|id| !is_known(book, *id)).collect();
             for endpoint in orphans {
                 space.release(endpoint, now);
             }
@@ -152,19 +154,28 @@ pub fn restore_spaces(
     Ok(spaces)
 }
 
+/// Whether an address in use is an endpoint's or a service's.
+fn is_known(book: &Book, id: EndpointId) -> bool {
+    book.endpoints.contains_key(&id) || book.vips.contains_key(&id)
+}
+
 /// What `why` says, with the names of nodes and endpoints in place of their ids.
 fn with_names(cluster: &Cluster, network: NetworkId, why: &weft_ipam::Refusal) -> String {
     let text = cluster.members().fold(why.to_string(), |text, member| {
         text.replace(&member.id.short(), &cluster.node_name(member.id))
     });
-    let owner = match why {
-        weft_ipam::Refusal::InUse { endpoint, .. } => {
-            cluster.endpoints(network).find(|placed| placed.endpoint.id == *endpoint)
-        }
-        _ => None,
+    let weft_ipam::Refusal::InUse { endpoint: owner, .. } = why else { return text };
+    if let Some(placed) = cluster.endpoints(network).find(|p| p.endpoint.id == *owner) {
+        return text.replace(&owner.short(), placed.endpoint.name.as_str());
+    }
+    let holds = |view: &ServiceView<'_>| {
+        let lease = view.definition().and_then(|service| service.lease);
+        lease.is_some_and(|lease| lease.id == *owner)
     };
-    match owner.map(|placed| placed.endpoint) {
-        Some(endpoint) => text.replace(&endpoint.id.short(), endpoint.name.as_str()),
+    match cluster.services(network).find(holds) {
+        Some(service) => text
+            .replace(&format!("endpoint {}", owner.short()), &format!("service {}", service.name))
+            .replace("that endpoint", "that service"),
         None => text,
     }
 }

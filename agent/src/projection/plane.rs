@@ -9,9 +9,11 @@ use weft_model::{
     Driver, Endpoint, Family, MacAddr, Macvlan, Network, NetworkId, NodeId, VtepAddr,
 };
 use weft_vxlan::{
-    AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Transport, Uplink,
+    AddressPair, Desired, HostRules, OverlayNetwork, Port, Prefix, Station, Transit, Transport,
+    Uplink,
 };
 
+use super::balance::carried;
 use crate::{
     cluster::{Cluster, is_mistakable},
     ledger::book::{Book, EndpointState},
@@ -57,8 +59,8 @@ const SEALED: u16 = 8 + 16 + 8 + 14 + 16;
 ///
 /// It is `provisional` as long as other nodes may have more than what was heard.
 pub fn plane(context: PlaneContext, cluster: &Cluster, book: &Book, provisional: bool) -> Desired {
-    let active = book.active();
-    let networks = active.iter().filter_map(|id| {
+    let carried = carried(cluster, book);
+    let networks = carried.iter().filter_map(|id| {
         let network = cluster.network(*id).map(AsRef::as_ref).or_else(|| book.networks.get(id))?;
         let network = overlay_network(context, cluster, book, network);
         Some((*id, Arc::new(OverlayNetwork { provisional, ..network })))
@@ -129,7 +131,7 @@ fn overlay_network(
         mtu: mtu(network, cluster),
         gateway_mac: MacAddr::for_gateway(network.id),
         gateways: if network.driver.has_gateway() { gateways(network) } else { Vec::new() },
-        vips: BTreeSet::new(),
+        vips: cluster.services(network.id).flat_map(|service| service.vips).copied().collect(),
         internal: network.internal,
         multicast: network.options.multicast,
         isolated: network.options.isolated,
@@ -138,7 +140,7 @@ fn overlay_network(
         flood: if network.options.multicast { flood } else { BTreeMap::new() },
         ports: ports.collect(),
         uplink: uplink(context, book, network),
-        transit: None,
+        transit: transit(context, cluster, network),
     }
 }
 
@@ -154,6 +156,23 @@ fn transport(context: PlaneContext, network: &Network) -> Transport {
             Transport::Vxlan { vni: network.vni, local: context.local, port: context.vxlan_port }
         }
     }
+}
+
+/// How what comes to published ports gets to the other hosts of the network, if some of it may.
+fn transit(context: PlaneContext, cluster: &Cluster, network: &Network) -> Option<Transit> {
+    let before = cluster.conflict(network.id);
+    let settled = before.is_none_or(|before| !is_mistakable(before, network));
+    if network.driver.is_local() || !settled || !cluster.has_ingress(network.id) {
+        return None;
+    }
+    let others = cluster.carriers(network.id).into_iter().filter(|node| *node != context.me);
+    let routers = others.filter_map(|node| Some((node, cluster.node(node)?.vtep)));
+    let family = Family::of(context.local.ip());
+    Some(Transit {
+        own: context.me,
+        routers: routers.filter(|(_, vtep)| Family::of(vtep.ip()) == family).collect(),
+        addresses: BTreeSet::from([context.local.ip()]),
+    })
 }
 
 /// Whether an endpoint's MAC follows from its addresses, which others cannot have.
@@ -199,7 +218,7 @@ pub fn uplink_capacity(pool: Ipv4Net) -> u16 {
     u16::try_from(pairs.min(1 << 15)).expect("at most 2^15")
 }
 
-fn uplink(context: PlaneContext, book: &Book, network: &Network) -> Option<Uplink> {
+pub(super) fn uplink(context: PlaneContext, book: &Book, network: &Network) -> Option<Uplink> {
     if network.internal || !network.driver.has_gateway() {
         return None;
     }

@@ -5,9 +5,14 @@ use std::{
 
 use weft_gossip::{Bucket, ClusterView, Key, Member, Record};
 use weft_ipam::Ipam;
-use weft_model::{Endpoint, Network, NetworkId, NetworkRecord, Node, NodeId};
+use weft_model::{
+    Condition, Endpoint, EndpointId, Network, NetworkId, NetworkRecord, Node, NodeId, ServiceRecord,
+};
 
 use crate::ledger::book::{Book, EndpointState};
+
+/// The draining endpoints that a node sends no new connection to, by network.
+pub type Drained = BTreeMap<NetworkId, BTreeSet<EndpointId>>;
 
 /// The records of a node's own key space.
 #[derive(Clone, Debug, Default)]
@@ -24,12 +29,18 @@ pub fn own_records(
     node: &Node,
     book: &Book,
     spaces: &BTreeMap<NetworkId, Ipam>,
+    drained: &Drained,
 ) -> OwnRecords {
     let is_private = |key: &Key| {
         let network = key.network().and_then(|id| book.networks.get(&id));
         network.is_some_and(|network| network.driver.is_local())
     };
-    let all = all_records(me, node, book, spaces).into_iter();
+    let mut all = all_records(me, node, book, spaces);
+    all.extend(service_records(book));
+    let is_known = |id: &NetworkId| book.networks.contains_key(id);
+    let drained = drained.iter().filter(|(id, _)| is_known(id));
+    all.extend(drained.map(|(id, gone)| (Key::Drained(*id), Record::Drained(gone.clone()))));
+    let all = all.into_iter();
     let (private, public) = all.partition(|(key, _)| is_private(key));
     OwnRecords { public, private }
 }
@@ -79,10 +90,37 @@ fn all_records(
     for local in book.endpoints.values().filter(|e| e.state == EndpointState::Attached) {
         let Endpoint { id, network, .. } = local.endpoint;
         let key = Key::Endpoints(network, Bucket::of(id));
-        buckets.entry(key).or_default().push(local.endpoint.clone());
+        let endpoint = Endpoint { default_route: local.default_route, ..local.endpoint.clone() };
+        buckets.entry(key).or_default().push(endpoint);
     }
     records.extend(buckets.into_iter().map(|(key, bucket)| (key, Record::Endpoints(bucket))));
     records
+}
+
+/// What this node says about services and about the state of its endpoints.
+fn service_records(book: &Book) -> BTreeMap<Key, Record> {
+    let mut services: BTreeMap<Key, Vec<ServiceRecord>> = BTreeMap::new();
+    for (network, known) in &book.services {
+        for (name, record) in known {
+            let key = Key::Services(*network, Bucket::named(name));
+            services.entry(key).or_default().push(record.clone());
+        }
+    }
+    let mut conditions: BTreeMap<Key, Vec<Condition>> = BTreeMap::new();
+    for local in book.endpoints.values().filter(|e| e.state == EndpointState::Attached) {
+        let Endpoint { id, network, .. } = local.endpoint;
+        let condition = Condition {
+            endpoint: id,
+            draining: book.is_draining(id),
+            verdicts: book.verdicts.get(&id).cloned().unwrap_or_default(),
+        };
+        if condition.draining || !condition.verdicts.is_empty() {
+            conditions.entry(Key::Conditions(network, Bucket::of(id))).or_default().push(condition);
+        }
+    }
+    let services = services.into_iter().map(|(key, bucket)| (key, Record::Services(bucket)));
+    let conditions = conditions.into_iter().map(|(key, bucket)| (key, Record::Conditions(bucket)));
+    services.chain(conditions).collect()
 }
 
 /// Whether this node repeats the definition of `network`: so a network is known as long as one of
@@ -112,7 +150,7 @@ mod tests {
         let space = Ipam::new(Arc::new(local.clone()), node_id(1), Default::default());
         let node = view.members[&node_id(1)].node.clone().unwrap();
         let spaces = BTreeMap::from([(local.id, space)]);
-        let own = own_records(node_id(1), &node, &book, &spaces);
+        let own = own_records(node_id(1), &node, &book, &spaces, &Drained::new());
         assert!(own.public.keys().all(|key| key.network() != Some(local.id)), "{own:?}");
         assert!(own.public.contains_key(&Key::Node));
         assert!(own.private.keys().all(|key| key.network() == Some(local.id)), "{own:?}");

@@ -150,23 +150,6 @@ fn a_network_that_the_directory_does_not_know_fails_for_now() {
 }
 
 #[test]
-fn a_service_with_a_virtual_address_gives_that_and_its_tasks_give_theirs() {
-    let mut backend = endpoint(0x51, "web1", &["10.32.0.2"]);
-    backend.service = "web".parse().ok();
-    let vip = Entry::service("web".parse().unwrap(), vec![ip("10.32.0.250")]);
-    let mut directory = Directory::new(domain());
-    let app = names("app", false, &["10.32.0.0/24"], vec![Entry::backend(&backend), vip]);
-    directory.networks.insert(network(APP), app);
-
-    for (name, expected) in
-        [("web", "10.32.0.250"), ("web1", "10.32.0.2"), ("tasks.web", "10.32.0.2")]
-    {
-        let reply = ask(&query(name, Rtype::A), &directory, APP, "10.32.0.2");
-        assert_eq!(line(&reply), expected, "{name}");
-    }
-}
-
-#[test]
 fn an_answer_repeats_the_question_letter_by_letter() {
     let packet = query("wEb1.APP", Rtype::A);
     let message =

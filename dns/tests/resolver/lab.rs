@@ -44,6 +44,7 @@ pub(crate) fn endpoint(number: u8, name: &str, ips: &[&str]) -> Endpoint {
         seq: 0,
         service: None,
         labels: Labels::new(),
+        default_route: false,
     }
 }
 
@@ -70,7 +71,7 @@ pub(crate) fn directory() -> Directory {
     let back = [endpoint(0x21, "db", &["10.33.0.9"]), endpoint(0x22, "cache", &["10.33.0.5"])];
     let vault = [endpoint(0x31, "safe", &["10.34.0.2"])];
     let dark = [endpoint(0x41, "hidden", &["10.35.0.2"]), endpoint(0x42, "db", &["10.35.0.9"])];
-    let entries = |endpoints: &[Endpoint]| endpoints.iter().map(Entry::endpoint).collect();
+    let entries = |endpoints: &[Endpoint]| endpoints.iter().map(Entry::member).collect();
 
     let mut directory = Directory::new(domain());
     directory.networks.extend([

@@ -36,7 +36,7 @@ async fn a_changed_directory_holds_for_the_next_query() {
     assert_eq!(line_of(&bench.ask_udp(&packet).await), "NXDOMAIN app");
 
     bench.directory.send_modify(|directory| {
-        let later = weft_dns::Entry::endpoint(&endpoint(0x61, "later", &["10.32.0.61"]));
+        let later = weft_dns::Entry::member(&endpoint(0x61, "later", &["10.32.0.61"]));
         let app = names("app", false, &["10.32.0.0/24"], vec![later]);
         Arc::make_mut(directory).networks.insert(network(APP), app);
     });

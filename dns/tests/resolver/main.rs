@@ -7,3 +7,4 @@ mod lab;
 mod listeners;
 mod properties;
 mod service;
+mod services;

@@ -42,6 +42,7 @@ impl Member {
             routes: vec![],
             resolvers: vec![],
             sealing: None,
+            metrics: None,
         };
         config.records = vec![(Key::Node, Record::Node(node))];
         let cancel = CancellationToken::new();

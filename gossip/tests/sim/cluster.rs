@@ -236,6 +236,7 @@ pub(crate) fn node_record(n: u16) -> Record {
         routes: vec![],
         resolvers: vec![],
         sealing: None,
+        metrics: None,
     })
 }
 
@@ -254,6 +255,7 @@ pub(crate) fn endpoint(net: u8, number: u8, seq: u64) -> (Key, Record) {
         seq,
         service: None,
         labels: [].into(),
+        default_route: false,
     };
     (endpoint_key(net, number), Record::Endpoints(vec![endpoint]))
 }

@@ -11,6 +11,7 @@ mod lab;
 mod stream;
 mod tunnels;
 
+mod exposed;
 mod hygiene;
 mod lifecycle;
 mod local;

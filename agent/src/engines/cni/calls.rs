@@ -194,6 +194,7 @@ impl Plugin {
             gateway_priority: self.conf.gateway_priority,
             service: names.service,
             labels: self.key(container).labels(),
+            ports: Vec::new(),
         })
     }
 

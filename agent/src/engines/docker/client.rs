@@ -55,6 +55,22 @@ pub(super) struct ContainerInspect {
     pub(super) name: String,
     pub(super) config: ContainerConfig,
     pub(super) network_settings: NetworkSettings,
+    #[serde(default)]
+    pub(super) state: ContainerState,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct ContainerState {
+    /// Absent where the container has no health check.
+    #[serde(default)]
+    pub(super) health: Option<Health>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Health {
+    pub(super) status: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -135,6 +151,22 @@ impl Client {
             let mut connection = self.connect().await?;
             let answer = connection.exchange(Method::DELETE, &path, None).await?;
             accept(answer).await.map(drop)
+        })
+        .await
+        .map_err(|_| ClientError::Late { path: path.clone() })?
+    }
+
+    /// Stops a container, with the signal and the patience that it was made with. Succeeds where it
+    /// has stopped already.
+    pub(super) async fn stop_container(&self, id: &str) -> Result<(), ClientError> {
+        let path = format!("/containers/{id}/stop");
+        time::timeout(STOP_DEADLINE, async {
+            let mut connection = self.connect().await?;
+            let answer = connection.exchange(Method::POST, &path, None).await?;
+            match answer.status() {
+                StatusCode::NOT_MODIFIED => Ok(()),
+                _ => accept(answer).await.map(drop),
+            }
         })
         .await
         .map_err(|_| ClientError::Late { path: path.clone() })?
@@ -310,6 +342,8 @@ impl ClientError {
 const NEWEST: &str = "1.45";
 /// How long one call may take. An inspection waits until the container's start is done.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a container may take to stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {

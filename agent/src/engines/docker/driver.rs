@@ -23,6 +23,7 @@ use super::{
 use crate::{
     chain::Chain,
     cluster::Cluster,
+    health::EngineContainers,
     ledger::{Ledger, Snapshot, Snapshots},
     refusal::{Refusal, RefusalKind},
 };
@@ -41,6 +42,8 @@ pub(super) struct Driver {
     binding: tokio::sync::Mutex<()>,
     /// Tells of every network, endpoint or sandbox that came or went.
     pub(super) changed: watch::Sender<()>,
+    /// Docker's containers behind endpoints, with what their health checks say.
+    pub(super) containers: watch::Sender<Arc<EngineContainers>>,
 }
 
 #[derive(Clone, Copy)]
@@ -65,6 +68,7 @@ impl Driver {
             unusable: Mutex::default(),
             binding: tokio::sync::Mutex::default(),
             changed: watch::channel(()).0,
+            containers: watch::Sender::default(),
         }
     }
 

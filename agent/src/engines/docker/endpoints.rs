@@ -195,6 +195,7 @@ impl Driver {
             gateway_priority: 0,
             service: description.service,
             labels: description.labels,
+            ports: Vec::new(),
         };
         let reserved = endpoint.addresses.iter().filter_map(|ip| self.reservation(network.id, *ip));
         let attached = self.ledger.attach_reserved(request, reserved.collect()).await?;

@@ -16,12 +16,22 @@ use super::{
     protocol::EngineId,
     wishes::Refused,
 };
-use crate::{api::types::Sandbox, chain::Chain, clock, refusal::Refusal};
+use crate::{
+    api::types::Sandbox,
+    chain::Chain,
+    clock,
+    health::{EngineContainer, EngineHealth},
+    ledger::DrainTarget,
+    refusal::Refusal,
+};
 
 /// How often everything is compared with Docker, whatever its events said.
 const RESYNC: Duration = Duration::from_secs(30);
 /// How long to wait for a daemon that does not answer.
 const RETRY: Duration = Duration::from_secs(2);
+/// The signals by which a container is told to end: TERM, INT, QUIT and KILL. `docker stop` sends one
+/// of them, or what the container was made with.
+const ENDING: [&str; 4] = ["15", "2", "3", "9"];
 /// What is younger may still be under way in Docker.
 const SETTLED: Duration = Duration::from_secs(10);
 /// An address without an endpoint is given back, and a network that Docker does not know is
@@ -144,12 +154,40 @@ impl Follower {
             ("container", "start" | "rename") if self.ours.contains(id) => {
                 self.describe(id.clone())
             }
+            ("container", "kill") if self.ours.contains(id) => {
+                let signal = attribute("signal").unwrap_or_default();
+                if ENDING.contains(&signal.as_str()) {
+                    self.drain(id.clone());
+                }
+            }
+            ("container", action)
+                if action.starts_with("health_status") && self.ours.contains(id) =>
+            {
+                self.describe(id.clone());
+            }
             ("container", "destroy") => {
                 self.ours.remove(id);
+                self.driver.forget_container(id);
             }
             _ => {}
         }
         false
+    }
+
+    /// Lets a container that is about to stop have no new connections. In a task of its own: the
+    /// keeper answers when its book is on disk.
+    fn drain(&self, container: String) {
+        let driver = Arc::clone(&self.driver);
+        self.tracker.spawn(async move {
+            let containers = Arc::clone(&driver.containers.borrow());
+            for (endpoint, _) in containers.iter().filter(|(_, known)| known.id == container) {
+                match driver.ledger.drain(DrainTarget::Endpoint(*endpoint), true).await {
+                    Ok(_) => {}
+                    // It has gone already.
+                    Err(refusal) => tracing::debug!(%container, %refusal, "not drained"),
+                }
+            }
+        });
     }
 
     /// Asks what a container is called, in a task of its own: the answer waits until the container
@@ -297,6 +335,7 @@ impl Driver {
                 return Err(Refusal::new(crate::refusal::RefusalKind::Unavailable, why));
             }
         };
+        let mut endpoints = BTreeSet::new();
         for settings in inspected.network_settings.networks.values() {
             let Ok(id) = EngineId::try_from(settings.endpoint_id.clone()) else { continue };
             let joined = self
@@ -304,6 +343,7 @@ impl Driver {
                 .read(|known| known.endpoints.get(&id).and_then(|e| e.joined.clone()))
                 .await;
             let Some(joined) = joined else { continue };
+            endpoints.insert(joined.endpoint);
             let description = names::description(&inspected, settings);
             let snapshot = self.snapshot();
             let Some(local) = snapshot.book.endpoints.get(&joined.endpoint) else { continue };
@@ -311,7 +351,29 @@ impl Driver {
                 self.ledger.describe(joined.endpoint, description).await?;
             }
         }
+        let health = inspected.state.health.as_ref().map(|h| EngineHealth::from_docker(&h.status));
+        self.note_container(&inspected.id, &endpoints, health.unwrap_or_default());
         Ok(())
+    }
+
+    /// Takes note of the endpoints of a container, and of what its health check says.
+    fn note_container(&self, id: &str, endpoints: &BTreeSet<EndpointId>, health: EngineHealth) {
+        self.containers.send_if_modified(|known| {
+            let mut now = known.as_ref().clone();
+            now.retain(|endpoint, container| container.id != id || endpoints.contains(endpoint));
+            for endpoint in endpoints {
+                now.insert(*endpoint, EngineContainer { id: id.to_owned(), health });
+            }
+            let changed = **known != now;
+            if changed {
+                *known = Arc::new(now);
+            }
+            changed
+        });
+    }
+
+    fn forget_container(&self, id: &str) {
+        self.note_container(id, &BTreeSet::new(), EngineHealth::Unchecked);
     }
 
     /// The networks of the cluster that Docker's networks on this host stand for.

@@ -26,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_model::NetworkId;
 
@@ -34,9 +35,10 @@ use self::{client::Client, driver::Driver, plugin::Scope, registry::Registry};
 use crate::{
     api::{self, SocketError, types::CreateNetwork},
     chain::Chain,
+    health::EngineContainers,
     ledger::{Ledger, Snapshots},
     listeners::Listeners,
-    refusal::Refusal,
+    refusal::{Refusal, RefusalKind},
 };
 
 /// What the drivers are called.
@@ -72,6 +74,25 @@ impl Handle {
     /// What an operator should look at; empty when all is well.
     pub fn findings(&self) -> Vec<String> {
         self.driver.findings()
+    }
+
+    /// Docker's containers behind this host's endpoints.
+    pub fn containers(&self) -> watch::Receiver<Arc<EngineContainers>> {
+        self.driver.containers.subscribe()
+    }
+
+    /// Stops a container, and returns when it has stopped.
+    ///
+    /// # Errors
+    ///
+    /// Docker does not answer, or refuses.
+    pub async fn stop_container(&self, id: &str) -> Result<(), Refusal> {
+        self.driver.client.stop_container(id).await.map_err(|error| {
+            Refusal::new(
+                RefusalKind::Failed,
+                format!("cannot stop container {id}: {}", Chain(&error)),
+            )
+        })
     }
 
     /// Creates a network that every host's Docker gets, also those of hosts that join later. On

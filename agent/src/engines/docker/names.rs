@@ -87,10 +87,17 @@ fn container_name(name: &str, short_id: &str) -> (Label, Vec<DnsName>) {
     }
 }
 
-/// The labels, if a record can carry them; else those that say of which service they are.
+/// The labels, if a record can carry them; else those by which others find and scrape containers;
+/// else those by which services are found.
 fn fitting(mut labels: Labels) -> Labels {
+    let is_of_service = |key: &str| OF_SERVICES.contains(&key);
+    let is_asked_for =
+        |key: &str| ["weft.", "prometheus.io/"].iter().any(|own| key.starts_with(own));
     if label_bytes(&labels) > MOST {
-        labels.retain(|key, _| OF_SERVICES.contains(&key.as_str()));
+        labels.retain(|key, _| is_of_service(key) || is_asked_for(key));
+    }
+    if label_bytes(&labels) > MOST {
+        labels.retain(|key, _| is_of_service(key));
     }
     if label_bytes(&labels) > MOST { Labels::new() } else { labels }
 }
@@ -162,11 +169,15 @@ mod tests {
         let aliases: Vec<String> = (0..1000).map(|n| format!("alias-{n}")).collect();
         let found = inspected(json!({
             "Id": "be8560d729bc80c8", "Name": "/web",
-            "Config": {"Labels": {"big": "x".repeat(9000), "com.docker.compose.service": "web"}},
+            "Config": {"Labels": {
+                "big": "x".repeat(9000), "com.docker.compose.service": "web",
+                "prometheus.io/scrape": "true", "weft.port": "80",
+            }},
             "NetworkSettings": {"Networks": {"app": {"EndpointID": "aa", "Aliases": aliases}}},
         }));
         assert!(texts(&found.aliases).iter().map(|alias| alias.len()).sum::<usize>() <= MOST);
         assert!(found.aliases.len() > 100);
-        assert_eq!(found.labels.keys().collect::<Vec<_>>(), ["com.docker.compose.service"]);
+        let kept: Vec<_> = found.labels.keys().map(String::as_str).collect();
+        assert_eq!(kept, ["com.docker.compose.service", "prometheus.io/scrape", "weft.port"]);
     }
 }

@@ -128,6 +128,7 @@ fn request(setup: &NetworkSetup, options: &Options, netns: &Path) -> Result<Atta
         gateway_priority: options.gateway_priority,
         service: names.service,
         labels: key(setup).labels(),
+        ports: Vec::new(),
     })
 }
 

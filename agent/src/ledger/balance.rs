@@ -1,0 +1,40 @@
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use weft_balance::{Desired, Status};
+
+use super::keeper::Keeper;
+use crate::projection::{balance, carried, drained};
+
+/// The way to what translates in the kernel, and back.
+pub struct Balancing {
+    /// What services the kernel shall know; nothing until the keeper has understood what there is.
+    pub desired: watch::Sender<Option<Arc<Desired>>>,
+    pub status: watch::Receiver<Arc<Status>>,
+}
+
+impl Keeper {
+    pub(super) fn project_balance(&mut self) {
+        let warming_up = self.is_warming_up();
+        let before = self.links.balance.desired.borrow().clone();
+        let before = before.as_deref();
+        let desired = balance(self.context, &self.cluster, &self.book, before, warming_up);
+        if before != Some(&desired) {
+            self.links.balance.desired.send_replace(Some(Arc::new(desired)));
+        }
+        self.acknowledge();
+    }
+
+    /// Takes note of what the kernel sends no new connection to any more; returns whether that has
+    /// changed.
+    pub(super) fn acknowledge(&mut self) -> bool {
+        let status = Arc::clone(&self.links.balance.status.borrow_and_update());
+        let desired = self.links.balance.desired.borrow().clone();
+        let Some(desired) = desired else { return false };
+        let carried = carried(&self.cluster, &self.book);
+        let drained = drained(&self.cluster, &carried, &desired, &status, &self.drained);
+        let changed = self.drained != drained;
+        self.drained = drained;
+        changed
+    }
+}

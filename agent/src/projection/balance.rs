@@ -1,0 +1,641 @@
+//! What services this host's kernel shall know.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use weft_balance::{
+    Backend, Desired, Frontend, HostPort, HostPublish, NetworkBalance, Pool, Router, Transit,
+};
+use weft_model::{
+    EndpointId, Family, Label, MacAddr, Network, NetworkId, Protocol, Publication, PublishMode,
+    Source, Spread,
+};
+use weft_vxlan::Uplink;
+
+use super::{
+    names::weight,
+    plane::{PlaneContext, uplink},
+    records::Drained,
+};
+use crate::{
+    api::types::PublishedPort,
+    cluster::{BackendState, Cluster, ServiceView},
+    ledger::book::{Book, EndpointState, LocalEndpoint},
+};
+
+/// The services of every network that this host carries, and its published ports.
+///
+/// What is as it was `before` is the same allocation. While this agent is `warming_up`, a backend
+/// whose node has not been heard yet counts as it was remembered.
+pub(crate) fn balance(
+    context: PlaneContext,
+    cluster: &Cluster,
+    book: &Book,
+    before: Option<&Desired>,
+    warming_up: bool,
+) -> Desired {
+    let view = View { context, cluster, book, warming_up };
+    let mut host = HostPublish::default();
+    let mut networks = BTreeMap::new();
+    for id in carried(cluster, book) {
+        let network = cluster.network(id).map(AsRef::as_ref).or_else(|| book.networks.get(&id));
+        let Some(network) = network.filter(|n| n.driver.has_gateway()) else { continue };
+        let (balance, ports) = view.network(network);
+        for (port, to) in ports {
+            host.ports.entry(port).or_insert(to);
+        }
+        if balance.frontends.is_empty() {
+            continue;
+        }
+        let same = before.and_then(|before| before.networks.get(&id));
+        let balance = match same.filter(|same| ***same == balance) {
+            Some(same) => Arc::clone(same),
+            None => Arc::new(balance),
+        };
+        networks.insert(id, balance);
+    }
+    let same = before.map(|before| &before.host).filter(|same| ***same == host);
+    let host = same.cloned().unwrap_or_else(|| Arc::new(host));
+    Desired { networks, host }
+}
+
+/// The networks that must be in this host's kernel: those with endpoints here, and those with a
+/// service that is reached at every host.
+pub(crate) fn carried(cluster: &Cluster, book: &Book) -> BTreeSet<NetworkId> {
+    let mut carried = book.active();
+    let entered = cluster.networks().filter(|network| {
+        !network.driver.is_local() && !network.internal && cluster.conflict(network.id).is_none()
+    });
+    carried.extend(entered.map(|network| network.id).filter(|id| cluster.has_ingress(*id)));
+    carried
+}
+
+/// The draining endpoints that this host's kernel sends no new connection to: of the networks that
+/// are `carried` here, where what is in force is what was asked for last, and those of `before` that
+/// are still so.
+pub(crate) fn drained(
+    cluster: &Cluster,
+    carried: &BTreeSet<NetworkId>,
+    desired: &Desired,
+    status: &weft_balance::Status,
+    before: &Drained,
+) -> Drained {
+    let mut drained = Drained::new();
+    for id in carried {
+        let wanted = desired.networks.get(id);
+        let applied = status.networks.get(id).and_then(|status| status.applied.as_ref());
+        let settled = match (applied, wanted) {
+            (Some(applied), Some(wanted)) => Arc::ptr_eq(applied, wanted) || applied == wanted,
+            (None, Some(_)) => false,
+            // Where nothing is wanted nothing will be put in force.
+            (_, None) => true,
+        };
+        let before = before.get(id);
+        let draining = cluster
+            .endpoints(*id)
+            .filter(|placed| cluster.condition(placed).is_some_and(|condition| condition.draining));
+        let gone: BTreeSet<EndpointId> = draining
+            .map(|placed| placed.endpoint.id)
+            .filter(|id| settled || before.is_some_and(|before| before.contains(id)))
+            .filter(|id| !applied.into_iter().chain(wanted).any(|balance| is_backend(balance, *id)))
+            .collect();
+        if !gone.is_empty() {
+            drained.insert(*id, gone);
+        }
+    }
+    drained
+}
+
+fn is_backend(balance: &NetworkBalance, endpoint: EndpointId) -> bool {
+    balance.frontends.values().any(|pool| pool.backends.contains_key(&endpoint))
+}
+
+/// The one address of a host that a port is at, and the family.
+///
+/// The unspecified address of a family stands for every address of it.
+pub(crate) fn host_ports(
+    host_ip: Option<IpAddr>,
+    protocol: Protocol,
+    port: u16,
+) -> impl Iterator<Item = HostPort> {
+    let families = [Family::V4, Family::V6].into_iter();
+    let families =
+        families.filter(move |family| host_ip.is_none_or(|ip| Family::of(ip) == *family));
+    let ip = host_ip.filter(|ip| !ip.is_unspecified());
+    families.map(move |family| HostPort { ip, family, protocol, port })
+}
+
+/// Whether a connection could come to both.
+pub(crate) fn overlap(one: &HostPort, other: &HostPort) -> bool {
+    let same_place = one.ip.is_none() || other.ip.is_none() || one.ip == other.ip;
+    same_place && (one.family, one.protocol, one.port) == (other.family, other.protocol, other.port)
+}
+
+#[derive(Clone, Copy)]
+struct View<'a> {
+    context: PlaneContext,
+    cluster: &'a Cluster,
+    book: &'a Book,
+    warming_up: bool,
+}
+
+/// What is behind one port of the host.
+struct Entrance {
+    service: Label,
+    backends: BTreeMap<EndpointId, Backend>,
+    spread: Spread,
+    affinity: Option<Duration>,
+    source: Source,
+}
+
+impl View<'_> {
+    fn network(&self, network: &Network) -> (NetworkBalance, BTreeMap<HostPort, SocketAddr>) {
+        let mut frontends = BTreeMap::new();
+        let mut entrances = BTreeMap::new();
+        let mut transit = false;
+        for service in self.cluster.services(network.id) {
+            self.add_vips(&service, &mut frontends);
+            if !network.internal {
+                transit |= self.add_entrances(&service, network, &mut entrances);
+            }
+        }
+        if !network.internal {
+            self.add_endpoint_ports(network, &mut entrances);
+        }
+        let uplink = uplink(self.context, self.book, network);
+        let ports = through_uplink(entrances, uplink.as_ref(), &mut frontends);
+        let balance = NetworkBalance {
+            gateway_mac: MacAddr::for_gateway(network.id),
+            gateways: network.pools.iter().map(|pool| pool.gateway).collect(),
+            frontends,
+            transit: transit.then(|| self.transit(network.id)),
+        };
+        (balance, ports)
+    }
+
+    fn add_vips(&self, service: &ServiceView<'_>, frontends: &mut BTreeMap<Frontend, Arc<Pool>>) {
+        let Some(definition) = service.definition() else { return };
+        for ip in service.vips.iter().copied() {
+            let family = Family::of(ip);
+            let mut add = |protocol, port: Option<u16>, target: Option<u16>| {
+                let pool = Pool {
+                    service: service.name.clone(),
+                    backends: self.backends(service, family, target, false),
+                    spread: definition.spread,
+                    affinity: affinity(definition.affinity),
+                    source: Source::Preserve,
+                };
+                frontends.insert(Frontend { ip, protocol, port }, Arc::new(pool));
+            };
+            for port in &definition.ports {
+                add(port.protocol, Some(port.port.get()), Some(port.target.get()));
+            }
+            if definition.ports.is_empty() {
+                add(Protocol::Tcp, None, None);
+                add(Protocol::Udp, None, None);
+            }
+        }
+    }
+
+    /// Adds the ports at which the service is published here; returns whether connections may be
+    /// handed on to other hosts with their clients' addresses.
+    fn add_entrances(
+        &self,
+        service: &ServiceView<'_>,
+        network: &Network,
+        entrances: &mut BTreeMap<HostPort, Entrance>,
+    ) -> bool {
+        let Some(definition) = service.definition() else { return false };
+        let here = service.backends().any(|backend| backend.node == self.context.me);
+        let mut handed_on = false;
+        for publication in &definition.published {
+            let local_only = is_local_only(publication);
+            if local_only && !here {
+                continue;
+            }
+            let (source, _) = source_in_force(service, publication);
+            handed_on |= publication.mode == PublishMode::Ingress
+                && source == Source::Preserve
+                && !network.driver.is_local();
+            let Publication { protocol, port, host_ip, .. } = *publication;
+            for at in host_ports(host_ip, protocol, port.get()) {
+                let target = Some(publication.target.get());
+                let entrance = Entrance {
+                    service: service.name.clone(),
+                    backends: self.backends(service, at.family, target, local_only),
+                    spread: definition.spread,
+                    affinity: affinity(definition.affinity),
+                    source,
+                };
+                entrances.entry(at).or_insert(entrance);
+            }
+        }
+        handed_on
+    }
+
+    /// Adds the ports that lead to one endpoint of this host. They were there before any service's.
+    fn add_endpoint_ports(&self, network: &Network, entrances: &mut BTreeMap<HostPort, Entrance>) {
+        let attached = self.book.endpoints_of(network.id);
+        for local in attached.filter(|local| local.state == EndpointState::Attached) {
+            for published in &local.ports {
+                let at = host_ports(published.host_ip, published.protocol, published.host_port);
+                for at in at {
+                    entrances.retain(|other, _| !overlap(other, &at));
+                    entrances.insert(at, self.entrance_to(local, published, at.family));
+                }
+            }
+        }
+    }
+
+    fn entrance_to(
+        &self,
+        local: &LocalEndpoint,
+        published: &PublishedPort,
+        family: Family,
+    ) -> Entrance {
+        let ips = local.endpoint.ips().filter(|ip| Family::of(*ip) == family);
+        let backends = ips.map(|ip| {
+            let backend = Backend {
+                ip,
+                port: Some(published.container_port),
+                weight: 1,
+                node: self.context.me,
+                local: true,
+            };
+            (local.endpoint.id, backend)
+        });
+        Entrance {
+            service: local.endpoint.name.clone(),
+            backends: backends.collect(),
+            spread: Spread::Hash,
+            affinity: None,
+            source: match local.default_route {
+                true => Source::Preserve,
+                false => Source::Snat,
+            },
+        }
+    }
+
+    /// Those that get new connections.
+    fn backends(
+        &self,
+        service: &ServiceView<'_>,
+        family: Family,
+        port: Option<u16>,
+        local_only: bool,
+    ) -> BTreeMap<EndpointId, Backend> {
+        let me = self.context.me;
+        let ready = service.backends().filter(|backend| match backend.state {
+            BackendState::Ready => true,
+            BackendState::Unreachable => self.warming_up && service.is_fit(backend),
+            BackendState::Starting | BackendState::Unhealthy(_) | BackendState::Draining => false,
+        });
+        let ready = ready.filter(|backend| !local_only || backend.node == me);
+        ready
+            .filter_map(|backend| {
+                let ip = backend.endpoint.ips().find(|ip| Family::of(*ip) == family)?;
+                let node = backend.node;
+                let weight = weight(backend.endpoint);
+                let backend_of = Backend { ip, port, weight, node, local: node == me };
+                Some((backend.endpoint.id, backend_of))
+            })
+            .collect()
+    }
+
+    fn transit(&self, network: NetworkId) -> Transit {
+        let routers = self.cluster.carriers(network).into_iter().filter_map(|node| {
+            let index = *self.book.routers.get(&node)?;
+            Some((node, Router { mac: MacAddr::for_router(network, node), index }))
+        });
+        Transit { own: self.context.me, routers: routers.collect() }
+    }
+}
+
+/// What source address the backends of a service see of clients that come to a published port, and
+/// why.
+///
+/// A backend whose default route leads elsewhere would send its answers to a client's own address
+/// where nobody waits for them; so it sees the gateway's.
+pub(crate) fn source_in_force(
+    service: &ServiceView<'_>,
+    publication: &Publication,
+) -> (Source, String) {
+    let stray = service.backends().find(|backend| !backend.endpoint.default_route);
+    match (publication.source, stray) {
+        _ if publication.proxy_protocol => (
+            Source::Snat,
+            "a proxy makes the connection, and tells the client's address in front of it".into(),
+        ),
+        (Source::Snat, _) => (Source::Snat, "as declared".into()),
+        (Source::Preserve | Source::Local, Some(backend)) => (
+            Source::Snat,
+            format!("the default gateway of backend {} is not ours", backend.endpoint.name),
+        ),
+        (Source::Local, None) => (Source::Local, "as declared".into()),
+        (Source::Preserve, None) => {
+            (Source::Preserve, "every backend's default gateway is ours".into())
+        }
+    }
+}
+
+/// Whether only backends of the host itself get what comes to a published port.
+pub(crate) fn is_local_only(publication: &Publication) -> bool {
+    publication.mode == PublishMode::Host || publication.source == Source::Local
+}
+
+fn affinity(seconds: Option<u32>) -> Option<Duration> {
+    seconds.map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+/// Gives every entrance a port at the network's end of the uplink.
+fn through_uplink(
+    entrances: BTreeMap<HostPort, Entrance>,
+    uplink: Option<&Uplink>,
+    frontends: &mut BTreeMap<Frontend, Arc<Pool>>,
+) -> BTreeMap<HostPort, SocketAddr> {
+    let Some(uplink) = uplink else { return BTreeMap::new() };
+    let mut ports = BTreeMap::new();
+    for (at, entrance) in entrances {
+        let ip = match at.family {
+            Family::V4 => uplink.v4.map(|pair| IpAddr::V4(pair.network)),
+            Family::V6 => uplink.v6.map(|pair| IpAddr::V6(pair.network)),
+        };
+        let Some(ip) = ip else { continue };
+        let is_free = |port: u16| {
+            !frontends.contains_key(&Frontend { ip, protocol: at.protocol, port: Some(port) })
+        };
+        let Some(port) = internal_port(&entrance.service, &at, is_free) else { continue };
+        let Entrance { service, backends, spread, affinity, source } = entrance;
+        let pool = Pool { service, backends, spread, affinity, source };
+        let frontend = Frontend { ip, protocol: at.protocol, port: Some(port) };
+        frontends.insert(frontend, Arc::new(pool));
+        ports.insert(at, SocketAddr::new(ip, port));
+    }
+    ports
+}
+
+/// The port at the network's end of the uplink for a port of the host: where a digest of what it is
+/// for falls, or the next free one after it. So only those that collide move when others come and go.
+fn internal_port(service: &Label, at: &HostPort, is_free: impl Fn(u16) -> bool) -> Option<u16> {
+    // FNV-1a (RFC 9923): small, and the same in every release.
+    let mut digest: u32 = 0x811c_9dc5;
+    for byte in format!("{service} {at}").bytes() {
+        digest = (digest ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    }
+    let first = digest % u32::from(u16::MAX);
+    (0..u32::from(u16::MAX))
+        .map(|step| (first + step) % u32::from(u16::MAX) + 1)
+        .map(|port| u16::try_from(port).expect("it is at most 65,535"))
+        .find(|port| is_free(*port))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use weft_gossip::Liveness;
+    use weft_model::{Condition, Service, ServicePort};
+
+    use super::*;
+    use crate::fixture::{Builder, book_with, endpoint, network, node_id, plane_context};
+
+    fn port(number: u16) -> NonZeroU16 {
+        NonZeroU16::new(number).unwrap()
+    }
+
+    fn publication(port: u16, mode: PublishMode) -> Publication {
+        Publication {
+            protocol: Protocol::Tcp,
+            port: self::port(port),
+            target: self::port(80),
+            mode,
+            host_ip: None,
+            source: Source::Preserve,
+            proxy_protocol: false,
+        }
+    }
+
+    fn web(network: &Network) -> Service {
+        Service::bare("web".parse().unwrap(), network.id)
+    }
+
+    /// Node 1 has `web` at 10.1.0.8 and so has its book; node 2 has `web` at 10.1.0.9.
+    fn two(network: &Network) -> Builder {
+        Builder::default()
+            .node(1)
+            .node(2)
+            .network(1, network)
+            .endpoint(1, network, "web", "10.1.0.8")
+            .endpoint(2, network, "web", "10.1.0.9")
+    }
+
+    fn project(cluster: &Cluster, book: &Book, warming_up: bool) -> Desired {
+        balance(plane_context(), cluster, book, None, warming_up)
+    }
+
+    fn backends(pool: &Pool) -> Vec<String> {
+        let shown = |backend: &Backend| {
+            let port = backend.port.map_or_else(String::new, |port| format!(":{port}"));
+            format!("{}{port}{}", backend.ip, if backend.local { " here" } else { "" })
+        };
+        let mut all: Vec<_> = pool.backends.values().map(shown).collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn a_virtual_address_leads_to_ready_backends_by_every_port_or_by_some() {
+        let app = network(1, "app");
+        let book = book_with(&app, "web", "10.1.0.8");
+        let mut service = web(&app);
+        let cluster = two(&app).vip(1, &app, &mut service, "10.1.0.100");
+        let desired = project(&cluster.service(1, 1, &service).build(), &book, false);
+        let shown: Vec<_> =
+            desired.networks[&app.id].frontends.keys().map(ToString::to_string).collect();
+        assert_eq!(shown, ["10.1.0.100/tcp", "10.1.0.100/udp"]);
+        let pool = desired.networks[&app.id].frontends.values().next().unwrap();
+        assert_eq!(backends(pool), ["10.1.0.8 here", "10.1.0.9"]);
+        assert!(desired.host.ports.is_empty() && desired.networks[&app.id].transit.is_none());
+
+        let mut service = web(&app);
+        service.ports =
+            vec![ServicePort { protocol: Protocol::Udp, port: port(53), target: port(5353) }];
+        let drained = endpoint(&app, "web", "10.1.0.9").id;
+        let drained = Condition { endpoint: drained, draining: true, verdicts: BTreeMap::new() };
+        let cluster = two(&app).vip(1, &app, &mut service, "10.1.0.100");
+        let cluster = cluster.condition(2, &app, drained).service(1, 1, &service).build();
+        let desired = project(&cluster, &book, false);
+        let (frontend, pool) = desired.networks[&app.id].frontends.iter().next().unwrap();
+        assert_eq!(frontend.to_string(), "10.1.0.100:53/udp");
+        assert_eq!(backends(pool), ["10.1.0.8:5353 here"]);
+    }
+
+    #[test]
+    fn a_host_that_just_started_takes_out_no_backend_that_it_has_not_heard_of_yet() {
+        let app = network(1, "app");
+        let book = book_with(&app, "web", "10.1.0.8");
+        let mut service = web(&app);
+        let cluster = two(&app).vip(1, &app, &mut service, "10.1.0.100").service(1, 1, &service);
+        let cluster = cluster.change(2, |member| member.liveness = Liveness::Suspect).build();
+        let count = |warming_up| {
+            let desired = project(&cluster, &book, warming_up);
+            desired.networks[&app.id].frontends.values().next().unwrap().backends.len()
+        };
+        assert_eq!((count(true), count(false)), (2, 1));
+    }
+
+    #[test]
+    fn a_port_of_every_host_leads_through_the_uplink_and_by_routers_to_all_backends() {
+        let app = network(1, "app");
+        let mut book = book_with(&app, "web", "10.1.0.8");
+        book.routers = BTreeMap::from([(node_id(1), 1), (node_id(2), 2)]);
+        let service =
+            Service { published: vec![publication(8080, PublishMode::Ingress)], ..web(&app) };
+        let cluster = two(&app).service(1, 1, &service).build();
+        let desired = project(&cluster, &book, false);
+        let (at, to) = desired.host.ports.iter().next().unwrap();
+        assert_eq!(at.to_string(), "0.0.0.0:8080/tcp");
+        assert_eq!(to.ip().to_string(), "169.254.192.7");
+        let balance = &desired.networks[&app.id];
+        let frontend = Frontend { ip: to.ip(), protocol: Protocol::Tcp, port: Some(to.port()) };
+        assert_eq!(backends(&balance.frontends[&frontend]), ["10.1.0.8:80 here", "10.1.0.9:80"]);
+        let transit = balance.transit.as_ref().unwrap();
+        assert_eq!(transit.routers.len(), 2);
+        assert_eq!(transit.routers[&node_id(2)].mac, MacAddr::for_router(app.id, node_id(2)));
+
+        // A host without an endpoint carries the network all the same.
+        let mut bare = Book::default();
+        bare.uplinks.insert(app.id, 0);
+        assert_eq!(carried(&cluster, &bare), BTreeSet::from([app.id]));
+    }
+
+    #[test]
+    fn a_port_of_hosts_with_a_backend_is_on_those_alone_and_for_theirs() {
+        let app = network(1, "app");
+        let book = book_with(&app, "web", "10.1.0.8");
+        let source = Source::Local;
+        for publication in [
+            publication(8080, PublishMode::Host),
+            Publication { source, ..publication(8080, PublishMode::Ingress) },
+        ] {
+            let service = Service { published: vec![publication], ..web(&app) };
+            let cluster = two(&app).service(1, 1, &service).build();
+            let desired = project(&cluster, &book, false);
+            let pool = desired.networks[&app.id].frontends.values().next().unwrap();
+            assert_eq!(backends(pool), ["10.1.0.8:80 here"]);
+
+            let alone = Builder::default().node(1).node(2).network(1, &app);
+            let alone = alone.endpoint(2, &app, "web", "10.1.0.9").service(1, 1, &service);
+            let desired = project(&alone.build(), &book, false);
+            assert!(desired.host.ports.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_backend_that_answers_by_another_gateway_makes_clients_wear_ours() {
+        let app = network(1, "app");
+        let service =
+            Service { published: vec![publication(8080, PublishMode::Ingress)], ..web(&app) };
+        let source = |routed| {
+            let cluster = two(&app).service(1, 1, &service);
+            let cluster =
+                cluster.change_endpoint(2, &app, "10.1.0.9", |own| own.default_route = routed);
+            let cluster = cluster.build();
+            let view = cluster.service(app.id, &service.name).unwrap();
+            source_in_force(&view, &service.published[0])
+        };
+        assert_eq!(source(true).0, Source::Preserve);
+        let (snat, why) = source(false);
+        assert_eq!(snat, Source::Snat);
+        assert!(why.contains("backend web"), "{why}");
+    }
+
+    #[test]
+    fn a_port_of_one_container_goes_before_a_services() {
+        let app = network(1, "app");
+        let mut book = book_with(&app, "web", "10.1.0.8");
+        let own = PublishedPort {
+            host_ip: Some([192, 0, 2, 1].into()),
+            host_port: 8080,
+            container_port: 7000,
+            protocol: Protocol::Tcp,
+        };
+        book.endpoints.values_mut().for_each(|local| local.ports = vec![own]);
+        let service =
+            Service { published: vec![publication(8080, PublishMode::Ingress)], ..web(&app) };
+        let desired = project(&two(&app).service(1, 1, &service).build(), &book, false);
+        let shown: Vec<_> = desired.host.ports.keys().map(ToString::to_string).collect();
+        assert_eq!(shown, ["192.0.2.1:8080/tcp"]);
+        let pool = desired.networks[&app.id].frontends.values().next().unwrap();
+        assert_eq!(backends(pool), ["10.1.0.8:7000 here"]);
+    }
+
+    #[test]
+    fn what_did_not_change_is_the_same_allocation() {
+        let app = network(1, "app");
+        let book = book_with(&app, "web", "10.1.0.8");
+        let mut service = web(&app);
+        let cluster = two(&app).vip(1, &app, &mut service, "10.1.0.100").service(1, 1, &service);
+        let cluster = cluster.build();
+        let first = project(&cluster, &book, false);
+        let again = balance(plane_context(), &cluster, &book, Some(&first), false);
+        assert!(Arc::ptr_eq(&first.networks[&app.id], &again.networks[&app.id]));
+        assert!(Arc::ptr_eq(&first.host, &again.host));
+    }
+
+    #[test]
+    fn a_drain_is_acknowledged_once_what_was_asked_for_last_is_in_force() {
+        let app = network(1, "app");
+        let book = book_with(&app, "web", "10.1.0.8");
+        let id = endpoint(&app, "web", "10.1.0.9").id;
+        let mut service = web(&app);
+        let before = two(&app).vip(1, &app, &mut service, "10.1.0.100").service(1, 1, &service);
+        let before = project(&before.build(), &book, false);
+        let condition = Condition { endpoint: id, draining: true, verdicts: BTreeMap::new() };
+        let mut service = web(&app);
+        let cluster = two(&app).vip(1, &app, &mut service, "10.1.0.100").service(1, 1, &service);
+        let cluster = cluster.condition(2, &app, condition).build();
+        let wanted = project(&cluster, &book, false);
+        let acknowledged = |applied: &Desired, before: &Drained| {
+            let mut status = weft_balance::Status::default();
+            status.networks.entry(app.id).or_default().applied =
+                Some(Arc::clone(&applied.networks[&app.id]));
+            drained(&cluster, &BTreeSet::from([app.id]), &wanted, &status, before)
+        };
+        let gone = Drained::from([(app.id, BTreeSet::from([id]))]);
+        assert!(acknowledged(&before, &Drained::new()).is_empty());
+        assert_eq!(acknowledged(&wanted, &Drained::new()), gone);
+        assert!(acknowledged(&before, &gone).is_empty());
+    }
+
+    #[test]
+    fn internal_ports_stay_when_others_come_and_go() {
+        let at = |port| host_ports(None, Protocol::Tcp, port).next().unwrap();
+        let service: Label = "web".parse().unwrap();
+        let first = internal_port(&service, &at(80), |_| true).unwrap();
+        assert_eq!(
+            internal_port(&service, &at(80), |port| port != first),
+            Some(first % 65_535 + 1)
+        );
+        assert_ne!(internal_port(&service, &at(81), |_| true), Some(first));
+        assert_eq!(internal_port(&service, &at(80), |_| false), None);
+    }
+
+    #[test]
+    fn ports_meet_if_a_connection_could_come_to_both() {
+        let at = |ip: Option<&str>, port| {
+            let ip = ip.map(|ip| ip.parse().unwrap());
+            host_ports(ip, Protocol::Tcp, port).next().unwrap()
+        };
+        let all = at(None, 80);
+        assert!(overlap(&all, &at(Some("127.0.0.1"), 80)));
+        assert!(overlap(&all, &at(Some("0.0.0.0"), 80)));
+        assert!(!overlap(&all, &at(Some("::"), 80)));
+        assert!(!overlap(&at(Some("127.0.0.1"), 80), &at(Some("192.0.2.1"), 80)));
+        assert!(!overlap(&all, &at(None, 81)));
+    }
+}

@@ -79,6 +79,31 @@ fn connections_outlive_their_backends_place_in_the_pool() {
 }
 
 #[test]
+fn a_client_whom_nobody_has_answered_gets_another_backend() {
+    in_lab(&[1, 2, 11], async |lab| {
+        serve(2, lab.sandbox(2), 8080);
+        let deaf = "add table inet deaf; add rule inet deaf in tcp dport 8080 drop";
+        let chain = "add chain inet deaf in { type filter hook input priority 0; }";
+        let deaf = deaf.replace("; ", &format!("; {chain}; "));
+        run(lab.sandbox(11), &format!("nft '{deaf}'"));
+        for vip in VIPS {
+            lab.serve(&Service::new(80, 8080, &[11]).balance(1)).await;
+            let (client, to) = (lab.sandbox(1).clone(), (vip, 80));
+            let asked = tokio::task::spawn_blocking(move || ask(&client, Protocol::Tcp, to));
+            eventually("the client has asked", async || {
+                let counters = lab.one.balancer.counters(net()).await.unwrap();
+                let asked = counters.iter().any(|(f, c)| f.ip == vip && c.connections > 0);
+                asked.then_some(()).ok_or_else(|| format!("{counters:?}"))
+            })
+            .await;
+            // What it sends again, a second later, finds the other one.
+            lab.serve(&Service::new(80, 8080, &[2]).balance(1)).await;
+            assert_eq!(asked.await.unwrap().unwrap().station, 2);
+        }
+    });
+}
+
+#[test]
 fn a_frontend_without_a_backend_refuses_at_once() {
     in_lab(&[1], async |lab| {
         lab.serve(&Service::new(80, 8080, &[]).balance(1)).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use weft_testbed::{Containerd, Lab, Stop, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 const CONFLIST: &str = include_str!("../../deploy/cni/weft.conflist");
 
 #[test]

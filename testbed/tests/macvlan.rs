@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use weft_testbed::{Lab, Lan, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 /// The kernel ends namespaces one after the other, those of the whole machine.
-const ENDED: Duration = Duration::from_secs(20);
+const ENDED: Duration = Duration::from_secs(60);
 
 #[test]
 fn containers_are_machines_on_their_parents_link() -> anyhow::Result<()> {
@@ -57,7 +57,7 @@ fn containers_are_machines_on_their_parents_link() -> anyhow::Result<()> {
             ensure!(neighbours.contains(&wanted), "no {wanted} in {neighbours}");
         }
     }
-    lan.machine(&format!("ping -n -c 1 -W 1 {}", two.on("lan")?.ip4.context("no IPv4")?))?;
+    lan.machine(&format!("ping -n -c 1 -W 10 {}", two.on("lan")?.ip4.context("no IPv4")?))?;
     // A name server of the container's own has the port to itself.
     one.sh("python3 -c 'import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((\"0.0.0.0\", 53))'")?;

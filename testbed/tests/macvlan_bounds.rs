@@ -6,9 +6,9 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use weft_testbed::{Lab, Lan, Stop, eventually, holds_for, plugin_call};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 /// The kernel ends namespaces one after the other, those of the whole machine.
-const ENDED: Duration = Duration::from_secs(20);
+const ENDED: Duration = Duration::from_secs(60);
 const PODMAN_5: &str = include_str!("../../agent/tests/engines/podman-5.4.jsonl");
 
 #[test]

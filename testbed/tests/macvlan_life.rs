@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::ensure;
 use weft_testbed::{Lab, Lan, NetworkView, Stop, eventually, holds_for};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 /// The kernel ends namespaces one after the other, those of the whole machine.
-const ENDED: Duration = Duration::from_secs(20);
+const ENDED: Duration = Duration::from_secs(60);
 
 #[test]
 fn containers_go_on_without_the_agent_and_their_end_is_noticed() -> anyhow::Result<()> {

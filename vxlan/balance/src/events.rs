@@ -1,6 +1,10 @@
 //! Notices of somebody else's changes to our tables.
 
-#![expect(unsafe_code, reason = "AsyncFd leaves it to its caller that the descriptor stays open")]
+#![expect(
+    unsafe_code,
+    reason = "AsyncFd leaves it to its caller that the descriptor stays open, and no library that \
+              we have attaches a filter"
+)]
 
 use std::{
     io,
@@ -9,6 +13,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    libc,
     sys::socket::{MsgFlags, SockFlag, recv},
 };
 use tokio::io::unix::AsyncFd;
@@ -24,8 +29,6 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Events {
     socket: AsyncFd<OwnedFd>,
-    /// Our own socket's.
-    port: u32,
     buffer: Vec<u8>,
 }
 
@@ -35,9 +38,10 @@ impl Events {
     pub(crate) fn open(namespace: &Namespace, port: u32) -> Result<Self, NetfilterError> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = netfilter::open(namespace, flags, 1 << (NFNLGRP_NFTABLES - 1))?;
+        ignore(&socket, port)?;
         // SAFETY: the descriptor is the `AsyncFd`'s own and stays open as long as it lives.
         let socket = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
-        Ok(Self { socket, port, buffer: vec![0; DATAGRAM] })
+        Ok(Self { socket, buffer: vec![0; DATAGRAM] })
     }
 
     /// Waits until somebody changes one of our tables. Cancel-safe: what was read and not reported
@@ -57,7 +61,7 @@ impl Events {
                     // Some were lost, and may have been of interest.
                     Err(_) => return,
                 };
-                if is_of_others(&self.buffer[..length], self.port) {
+                if is_of_ours(&self.buffer[..length]) {
                     return;
                 }
             }
@@ -77,11 +81,39 @@ impl Events {
     }
 }
 
-fn is_of_others(datagram: &[u8], port: u32) -> bool {
+/// Has the kernel keep to itself what the socket with that `port` has caused: a large change would
+/// overrun the queue, and be read for nothing.
+///
+/// One datagram is of one transaction, so its first message tells whose it is.
+fn ignore(socket: &OwnedFd, port: u32) -> io::Result<()> {
+    let operation = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut program = [
+        // `nlmsg_pid`, which the filter takes for big-endian.
+        operation(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 12),
+        operation(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, port.to_be()),
+        operation(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        operation(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the kernel copies the program, which lives until the call returns, by the length
+    // given.
+    let returned = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if returned == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether something happened to one of our tables.
+fn is_of_ours(datagram: &[u8]) -> bool {
     messages(datagram).any(|(header, body)| {
         let body = body.get(FAMILY_HEADER..).unwrap_or_default();
-        header.port != port
-            && header.kind != NEW_GENERATION
+        header.kind != NEW_GENERATION
             && attribute(body, 1).is_some_and(|table| text(table) == Table::NAME)
     })
 }

@@ -31,13 +31,9 @@ pub(crate) struct Holdings {
 impl Holdings {
     /// Goes over to `desired`, and tells what changes by it.
     pub(crate) fn follow(&mut self, desired: &NetworkBalance, seed: u32) -> Change {
-        if self.gateways != desired.gateways {
-            // Whether sources are translated depends on them.
-            self.gateways.clone_from(&desired.gateways);
-            self.frontends.values_mut().for_each(|(pool, _)| {
-                *pool = Arc::new(Pool { backends: BTreeMap::new(), ..(**pool).clone() });
-            });
-        }
+        // Whether sources are translated depends on them.
+        let anew = self.gateways != desired.gateways;
+        self.gateways.clone_from(&desired.gateways);
         let mut counts = Counts::default();
         let mut change = Change::default();
         let gone = self.frontends.keys().filter(|key| !desired.frontends.contains_key(key));
@@ -50,7 +46,7 @@ impl Holdings {
         for (&frontend, pool) in &desired.frontends {
             let held = self.frontends.get(&frontend);
             let same = |held: &Arc<Pool>| Arc::ptr_eq(held, pool) || **held == **pool;
-            if held.is_some_and(|(held, _)| same(held)) {
+            if !anew && held.is_some_and(|(held, _)| same(held)) {
                 continue;
             }
             let gateway =
@@ -178,11 +174,14 @@ impl Holdings {
     }
 }
 
-/// The stations of this host that the kernel shall know at once, not only when they send.
-pub(crate) fn stations(macs: &BTreeSet<MacAddr>, actual: &Actual) -> Change {
+/// The stations of this host that the kernel lacks: it shall know them at once, not only when they
+/// send.
+pub(crate) fn stations(
+    macs: &BTreeSet<MacAddr>,
+    actual: &Actual,
+) -> impl Iterator<Item = (Element, Option<String>)> {
     let wanted = macs.iter().map(|mac| Element::client(*mac));
-    let missing = wanted.filter(|element| !actual.elements.contains_key(element));
-    Change { new_elements: missing.map(|element| (element, None)).collect(), ..Change::default() }
+    wanted.filter(|element| !actual.elements.contains_key(element)).map(|element| (element, None))
 }
 
 fn is_laid(actual: &Actual, skeleton: &Skeleton) -> bool {
@@ -239,6 +238,137 @@ impl Counts {
         }
         for collection in &parts.collections {
             *self.collections.entry(collection.name.clone()).or_default() -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use weft_model::{EndpointId, NetworkId, NodeId, Protocol, Source, Spread};
+
+    use super::*;
+    use crate::Backend;
+
+    fn any_balance() -> impl Strategy<Value = NetworkBalance> {
+        let backends = proptest::collection::btree_map(0..6u8, (0..3u16, any::<bool>()), 0..4);
+        let pool =
+            (backends, any::<bool>(), any::<bool>()).prop_map(|(backends, random, keep)| Pool {
+                service: "web".parse().unwrap(),
+                backends: backends
+                    .into_iter()
+                    .map(|(n, (weight, local))| {
+                        let (ip, node) = (IpAddr::from([10, 1, 0, n]), NodeId::from([1; 16]));
+                        let port = Some(8080);
+                        (EndpointId::from([n; 16]), Backend { ip, port, weight, node, local })
+                    })
+                    .collect(),
+                spread: if random { Spread::Random } else { Spread::Hash },
+                affinity: keep.then_some(Duration::from_secs(60)),
+                source: Source::Snat,
+            });
+        let frontend = (0..4u8, any::<bool>()).prop_map(|(n, port)| Frontend {
+            ip: IpAddr::from([10, 1, 0, 200 + n]),
+            protocol: Protocol::Tcp,
+            port: port.then_some(80),
+        });
+        let frontends = proptest::collection::btree_map(frontend, pool.prop_map(Arc::new), 0..4);
+        (frontends, any::<bool>()).prop_map(|(frontends, gateway)| NetworkBalance {
+            gateway_mac: MacAddr::for_gateway(NetworkId::from([1; 16])),
+            gateways: gateway.then(|| IpAddr::from([10, 1, 0, 254])).into_iter().collect(),
+            frontends,
+            transit: None,
+        })
+    }
+
+    /// A kernel that obeys: every change must be one that it can make.
+    #[derive(Clone, Debug)]
+    struct Fake(Actual);
+
+    impl Fake {
+        fn laid(skeleton: &Skeleton) -> Self {
+            let labels = |labels: Vec<String>| labels.into_iter().map(Some).collect();
+            Self(Actual {
+                chains: skeleton.labelled().into_iter().map(|(k, v)| (k, labels(v))).collect(),
+                sets: Set::all().collect(),
+                ..Actual::default()
+            })
+        }
+
+        fn apply(&mut self, change: &Change) {
+            let Self(actual) = self;
+            let key = |name: &String| (Table::Inet, name.clone());
+            for collection in &change.new_collections {
+                assert!(actual.collections.insert(key(&collection.name)), "{collection:?}");
+            }
+            for chain in change.new_chains.iter().chain(&change.mended_chains) {
+                let labels = (0..chain.rules.len()).map(|n| Some(rule_label(&chain.name, n)));
+                actual.chains.insert(key(&chain.name), labels.collect());
+            }
+            for element in &change.gone_elements {
+                assert!(actual.elements.remove(element).is_some(), "{element:?}");
+            }
+            for (element, lead) in &change.new_elements {
+                if let Some(lead) = lead {
+                    assert!(actual.chains.contains_key(&key(lead)), "{lead}");
+                }
+                let before = actual.elements.insert(element.clone(), lead.clone());
+                assert!(before.is_none(), "{element:?}");
+            }
+            for chain in &change.gone_chains {
+                assert!(actual.chains.remove(chain).is_some(), "{chain:?}");
+                let led = actual.elements.values().flatten().any(|lead| *lead == chain.1);
+                assert!(!led, "{chain:?}");
+            }
+            for name in &change.gone_collections {
+                assert!(actual.collections.remove(name), "{name:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn following_step_by_step_ends_where_starting_anew_does(
+            steps in proptest::collection::vec(any_balance(), 1..5),
+        ) {
+            let skeleton = Skeleton::new(steps[0].gateway_mac, &BTreeSet::new());
+            let (mut kernel, mut holdings) = (Fake::laid(&skeleton), Holdings::default());
+            for balance in &steps {
+                let change = holdings.follow(balance, 1);
+                kernel.apply(&change);
+                // A successor that knows nothing finds nothing to do, whatever lingers.
+                let mut successor = Holdings::default();
+                let whole = successor.follow(balance, 1);
+                let change = successor.compare(&kernel.0, &skeleton).unwrap();
+                prop_assert!(change.is_empty(), "{change:?}");
+                prop_assert_eq!(&successor.lingering, &holdings.lingering);
+                // And where there is nothing, all of it is made.
+                let mut empty = Fake::laid(&skeleton);
+                empty.apply(&whole);
+                prop_assert!(successor.compare(&empty.0, &skeleton).unwrap().is_empty());
+            }
+            kernel.apply(&holdings.let_go(&BTreeSet::new()));
+            let last = steps.last().unwrap();
+            let mut fresh = Fake::laid(&skeleton);
+            fresh.apply(&Holdings::default().follow(last, 1));
+            prop_assert_eq!(&kernel.0, &fresh.0);
+        }
+
+        #[test]
+        fn whatever_is_there_one_change_makes_it_right(
+            before in any_balance(),
+            after in any_balance(),
+        ) {
+            let skeleton = Skeleton::new(after.gateway_mac, &BTreeSet::new());
+            let mut kernel = Fake::laid(&skeleton);
+            kernel.apply(&Holdings::default().follow(&before, 1));
+            let mut holdings = Holdings::default();
+            holdings.follow(&after, 1);
+            let change = holdings.compare(&kernel.0, &skeleton).unwrap();
+            kernel.apply(&change);
+            prop_assert!(holdings.compare(&kernel.0, &skeleton).unwrap().is_empty());
         }
     }
 }

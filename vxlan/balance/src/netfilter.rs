@@ -204,13 +204,14 @@ impl Netfilter {
 
     fn send(&self, bytes: &[u8]) -> Result<(), NetfilterError> {
         let kernel = NetlinkAddr::new(0, 0);
-        sendto(self.socket.as_raw_fd(), bytes, &kernel, MsgFlags::empty())
-            .map_err(io::Error::from)?;
+        let send = || sendto(self.socket.as_raw_fd(), bytes, &kernel, MsgFlags::empty());
+        uninterrupted(send).map_err(io::Error::from)?;
         Ok(())
     }
 
     fn receive(&mut self) -> Result<usize, NetfilterError> {
-        match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+        let Self { socket, buffer, .. } = self;
+        match uninterrupted(|| recv(socket.as_raw_fd(), buffer, MsgFlags::empty())) {
             Ok(length) => Ok(length),
             Err(Errno::EAGAIN) => Err(NetfilterError::Unanswered),
             Err(Errno::ENOBUFS) => Err(NetfilterError::Interrupted),
@@ -219,10 +220,21 @@ impl Netfilter {
     }
 
     fn receive_now(&mut self) -> Result<Option<usize>, NetfilterError> {
-        match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+        let Self { socket, buffer, .. } = self;
+        match uninterrupted(|| recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)) {
             Ok(length) => Ok(Some(length)),
             Err(Errno::EAGAIN) => Ok(None),
             Err(errno) => Err(io::Error::from(errno).into()),
+        }
+    }
+}
+
+/// Calls again what a signal has interrupted.
+fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return other,
         }
     }
 }
@@ -253,8 +265,6 @@ pub(crate) struct Header {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
-    /// Who caused it.
-    pub(crate) port: u32,
 }
 
 /// The messages of a datagram, each with what follows its header.
@@ -265,7 +275,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (Header, &[u8])
             u32::from_ne_bytes(header[at..at + 4].try_into().expect("four bytes of sixteen"))
         };
         let half = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
-        let parsed = Header { kind: half(4), flags: half(6), sequence: word(8), port: word(12) };
+        let parsed = Header { kind: half(4), flags: half(6), sequence: word(8) };
         let length = word(0) as usize;
         let body = bytes.get(HEADER..length)?;
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();

@@ -1,6 +1,10 @@
 //! The services of one network: everything of them in its namespace, brought to the desired state.
 
-use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use weft_model::MacAddr;
 use weft_vxlan::Namespace;
@@ -11,7 +15,7 @@ use crate::{
     error::BalanceError,
     events::Events,
     holdings::{Holdings, stations},
-    kernel::{Kernel, Tally},
+    kernel::{Change, Kernel, Tally},
     set::{Element, Kind, Set},
     skeleton::Skeleton,
 };
@@ -96,15 +100,12 @@ impl NetworkKernel {
                 self.events.settle();
                 continue;
             };
+            let seeds = stations(macs, &actual);
+            let new_elements = change.new_elements.into_iter().chain(seeds).collect();
+            let change = Change { new_elements, ..change };
             if change.is_empty() {
                 return Ok(outcome);
             }
-            let seeds = match outcome.applied {
-                0 => crate::kernel::Change::default(),
-                _ => stations(macs, &actual),
-            };
-            let new_elements = [change.new_elements.as_slice(), &seeds.new_elements].concat();
-            let change = crate::kernel::Change { new_elements, ..change };
             match self.kernel.apply(&change) {
                 Ok(()) => {
                     outcome.applied += 1;
@@ -175,7 +176,7 @@ impl NetworkKernel {
     /// The established connections, by frontend and backend.
     pub(crate) fn connections(
         &mut self,
-    ) -> Result<BTreeMap<Frontend, BTreeMap<std::net::SocketAddr, u64>>, BalanceError> {
+    ) -> Result<BTreeMap<Frontend, BTreeMap<SocketAddr, u64>>, BalanceError> {
         let Some(balance) = self.known.clone() else { return Ok(BTreeMap::new()) };
         let connections = conntrack::read(&mut self.kernel.netfilter)?;
         Ok(conntrack::counts(&connections, &balance))

@@ -238,3 +238,30 @@ fn declaration(set: Set) -> String {
 }
 
 const FAMILIES: [(&str, u8); 2] = [("ip", 4), ("ip6", 6)];
+
+#[cfg(test)]
+mod tests {
+    use weft_model::NetworkId;
+
+    use super::*;
+
+    fn skeleton(gateways: &[&str]) -> Skeleton {
+        let gateways = gateways.iter().map(|ip| ip.parse().unwrap()).collect();
+        Skeleton::new(MacAddr::for_gateway(NetworkId::from([1; 16])), &gateways)
+    }
+
+    #[test]
+    fn the_skeleton_is_the_same_whatever_services_there_are() {
+        insta::assert_snapshot!(skeleton(&["10.1.0.254", "fd00:1::fe"]).script());
+    }
+
+    #[test]
+    fn another_gateway_is_another_skeleton() {
+        let labels = |gateways: &[&str]| {
+            skeleton(gateways).labelled().into_values().flatten().collect::<BTreeSet<_>>()
+        };
+        let (one, other) = (labels(&["10.1.0.254"]), labels(&["10.1.0.253"]));
+        assert_eq!(one, labels(&["10.1.0.254"]));
+        assert!(one.is_disjoint(&other));
+    }
+}

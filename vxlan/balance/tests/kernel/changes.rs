@@ -5,7 +5,7 @@ use weft_model::{Protocol, Spread};
 
 use crate::{
     lab::{Service, VIPS, eventually, in_lab, net, run},
-    talk::{Conversation, Sender, Silence, ask, ask_often, serve},
+    talk::{Conversation, PATIENCE, Sender, Silence, ask, ask_often, serve},
 };
 
 #[test]
@@ -26,7 +26,8 @@ fn a_udp_sender_follows_a_moved_backend_and_comes_back_after_there_was_none() {
                     other => Err(format!("{other:?}")),
                 })
                 .await;
-                assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+                // Long before the kernel forgets a flow by itself.
+                assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
             };
             finds(2).await;
             lab.serve(&Service::new(80, 8080, &[11]).balance(1)).await;
@@ -85,7 +86,7 @@ fn a_frontend_without_a_backend_refuses_at_once() {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let since = Instant::now();
                 assert_eq!(ask(lab.sandbox(1), protocol, (vip, 80)), Err(Silence::Refused));
-                assert!(since.elapsed() < Duration::from_millis(500));
+                assert!(since.elapsed() < PATIENCE, "{:?}", since.elapsed());
             }
         }
     });

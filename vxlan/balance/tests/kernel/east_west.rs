@@ -136,7 +136,7 @@ fn a_virtual_address_answers_pings_and_is_nobodys_source() {
     in_lab(&[1, 11], async |lab| {
         lab.serve(&Service::new(80, 8080, &[11]).balance(1)).await;
         for vip in VIPS {
-            run(lab.sandbox(1), &format!("ping -n -c 1 -W 1 {vip}"));
+            run(lab.sandbox(1), &format!("ping -n -c 1 -W 10 {vip}"));
         }
         let inside = lab.one.network_namespace();
         for (family, vip) in VIPS.into_iter().enumerate() {

@@ -411,7 +411,7 @@ fn at(namespace: &Namespace) -> String {
 
 /// Waits until `condition` holds; prints the last state it told of if that takes too long.
 pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> Result<(), String>) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let state = match condition().await {
             Ok(()) => return,

@@ -20,7 +20,7 @@ async fn healed(lab: &Lab, repairs: u64) -> Duration {
 }
 
 #[test]
-fn what_others_do_to_our_tables_is_undone_within_a_second() {
+fn what_others_do_to_our_tables_is_undone_when_it_is_done() {
     in_lab(&[1, 2, 3, 11], async |lab| {
         for station in [2, 3, 11] {
             serve(station, lab.sandbox(station), 8080);
@@ -68,12 +68,9 @@ fn what_others_do_to_our_tables_is_undone_within_a_second() {
             let repairs = lab.one.status().repairs;
             let edit: String = edit;
             run(&inside, &edit);
-            if edit.contains("clients") {
-                // The station's next packet to the gateway puts it back.
-                continue;
-            }
             let took = healed(&lab, repairs).await;
-            assert!(took < Duration::from_secs(1), "{took:?} after `{edit}`");
+            // The next look without a reason is ten minutes away.
+            assert!(took < Duration::from_secs(10), "{took:?} after `{edit}`");
             eventually(&format!("all is as it was before `{edit}`"), async || {
                 let now = listing();
                 let lacks = |a: &[String], b: &[String]| -> Vec<String> {

@@ -126,7 +126,7 @@ impl Sender {
     fn open(to: SocketAddr) -> Result<Self, Silence> {
         let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
         let socket = UdpSocket::bind((any, 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE / 5)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE / 10)).unwrap();
         socket.connect(to).map_err(|error| silence(&error))?;
         Ok(Self(socket))
     }
@@ -162,4 +162,5 @@ pub(crate) enum Failed {
     Socket(#[from] io::Error),
 }
 
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long an answer may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);

@@ -57,7 +57,7 @@ pub use desired::{
 pub use macvlan::{ParentError, Parents};
 pub use namespace::{Namespace, NamespaceError, namespace_name};
 pub use netlink::NetlinkError;
-pub use nft::load as load_rules;
+pub use nft::{list as list_rules, load as load_rules};
 pub use plane::{Config, DataPlane, DetachError, Gone, StartError};
 pub use port::{AttachSpec, Attached, Prefix, Sandbox, exposed_name};
 pub use probe::{Missing, probe};

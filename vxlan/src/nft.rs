@@ -21,7 +21,11 @@ pub fn load(namespace: &Namespace, script: &str) -> Result<(), KernelError> {
 }
 
 /// Prints `tables` without their counters; `None` if one of them is missing.
-pub(crate) fn list(namespace: &Namespace, tables: &[&str]) -> Result<Option<String>, KernelError> {
+///
+/// # Errors
+///
+/// `nft` is not installed, or refuses.
+pub fn list(namespace: &Namespace, tables: &[&str]) -> Result<Option<String>, KernelError> {
     // One at a time: nft 1.0 finds only the first of two families in one batch.
     let listings = tables.iter().map(|table| print(namespace, &format!("table {table}")));
     listings.collect()

@@ -6,10 +6,11 @@ use std::{
     sync::Arc,
 };
 
+use weft_balance::PortError;
 use weft_ipam::Ask;
 use weft_model::{
-    EndpointId, Family, Label, Network, NetworkId, Protocol, Publication, Service, ServiceRecord,
-    ServiceState, VipLease,
+    EndpointId, Family, Label, Network, NetworkId, Protocol, Publication, PublishMode, Service,
+    ServiceRecord, ServiceState, VipLease,
 };
 
 use super::{
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::{
     api::types::{CreateService, UpdateService, Vip},
+    chain::Chain,
     cluster::{Cluster, ServiceView, supersedes},
     declaration::{Change, changed, check, ports_of},
     projection::{host_ports, overlap},
@@ -220,7 +222,32 @@ impl Keeper {
                 return Err(Refusal::conflict("published", taken(&port, &owner)));
             }
         }
+        // At hosts that have a backend only, this one may have no part.
+        let everywhere = |publication: &&Publication| publication.mode == PublishMode::Ingress;
+        for publication in service.published.iter().filter(everywhere) {
+            let Publication { host_ip, protocol, port, .. } = *publication;
+            for port in host_ports(host_ip, protocol, port.get()) {
+                self.check_processes(&port, "published")?;
+            }
+        }
         Ok(())
+    }
+
+    /// Refuses a port that a process of this host has.
+    pub(super) fn check_processes(
+        &self,
+        port: &weft_balance::HostPort,
+        field: &'static str,
+    ) -> Result<(), Refusal> {
+        match self.links.balance.ports.check(port) {
+            Ok(()) => Ok(()),
+            Err(PortError::Taken(taken)) => Err(Refusal::conflict(field, taken.to_string())),
+            // An address that is not this host's, for one.
+            Err(error) => {
+                tracing::debug!(%port, error = %Chain(&error), "cannot look at a port");
+                Ok(())
+            }
+        }
     }
 
     /// Who has a port of this host already, or of every host; `except` may.

@@ -14,7 +14,9 @@ use crate::{
     Counters, Desired, Frontend, NetworkBalance, Status,
     board::Board,
     error::BalanceError,
-    host::HostTask,
+    events::Events,
+    host::{HostTask, holder::HostPorts},
+    netfilter::NetfilterError,
     task::{NetworkTask, Query, Surroundings},
 };
 
@@ -40,6 +42,7 @@ impl Default for Config {
 pub struct Balancer {
     board: Board,
     queries: mpsc::Sender<(NetworkId, Query)>,
+    ports: HostPorts,
 }
 
 impl Balancer {
@@ -68,13 +71,16 @@ impl Balancer {
             None => Namespace::current()?,
         };
         let board = Board::new();
+        let events = Events::open(&host, PUBLISHED, NOBODY)?;
+        let ports = HostPorts::new(host.clone(), board.clone());
         let host_task = HostTask {
             namespace: host,
             desired: desired.clone(),
             board: board.clone(),
             resync: config.resync,
+            tracker: tracker.clone(),
         };
-        tracker.spawn(host_task.run(stop.child_token()));
+        tracker.spawn(host_task.run(events, stop.child_token()));
 
         let (queries, asked) = mpsc::channel(QUEUE);
         let (idle, idle_queue) = mpsc::channel(QUEUE);
@@ -93,7 +99,12 @@ impl Balancer {
             looked_after: BTreeSet::new(),
         };
         tracker.spawn(supervisor.run(asked, idle_queue));
-        Ok(Self { board, queries })
+        Ok(Self { board, queries, ports })
+    }
+
+    /// The ports of the host, for whoever wants to publish one.
+    pub fn host_ports(&self) -> HostPorts {
+        self.ports.clone()
     }
 
     /// What is in force, and what could not be done.
@@ -250,6 +261,12 @@ impl Supervisor {
 pub enum StartError {
     #[error("failed to open the host's network namespace")]
     Namespace(#[from] NamespaceError),
+    #[error("failed to listen to the rules of the host's network namespace")]
+    Events(#[from] NetfilterError),
 }
 
 const QUEUE: usize = 64;
+/// The table of the host's published ports.
+const PUBLISHED: &str = "weft-publish";
+/// No socket has this port.
+const NOBODY: u32 = u32::MAX;

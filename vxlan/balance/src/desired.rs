@@ -91,6 +91,9 @@ pub struct Router {
 pub struct HostPublish {
     /// Where each leads to: the network's end of an uplink, and a frontend's port there.
     pub ports: BTreeMap<HostPort, SocketAddr>,
+    /// TCP ports by which a proxy leads there, that tells the backend who its client is (PROXY
+    /// protocol, version 2). None of them is among `ports`.
+    pub proxies: BTreeMap<HostPort, SocketAddr>,
 }
 
 /// A port of the host.

@@ -21,7 +21,6 @@ use weft_vxlan::Namespace;
 
 use crate::{
     netfilter::{self, FAMILY_HEADER, NetfilterError, messages},
-    set::Table,
     wire::{attribute, text},
 };
 
@@ -29,19 +28,24 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Events {
     socket: AsyncFd<OwnedFd>,
+    table: &'static str,
     buffer: Vec<u8>,
 }
 
 impl Events {
     /// Must be called inside a tokio runtime. Changes made by the socket with that `port` are not
-    /// told.
-    pub(crate) fn open(namespace: &Namespace, port: u32) -> Result<Self, NetfilterError> {
+    /// told, nor changes of other tables than `table`.
+    pub(crate) fn open(
+        namespace: &Namespace,
+        table: &'static str,
+        port: u32,
+    ) -> Result<Self, NetfilterError> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = netfilter::open(namespace, flags, 1 << (NFNLGRP_NFTABLES - 1))?;
         ignore(&socket, port)?;
         // SAFETY: the descriptor is the `AsyncFd`'s own and stays open as long as it lives.
         let socket = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
-        Ok(Self { socket, buffer: vec![0; DATAGRAM] })
+        Ok(Self { socket, table, buffer: vec![0; DATAGRAM] })
     }
 
     /// Waits until somebody changes one of our tables. Cancel-safe: what was read and not reported
@@ -61,7 +65,7 @@ impl Events {
                     // Some were lost, and may have been of interest.
                     Err(_) => return,
                 };
-                if is_of_ours(&self.buffer[..length]) {
+                if is_of_ours(&self.buffer[..length], self.table) {
                     return;
                 }
             }
@@ -109,12 +113,11 @@ fn ignore(socket: &OwnedFd, port: u32) -> io::Result<()> {
     if returned == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether something happened to one of our tables.
-fn is_of_ours(datagram: &[u8]) -> bool {
+/// Whether something happened to `ours`, in whatever family.
+fn is_of_ours(datagram: &[u8], ours: &str) -> bool {
     messages(datagram).any(|(header, body)| {
         let body = body.get(FAMILY_HEADER..).unwrap_or_default();
-        header.kind != NEW_GENERATION
-            && attribute(body, 1).is_some_and(|table| text(table) == Table::NAME)
+        header.kind != NEW_GENERATION && attribute(body, 1).is_some_and(|table| text(table) == ours)
     })
 }
 

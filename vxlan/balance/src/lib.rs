@@ -30,6 +30,10 @@ pub use desired::{
     Backend, Desired, Frontend, HostPort, HostPublish, NetworkBalance, Pool, Router, Transit,
 };
 pub use error::BalanceError;
+pub use host::{
+    holder::{HostPorts, PortError, Taken},
+    owner::Owner,
+};
 pub use maglev::maglev;
 pub use netfilter::NetfilterError;
 pub use status::{Counters, HostStatus, NetworkStatus, Status, Traffic};

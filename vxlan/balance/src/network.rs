@@ -16,7 +16,7 @@ use crate::{
     events::Events,
     holdings::{Holdings, stations},
     kernel::{Change, Kernel, Tally},
-    set::{Element, Kind, Set},
+    set::{Element, Kind, Set, Table},
     skeleton::Skeleton,
 };
 
@@ -44,7 +44,7 @@ impl NetworkKernel {
     /// Must be called inside a tokio runtime.
     pub(crate) fn open(namespace: Namespace, seed: u32) -> Result<Self, BalanceError> {
         let kernel = Kernel::open(namespace)?;
-        let events = Events::open(&kernel.namespace, kernel.netfilter.port()?)?;
+        let events = Events::open(&kernel.namespace, Table::NAME, kernel.netfilter.port()?)?;
         Ok(Self { kernel, events, seed, holdings: Holdings::default(), known: None })
     }
 

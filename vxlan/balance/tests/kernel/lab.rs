@@ -330,7 +330,7 @@ fn network(host: u8, stations: &[u8]) -> OverlayNetwork {
     }
 }
 
-fn spec(station: u8, sandbox: &Namespace) -> AttachSpec {
+pub(crate) fn spec(station: u8, sandbox: &Namespace) -> AttachSpec {
     let [v4, v6] = ips(station);
     AttachSpec {
         network: net(),
@@ -358,20 +358,20 @@ fn host_of(station: u8) -> u8 {
     if station < 10 { 1 } else { 2 }
 }
 
-fn mac(station: u8) -> MacAddr {
+pub(crate) fn mac(station: u8) -> MacAddr {
     MacAddr::for_address(net(), ips(station)[0])
 }
 
-fn node(n: u8) -> NodeId {
+pub(crate) fn node(n: u8) -> NodeId {
     NodeId::from([n; 16])
 }
 
-fn vtep(n: u8) -> VtepAddr {
+pub(crate) fn vtep(n: u8) -> VtepAddr {
     IpAddr::from([192, 0, 2, n]).into()
 }
 
 /// A bare namespace, mounted under `dir`.
-fn namespace(dir: &std::path::Path, name: &str) -> Namespace {
+pub(crate) fn namespace(dir: &std::path::Path, name: &str) -> Namespace {
     let path = dir.join(name);
     File::create(&path).unwrap();
     thread::scope(|scope| {
@@ -405,7 +405,7 @@ pub(crate) fn run(namespace: &Namespace, command: &str) -> String {
     attempt(namespace, command).unwrap_or_else(|output| panic!("`{command}` failed: {output}"))
 }
 
-fn at(namespace: &Namespace) -> String {
+pub(crate) fn at(namespace: &Namespace) -> String {
     namespace.path().display().to_string()
 }
 

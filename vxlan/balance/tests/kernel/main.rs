@@ -7,8 +7,11 @@
 )]
 
 mod lab;
+mod site;
 mod talk;
 
 mod changes;
 mod east_west;
+mod ingress;
+mod ports;
 mod repair;

@@ -106,6 +106,11 @@ impl Conversation {
         Ok(Self { answer: parse(&buffer[..length]), stream })
     }
 
+    /// Hears what somebody else has said in this one's place.
+    pub(crate) fn skip(&mut self, length: usize) {
+        self.stream.read_exact(&mut vec![0; length]).unwrap();
+    }
+
     /// Whether what is said comes back.
     pub(crate) fn goes_on(&mut self) -> Result<(), Silence> {
         let mut buffer = [0; 5];
@@ -141,7 +146,9 @@ impl Sender {
 }
 
 fn parse(answer: &[u8]) -> Answer {
-    let text = std::str::from_utf8(answer).unwrap().lines().next().unwrap();
+    // What follows the line may be anything.
+    let line = answer.split(|byte| *byte == b'\n').next().unwrap();
+    let text = std::str::from_utf8(line).unwrap();
     let (station, client) = text.split_once(' ').unwrap();
     Answer { station: station.parse().unwrap(), client: client.parse().unwrap() }
 }

@@ -1,0 +1,87 @@
+//! Published ports that others have, or want.
+
+use std::net::{IpAddr, TcpListener, UdpSocket};
+
+use weft_balance::{HostPort, PortError};
+use weft_model::{Family, Protocol};
+use weft_vxlan::Namespace;
+
+use crate::{
+    lab::eventually,
+    site::{Entrance, addresses, on_site},
+    talk::{Failed, ask},
+};
+
+const PORT: u16 = 8080;
+
+fn host_port(protocol: Protocol, family: Family) -> HostPort {
+    HostPort { ip: None, family, protocol, port: PORT }
+}
+
+fn listen(namespace: &Namespace, at: &str) -> Result<TcpListener, Failed> {
+    namespace.run(|| Ok::<_, Failed>(TcpListener::bind((at, PORT))?))
+}
+
+fn receive(namespace: &Namespace, at: &str) -> Result<UdpSocket, Failed> {
+    namespace.run(|| Ok::<_, Failed>(UdpSocket::bind((at, PORT))?))
+}
+
+#[test]
+fn nobody_else_gets_a_published_port() {
+    on_site(async |site| {
+        site.open(&[Entrance::new(PORT, &[1])]).await;
+        let gate = &site.hosts[&1];
+        for at in ["0.0.0.0", "127.0.0.1", "192.0.2.1", "::", "::1", "2001:db8::1"] {
+            assert!(listen(&gate.namespace, at).is_err(), "{at} tcp");
+            assert!(receive(&gate.namespace, at).is_err(), "{at} udp");
+        }
+        // It is this host's own, for whoever declares services.
+        gate.balancer.host_ports().check(&host_port(Protocol::Tcp, Family::V4)).unwrap();
+        gate.open(&[]);
+        gate.is_open().await;
+        listen(&gate.namespace, "::").unwrap();
+        receive(&gate.namespace, "::").unwrap();
+    });
+}
+
+#[test]
+fn a_port_that_somebody_has_is_told_with_its_owner_and_taken_up_when_it_is_free() {
+    on_site(async |site| {
+        let gate = &site.hosts[&1];
+        let listener = listen(&gate.namespace, "127.0.0.1").unwrap();
+        let socket = receive(&gate.namespace, "0.0.0.0").unwrap();
+        let own = std::process::id().to_string();
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let port = host_port(protocol, Family::V4);
+            let refused = gate.balancer.host_ports().check(&port);
+            let Err(PortError::Taken(taken)) = refused else { panic!("{refused:?}") };
+            assert_eq!(
+                taken.owner.as_ref().map(|owner| owner.pid.to_string()),
+                Some(own.clone()),
+                "{taken:?}"
+            );
+            let text = taken.to_string();
+            let named = format!("0.0.0.0:{PORT}/{protocol} of this host is in use by kernel-");
+            assert!(text.contains(&named), "{text}");
+            gate.balancer.host_ports().check(&host_port(protocol, Family::V6)).unwrap();
+        }
+
+        // A service that wants it all the same leaves it to its owner, and gets the rest.
+        site.open(&[Entrance::new(PORT, &[2])]).await;
+        let status = gate.status();
+        assert_eq!(status.taken.len(), 2, "{status:?}");
+        assert!(status.taken.values().all(|owner| owner.contains(&own)), "{status:?}");
+        let [v4, v6]: [IpAddr; 2] = addresses(1);
+        assert!(ask(&site.client, Protocol::Tcp, (v4, PORT)).is_err());
+        assert_eq!(ask(&site.client, Protocol::Tcp, (v6, PORT)).unwrap().station, 2);
+
+        drop((listener, socket));
+        eventually("the port is taken up", async || match gate.status() {
+            status if status.taken.is_empty() && status.open.len() == 4 => Ok(()),
+            status => Err(format!("{status:?}")),
+        })
+        .await;
+        assert_eq!(ask(&site.client, Protocol::Tcp, (v4, PORT)).unwrap().station, 2);
+        assert_eq!(ask(&site.client, Protocol::Udp, (v4, PORT)).unwrap().station, 2);
+    });
+}

@@ -67,7 +67,7 @@ impl Replica {
     pub(crate) fn records(&self, node: NodeId) -> impl Iterator<Item = (Key, &Record)> {
         self.nodes.get(&node).into_iter().flat_map(|records| &records.known).filter_map(
             |(&key, entry)| match &entry.content {
-                Content::Record(record) => Some((key, record)),
+                Content::Record(record) => Some((key, record.as_ref())),
                 Content::Withdrawn | Content::Undecodable | Content::Unknown => None,
             },
         )

@@ -31,8 +31,8 @@ fn a_host_is_on_a_network_until_it_is_taken_off_whatever_ends_meanwhile() -> any
     one.weft(&format!("expose app --ip {own}"))?.ok()?;
     ensure!(address(one, "app")? == own);
     one.weft("expose app --ip 10.40.0.77")?.refused(1, &["app", &own, "10.40.0.77", "hide"])?;
-    let check = |what: &str| -> anyhow::Result<()> {
-        for container in [&far, &near] {
+    let check = |what: &str, containers: &[&Container]| -> anyhow::Result<()> {
+        for container in containers {
             for ip in container.on("app")?.ips() {
                 let ip = ip.to_string();
                 eventually(SOON, &format!("{what}: host to {}", container.name()), || {
@@ -49,18 +49,23 @@ fn a_host_is_on_a_network_until_it_is_taken_off_whatever_ends_meanwhile() -> any
         }
         Ok(())
     };
-    check("at first")?;
+    check("at first", &[&far, &near])?;
     let defaults = one.sh("ip route show default")?;
     ensure!(!defaults.contains("wfx"), "{defaults}");
 
     one.stop_agent(Stop::Killed)?;
     one.exec(&["ping", "-n", "-c1", "-W1", &own])?.ok()?;
     one.start_agent()?;
-    check("after the agent's crash")?;
+    check("after the agent's crash", &[&far, &near])?;
 
     // Somebody deletes its interface.
     one.sh("for link in $(ls /sys/class/net | grep wfx); do ip link del $link; done")?;
-    check("after the loss of its interface")?;
+    check("after the loss of its interface", &[&far, &near])?;
+
+    one.power_off();
+    lab.power_on(1)?;
+    one.start_agent()?;
+    check("after a reboot", &[&far])?;
 
     one.weft("hide app")?.ok()?;
     one.weft("hide app")?.ok()?;
@@ -241,6 +246,22 @@ fn the_name_of_a_service_is_its_address_and_srv_records_are_its_ready_backends()
     is("web", &vips)?;
     // Its own name stays.
     ensure!(ips("web2")?.len() == 2);
+
+    let one = lab.host(1);
+    for (state, expected) in [("ready", 1.0), ("draining", 1.0), ("unhealthy", 0.0)] {
+        let labels = ["network=\"app\"", "service=\"web\"", &format!("state=\"{state}\"")];
+        let found = one.metrics()?.sum("weft_service_backends", &labels);
+        ensure!(found == expected, "{found} {state}: {}", one.metrics()?.text());
+    }
+    ensure!(one.metrics()?.sum("weft_service_changes_total", &["network=\"app\""]) > 0.0);
+    ensure!(one.metrics()?.sum("weft_dns_queries_total", &["network=\"app\""]) > 0.0);
+    one.weft("network rm app --force")?.ok()?;
+    eventually(SOON, "no row of the removed network is left", || {
+        let text = one.metrics()?.text().to_owned();
+        let left: Vec<_> = text.lines().filter(|line| line.contains("network=\"app\"")).collect();
+        ensure!(left.is_empty() && !text.contains("service=\"web\""), "{left:?}");
+        Ok::<_, anyhow::Error>(())
+    })?;
     lab.finish();
     Ok(())
 }

@@ -31,7 +31,10 @@ impl Site {
             host.sh(&format!("ip address add fd98::1{index}/64 dev eth0 nodad"))?;
         }
         lab.host(1).weft("service create web --network app --vip none")?.ok()?;
-        lab.host(1).weft(&format!("publish web {TARGET} --port {PORT} {publish}"))?.ok()?;
+        for protocol in ["tcp", "udp"] {
+            let place = format!("--port {PORT} --protocol {protocol} {publish}");
+            lab.host(1).weft(&format!("publish web {TARGET} {place}"))?.ok()?;
+        }
         let backends = (1..=3).map(|index| backend(&lab, index, &format!("web{index}")));
         let backends = backends.collect::<anyhow::Result<_>>()?;
         let client = lab.underlay_namespace();

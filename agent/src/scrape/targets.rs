@@ -101,7 +101,8 @@ fn containers(cluster: &Cluster, network: &Network) -> Vec<TargetGroup> {
             meta("container", endpoint.name.as_str()),
             meta("endpoint", &endpoint.id.short()),
         ]);
-        if let Some(service) = endpoint.service.as_ref().or(services.get(&endpoint.id).copied()) {
+        let implied = || services.get(&endpoint.id).copied();
+        if let Some(service) = endpoint.service.as_ref().or_else(implied) {
             labels.extend([meta("service", service.as_str())]);
         }
         TargetGroup { targets: vec![SocketAddr::new(ip, wish.port).to_string()], labels }

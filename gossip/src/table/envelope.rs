@@ -61,7 +61,7 @@ pub(crate) fn peek_ver(value: &str) -> u64 {
 pub(crate) fn decode(key: Key, value: &str) -> Content {
     match Record::read(key, Value(value)) {
         Ok(None) => Content::Withdrawn,
-        Ok(Some(record)) if record.fits(key) => Content::Record(record),
+        Ok(Some(record)) if record.fits(key) => Content::Record(Box::new(record)),
         Ok(Some(_)) | Err(Undecodable) => Content::Undecodable,
     }
 }
@@ -69,7 +69,7 @@ pub(crate) fn decode(key: Key, value: &str) -> Content {
 /// What a value says.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Content {
-    Record(Record),
+    Record(Box<Record>),
     Withdrawn,
     /// Of a newer format, or broken.
     Undecodable,

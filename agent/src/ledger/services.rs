@@ -98,7 +98,8 @@ impl Keeper {
             return Ok(key);
         };
         check(&service, &vip, &network)?;
-        self.check_ports_of(&service)?;
+        let before = standing.as_ref().map_or(&[][..], |standing| &standing.published);
+        self.check_ports_of(&service, before)?;
         self.take_vips(id, &vip, &network, &mut service)?;
         if service.lease.is_some_and(|lease| lease.id == id) {
             let reservation = VipReservation { network: network.id, service: service.name.clone() };
@@ -215,8 +216,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Refuses ports that somebody else has.
-    fn check_ports_of(&self, service: &Service) -> Result<(), Refusal> {
+    /// Refuses ports that somebody else has. Those of `before` are held for the service already.
+    fn check_ports_of(&self, service: &Service, before: &[Publication]) -> Result<(), Refusal> {
         for port in ports_of(service) {
             if let Some(owner) = self.owner_of_port(&port, Some((service.network, &service.name))) {
                 return Err(Refusal::conflict("published", taken(&port, &owner)));
@@ -224,7 +225,8 @@ impl Keeper {
         }
         // At hosts that have a backend only, this one may have no part.
         let everywhere = |publication: &&Publication| publication.mode == PublishMode::Ingress;
-        for publication in service.published.iter().filter(everywhere) {
+        let fresh = service.published.iter().filter(|its| !before.contains(its));
+        for publication in fresh.filter(everywhere) {
             let Publication { host_ip, protocol, port, .. } = *publication;
             for port in host_ports(host_ip, protocol, port.get()) {
                 self.check_processes(&port, "published")?;

@@ -42,12 +42,14 @@ impl Capture {
         filter: &str,
         file: PathBuf,
     ) -> anyhow::Result<Self> {
+        // Of a tunnel it gets all that a stream sends while tcpdump waits for a processor.
+        let kibibytes = if matches!(filter, "" | "udp") { "262144" } else { "32768" };
         let mut process = Command::new("nsenter")
             .arg(format!("--net={}", namespace.display()))
             .args(["--", "tcpdump", "-Z", "root", "-U", "--immediate-mode"])
             // In this mode each packet takes a slot for the largest there may be, which is a
-            // super-packet: some 500 of them.
-            .args(["--snapshot-length", "66000", "--buffer-size", "32768"])
+            // super-packet: some 500 of them in 32 MiB.
+            .args(["--snapshot-length", "66000", "--buffer-size", kibibytes])
             .args(["-i", interface])
             .arg("-w")
             .arg(&file)

@@ -176,6 +176,10 @@ impl Ruleset {
             format!("type {kind} hook {hook} priority {priority}; policy accept;")
         };
         body += &chain("input", Some(&hook("filter", "input", "filter")), &input);
+        // What goes out where it came in is translated, or is for a router: nobody but the gateway
+        // can send it there. IPv4 has a setting for that.
+        let redirects = [format!("oifname \"{BRIDGE}\" icmpv6 type nd-redirect drop")];
+        body += &chain("output", Some(&hook("filter", "output", "filter")), &redirects);
         body += &chain("mangle", Some(&hook("filter", "forward", "mangle")), &mangle);
         body += &chain("forward", Some(&hook("filter", "forward", "filter")), &forward);
         if network.uplink.is_some() && !network.internal {

@@ -263,7 +263,7 @@ fn a_proxy_tells_the_station_its_client() {
         let gate = &site.hosts[&1];
         let to = (addresses(1)[0], PORT);
         let mut conversation = Conversation::start(&site.client, to).unwrap();
-        conversation.skip(28);
+        conversation.heard_before(28);
         gate.open(&[]);
         gate.is_open().await;
         assert_eq!(ask(&site.client, Protocol::Tcp, to), Err(Silence::Refused));

@@ -90,6 +90,8 @@ pub(crate) fn ask_often(
 /// A TCP connection.
 pub(crate) struct Conversation {
     pub(crate) answer: Answer,
+    /// Bytes that came with the answer, behind it.
+    surplus: usize,
     stream: TcpStream,
 }
 
@@ -103,12 +105,14 @@ impl Conversation {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut buffer = [0; 100];
         let length = stream.read(&mut buffer).map_err(|error| silence(&error))?;
-        Ok(Self { answer: parse(&buffer[..length]), stream })
+        let line =
+            buffer[..length].iter().position(|byte| *byte == b'\n').map_or(length, |at| at + 1);
+        Ok(Self { answer: parse(&buffer[..length]), surplus: length - line, stream })
     }
 
     /// Hears what somebody else has said in this one's place.
-    pub(crate) fn skip(&mut self, length: usize) {
-        self.stream.read_exact(&mut vec![0; length]).unwrap();
+    pub(crate) fn heard_before(&mut self, length: usize) {
+        self.stream.read_exact(&mut vec![0; length.saturating_sub(self.surplus)]).unwrap();
     }
 
     /// Whether what is said comes back.

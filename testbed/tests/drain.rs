@@ -262,8 +262,11 @@ fn a_process_of_weft_run_ends_when_its_work_is_done() -> anyhow::Result<()> {
     // Without a supervisor it is the process itself.
     let pid =
         host.weft("run -d --network app --name bare --drain-timeout 0 -- sleep 1000")?.ok()?;
-    let name = host.exec(&["cat", &format!("/proc/{pid}/comm")])?.ok()?;
-    ensure!(name == "sleep", "{name}");
+    eventually(SOON, "the process becomes the command", || {
+        let name = host.exec(&["cat", &format!("/proc/{pid}/comm")])?.ok()?;
+        ensure!(name == "sleep", "{name}");
+        Ok(())
+    })?;
     lab.finish();
     Ok(())
 }

@@ -191,8 +191,10 @@ pub(super) async fn begin(
 
 /// How often the agent is asked.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// How long nothing may come any more before an endpoint counts as drained.
-const STRAGGLERS: Duration = Duration::from_millis(200);
+/// How long nothing may come any more before an endpoint counts as drained. A connection that was
+/// begun before has its place already; if its first packet is lost, the next one comes after a second
+/// (RFC 6298 §2).
+const STRAGGLERS: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests {

@@ -141,7 +141,7 @@ fn all_backends_are_replaced_under_load_and_no_request_fails() -> anyhow::Result
         let host = lab.host(index);
         serving.push(web(host, &format!("new{index}"))?);
         all_see(&lab, &format!("new{index}"), "ready")?;
-        println!("{}", host.weft(&format!("drain old{index} --timeout 20s"))?.ok()?);
+        show(&host.weft(&format!("drain old{index} --timeout 20s"))?.ok()?);
         let (container, nginx) = serving.remove(0);
         drop(nginx);
         container.kill();
@@ -152,7 +152,7 @@ fn all_backends_are_replaced_under_load_and_no_request_fails() -> anyhow::Result
     replaced?;
     for served in served {
         let served = served?;
-        println!("{served:?}");
+        show(&format!("{served:?}"));
         let failed: u64 = served.iter().map(|served| served.failed).sum();
         ensure!(failed == 0, "{served:?}");
     }
@@ -197,7 +197,7 @@ fn a_backend_that_is_killed_fails_its_own_connections_alone() -> anyhow::Result<
             Ok(())
         })
     })?;
-    println!("out of rotation after {:?}", killed.elapsed());
+    show(&format!("out of rotation after {:?}", killed.elapsed()));
     for line in &mut lines {
         let answered = line.ask("are you there?").is_ok();
         ensure!(answered == (line.name != "web3"), "{} {answered}", line.name);
@@ -415,6 +415,11 @@ impl Line {
         ensure!(length > 0, "the connection is closed");
         Ok(line.trim_end().to_owned())
     }
+}
+
+#[expect(clippy::print_stdout, reason = "a figure that --nocapture shows")]
+fn show(figure: &str) {
+    println!("{figure}");
 }
 
 const SERVE: &str = r#"

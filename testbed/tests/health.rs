@@ -57,7 +57,7 @@ fn a_backend_is_in_rotation_exactly_while_it_listens() -> anyhow::Result<()> {
         })?;
         drop(second);
         let went = until(&lab, "two", "unhealthy", BOUND)?;
-        println!("in rotation after {came:?}, out after {went:?}");
+        show(&format!("in rotation after {came:?}, out after {went:?}"));
         eventually(Duration::from_secs(1), "the one that is left answers", || {
             only(&client, &vips, "one", 12)
         })?;
@@ -225,7 +225,7 @@ fn backends_of_a_dead_host_get_nothing_after_five_seconds() -> anyhow::Result<()
         ensure!(names.len() == 2, "{names:?}");
         Ok(())
     })?;
-    println!("out of rotation {:?} after the host's death", off.elapsed());
+    show(&format!("out of rotation {:?} after the host's death", off.elapsed()));
     holds_for(Duration::from_secs(2), "the others answer", || names(&client, &vips, 12).map(drop))?;
     drop(backends);
     lab.finish();
@@ -379,4 +379,9 @@ impl Drop for Web {
             let _ = thread.join();
         }
     }
+}
+
+#[expect(clippy::print_stdout, reason = "a figure that --nocapture shows")]
+fn show(figure: &str) {
+    println!("{figure}");
 }

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt as _,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -355,8 +355,10 @@ impl Web {
                 let _ = client.set_read_timeout(Some(Duration::from_secs(1)));
                 let mut request = [0; 1024];
                 let length = client.read(&mut request).unwrap_or(0);
-                *asking.lock().unwrap() = String::from_utf8_lossy(&request[..length]).into_owned();
-                let _ = client.write_all(saying.lock().unwrap().as_bytes());
+                *asking.lock().unwrap_or_else(PoisonError::into_inner) =
+                    String::from_utf8_lossy(&request[..length]).into_owned();
+                let _ = client
+                    .write_all(saying.lock().unwrap_or_else(PoisonError::into_inner).as_bytes());
             }
         });
         Ok(Self { says, asked, stop, thread: Some(thread) })
@@ -364,11 +366,11 @@ impl Web {
 
     fn answer(&self, status: &str, body: &str) {
         let text = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-        *self.says.lock().unwrap() = text;
+        *self.says.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
 
     fn asked(&self) -> String {
-        self.asked.lock().unwrap().clone()
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

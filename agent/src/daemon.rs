@@ -230,7 +230,11 @@ impl Agent {
             node: node_updates,
             encryption: encryption.clone(),
             verdicts,
-            balance: Balancing { desired: balanced, status: balancer.status() },
+            balance: Balancing {
+                desired: balanced,
+                status: balancer.status(),
+                ports: balancer.host_ports(),
+            },
             parents: parents.clone(),
             sandbox_listeners: sandbox_listeners.clone(),
             tracker: tracker.clone(),

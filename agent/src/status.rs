@@ -255,6 +255,8 @@ impl Report {
         let encryption = self.encryption();
         let mut findings = findings(&snapshot.cluster, &nodes, expires, OffsetDateTime::now_utc());
         findings.extend(findings_of(&encryption));
+        findings.extend(self.service_findings());
+        let balance = self.service_tables();
         findings.extend(self.parents_at_fault(&snapshot.cluster));
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -265,7 +267,7 @@ impl Report {
             endpoints: snapshot.cluster.endpoint_count(),
             local_endpoints: snapshot.book.endpoints.len(),
             certificate_expires: rfc3339(expires),
-            tables: tables(&snapshot.cluster, &plane),
+            tables: tables(&snapshot.cluster, &plane).into_iter().chain(balance).collect(),
             encryption,
             findings,
         }

@@ -50,8 +50,10 @@ pub struct Served {
     pub median: f64,
     /// Milliseconds.
     pub p99: f64,
-    /// Connections and requests that failed.
+    /// Connections and requests that failed, late answers among them.
     pub failed: u64,
+    /// Answers that took longer than 5 s.
+    pub late: u64,
 }
 
 impl Requests {
@@ -101,6 +103,9 @@ fn read(text: &str) -> Option<Served> {
         median: milliseconds(line("50%")?.trim())?,
         p99: milliseconds(line("99%")?.trim())?,
         failed: errors + refused,
+        late: line("Socket errors:")
+            .and_then(|line| line.split_once("timeout "))
+            .map_or(0, |(_, n)| numbers(n)),
     })
 }
 
@@ -158,7 +163,7 @@ mod tests {
                       Socket errors: connect 1, read 2, write 0, timeout 4\n\
                       Requests/sec:  42012.52\nTransfer/sec:      6.81MB\n";
         let served = read(report).unwrap();
-        assert_eq!((served.per_second, served.failed), (42012.52, 7));
+        assert_eq!((served.per_second, served.failed, served.late), (42012.52, 7, 4));
         assert_eq!((served.median, served.p99), (0.19, 1.72));
         assert!(read(&report.replace("42012.52", "0.00")).is_none());
     }

@@ -63,6 +63,12 @@ fn a_host_is_on_a_network_until_it_is_taken_off_whatever_ends_meanwhile() -> any
     check("after the loss of its interface", &[&far, &near])?;
 
     one.power_off();
+    eventually(SOON, "the kernel has taken down its namespaces", || {
+        match lab.underlay_sh("ip link show p1") {
+            Ok(link) => Err(link),
+            Err(_) => Ok(()),
+        }
+    })?;
     lab.power_on(1)?;
     one.start_agent()?;
     check("after a reboot", &[&far])?;

@@ -55,9 +55,9 @@ pub fn router(api: Api) -> Router {
         .route("/v1/endpoints", get(endpoints).post(attach))
         .route("/v1/endpoints/{endpoint}", get(endpoint).delete(detach))
         .merge(services::routes())
-        .route("/v1/endpoints/{endpoint}/stop", post(stop))
         .route("/v1/drain", get(draining).post(drain))
         .route("/v1/drain/undo", post(undo_drain))
+        .route("/v1/drain/stop", post(stop_drained))
         .route("/v1/exposures", get(exposures).post(expose))
         .route("/v1/exposures/{network}", delete(hide))
         .route("/v1/resolve", get(resolve))
@@ -220,8 +220,8 @@ async fn undo_drain(
     api.drains.undo(&request).await.map(Json)
 }
 
-async fn stop(State(api): State<Api>, Path(endpoint): Path<String>) -> Answer<()> {
-    api.drains.stop(endpoint_id(&endpoint)?).await.map(Json)
+async fn stop_drained(State(api): State<Api>, Body(request): Body<Drain>) -> Answer<()> {
+    api.drains.stop(&request).await.map(Json)
 }
 
 async fn exposures(State(api): State<Api>) -> Json<Vec<EndpointStatus>> {

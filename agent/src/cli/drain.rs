@@ -9,11 +9,7 @@ use serde::Serialize;
 use tokio::time::{self, Instant};
 use weft_model::EndpointId;
 
-use super::{
-    Client, Format,
-    client::{ClientError, encode},
-    duration, output,
-};
+use super::{Client, Format, client::ClientError, duration, output};
 use crate::api::types::{self, DrainStatus};
 
 /// Let an endpoint, a container or this node finish its work
@@ -43,7 +39,7 @@ pub(super) struct Drain {
     /// Let it have new connections again
     #[arg(long, conflicts_with_all = ["stop", "timeout"])]
     undo: bool,
-    /// Stop it then: Docker's container by Docker, a process of weft run by SIGTERM
+    /// Stop it then: Docker's container by Docker, one that is known by its process by SIGTERM
     #[arg(long)]
     stop: bool,
 }
@@ -85,16 +81,13 @@ impl Drain {
         let mut told = BTreeMap::new();
         let left = wait(agent, &ids, timeout, |step| tell(&step, &mut told, format, out)).await?;
         if stop {
-            for endpoint in &begun {
-                let id = encode(&endpoint.id.to_string());
-                match agent.post(&format!("/v1/endpoints/{id}/stop"), &()).await {
-                    // One container has several endpoints.
-                    Err(error) if error.is_missing() => {}
-                    stopped => stopped?,
-                }
-                if format == Format::Table {
-                    writeln!(out, "{} on {}: told to stop", endpoint.name, endpoint.network)?;
-                }
+            match agent.post("/v1/drain/stop", &body).await {
+                // It has ended by itself.
+                Err(error) if error.is_missing() => {}
+                stopped => stopped?,
+            }
+            if format == Format::Table {
+                writeln!(out, "{}: told to stop", body.target)?;
             }
         }
         match left.is_empty() {
@@ -198,8 +191,10 @@ pub(super) async fn begin(
 
 /// How often the agent is asked.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// How long nothing may come any more before an endpoint counts as drained.
-const STRAGGLERS: Duration = Duration::from_millis(200);
+/// How long nothing may come any more before an endpoint counts as drained. A connection that was
+/// begun before has its place already; if its first packet is lost, the next one comes after a second
+/// (RFC 6298 §2).
+const STRAGGLERS: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests {

@@ -119,7 +119,8 @@ impl Run {
             let endpoints = attached.iter().map(|attached| attached.endpoint.id).collect();
             let command = Supervised { name: &name, command: &self.command };
             let ended = supervisor::supervise(agent, &endpoints, drain_timeout, &command);
-            super::wait(detach_all(agent, &attached))?;
+            // If there is no agent now, the next one will notice that the namespace has ended.
+            let _ = super::wait(detach_all(agent, &attached));
             std::process::exit(ended?);
         }
         let (program, arguments) = self.command.split_first().expect("clap requires a command");

@@ -1,6 +1,9 @@
 //! Draining: an endpoint gets no new connections, and those that it has may end.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -67,28 +70,32 @@ impl Drains {
         self.status(|id| snapshot.book.is_draining(*id)).await
     }
 
-    /// Stops the container of an endpoint: Docker's by Docker, which returns when it has stopped; a
-    /// process of `weft run` is told to end.
+    /// Stops what is drained, each container once: Docker's by Docker, which returns when it has
+    /// stopped; the process by which one was attached, as `weft run` does it, is told to end.
     ///
     /// # Errors
     ///
-    /// The endpoint is not on this host, weft does not know how to stop it, or Docker refuses.
-    pub async fn stop(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+    /// What is named is not on this host, weft does not know how to stop it, or Docker refuses. The
+    /// rest is stopped all the same.
+    pub async fn stop(&self, request: &Drain) -> Result<(), Refusal> {
         let snapshot = self.snapshot();
-        let Some(local) = snapshot.book.endpoints.get(&endpoint) else {
-            let id = endpoint.short();
-            return Err(Refusal::missing(format!(
-                "there is no endpoint {id} on this host: weft ps lists them"
-            )));
-        };
+        let targets = self.find(&snapshot, request)?;
+        let by_container: BTreeMap<_, _> =
+            targets.endpoints(&snapshot).map(|local| (&local.endpoint.sandbox, local)).collect();
+        let mut outcome = Ok(());
+        for local in by_container.into_values() {
+            outcome = outcome.and(self.stop_container(local).await);
+        }
+        outcome
+    }
+
+    async fn stop_container(&self, local: &LocalEndpoint) -> Result<(), Refusal> {
         match self.way_to_stop(local)? {
             WayToStop::Docker(docker, container) => docker.stop_container(&container).await,
             WayToStop::Signal(pid) => kill(pid, Signal::SIGTERM).map_err(|errno| {
                 let name = &local.endpoint.name;
-                Refusal::new(
-                    RefusalKind::Failed,
-                    format!("cannot end {name}, process {pid}: {errno}"),
-                )
+                let message = format!("cannot end {name}, process {pid}: {errno}");
+                Refusal::new(RefusalKind::Failed, message)
             }),
         }
     }
@@ -158,7 +165,9 @@ impl Drains {
     ) -> Result<Vec<DrainStatus>, Refusal> {
         let snapshot = self.snapshot();
         let mut all = Vec::new();
-        for (id, local) in snapshot.book.endpoints.iter().filter(|(id, _)| is_wanted(id)) {
+        let endpoints =
+            snapshot.book.endpoints.iter().filter(|(id, local)| is_wanted(id) && !is_host(local));
+        for (id, local) in endpoints {
             let network = local.endpoint.network;
             let waits_for = unacknowledged(&snapshot.cluster, network, *id).into_iter();
             let named = |node_id| WaitedFor { node: snapshot.cluster.node_name(node_id), node_id };
@@ -197,7 +206,7 @@ impl Targets {
     fn endpoints<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a LocalEndpoint> {
         snapshot.book.endpoints.values().filter(move |local| match self {
             Self::Endpoints(ids) => ids.contains(&local.endpoint.id),
-            Self::Node => true,
+            Self::Node => !is_host(local),
         })
     }
 }
@@ -282,6 +291,11 @@ fn not_here(cluster: &Cluster, text: &str, network: Option<NetworkId>) -> Refusa
     })
 }
 
+/// Whether it is the host itself that is on a network: it serves nobody there.
+fn is_host(local: &LocalEndpoint) -> bool {
+    local.sandbox == Sandbox::Host
+}
+
 /// Counts the connections that others have to an endpoint. There are none where its namespace has
 /// gone.
 async fn open_connections(cluster: &Cluster, local: &LocalEndpoint) -> Result<usize, Refusal> {
@@ -304,8 +318,6 @@ async fn open_connections(cluster: &Cluster, local: &LocalEndpoint) -> Result<us
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use weft_balance::{Desired, NetworkBalance, NetworkStatus, Pool, Status};
     use weft_gossip::Liveness;
     use weft_model::{Condition, Network, ServiceRecord, ServiceState};

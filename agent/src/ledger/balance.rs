@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use weft_balance::{Desired, Status};
+use weft_balance::{Desired, HostPorts, Status};
 
 use super::keeper::Keeper;
 use crate::projection::{balance, carried, drained};
@@ -11,6 +11,7 @@ pub struct Balancing {
     /// What services the kernel shall know; nothing until the keeper has understood what there is.
     pub desired: watch::Sender<Option<Arc<Desired>>>,
     pub status: watch::Receiver<Arc<Status>>,
+    pub ports: HostPorts,
 }
 
 impl Keeper {

@@ -51,7 +51,10 @@ impl Keeper {
                     true => Some("the same container".to_owned()),
                     false => self.owner_of_port(&place, None),
                 };
-                owner.map(|owner| taken(&place, &owner))
+                let process = || self.check_processes(&place, "ports").err();
+                owner
+                    .map(|owner| taken(&place, &owner))
+                    .or_else(|| process().map(|refusal| refusal.message))
             });
             match in_the_way {
                 None => return Ok(PublishedPort { host_ip, host_port, container_port, protocol }),

@@ -6,10 +6,11 @@ use std::{
     sync::Arc,
 };
 
+use weft_balance::PortError;
 use weft_ipam::Ask;
 use weft_model::{
-    EndpointId, Family, Label, Network, NetworkId, Protocol, Publication, Service, ServiceRecord,
-    ServiceState, VipLease,
+    EndpointId, Family, Label, Network, NetworkId, Protocol, Publication, PublishMode, Service,
+    ServiceRecord, ServiceState, VipLease,
 };
 
 use super::{
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::{
     api::types::{CreateService, UpdateService, Vip},
+    chain::Chain,
     cluster::{Cluster, ServiceView, supersedes},
     declaration::{Change, changed, check, ports_of},
     projection::{host_ports, overlap},
@@ -96,7 +98,8 @@ impl Keeper {
             return Ok(key);
         };
         check(&service, &vip, &network)?;
-        self.check_ports_of(&service)?;
+        let before = standing.as_ref().map_or(&[][..], |standing| &standing.published);
+        self.check_ports_of(&service, before)?;
         self.take_vips(id, &vip, &network, &mut service)?;
         if service.lease.is_some_and(|lease| lease.id == id) {
             let reservation = VipReservation { network: network.id, service: service.name.clone() };
@@ -213,14 +216,40 @@ impl Keeper {
         Ok(())
     }
 
-    /// Refuses ports that somebody else has.
-    fn check_ports_of(&self, service: &Service) -> Result<(), Refusal> {
+    /// Refuses ports that somebody else has. Those of `before` are held for the service already.
+    fn check_ports_of(&self, service: &Service, before: &[Publication]) -> Result<(), Refusal> {
         for port in ports_of(service) {
             if let Some(owner) = self.owner_of_port(&port, Some((service.network, &service.name))) {
                 return Err(Refusal::conflict("published", taken(&port, &owner)));
             }
         }
+        // At hosts that have a backend only, this one may have no part.
+        let everywhere = |publication: &&Publication| publication.mode == PublishMode::Ingress;
+        let fresh = service.published.iter().filter(|its| !before.contains(its));
+        for publication in fresh.filter(everywhere) {
+            let Publication { host_ip, protocol, port, .. } = *publication;
+            for port in host_ports(host_ip, protocol, port.get()) {
+                self.check_processes(&port, "published")?;
+            }
+        }
         Ok(())
+    }
+
+    /// Refuses a port that a process of this host has.
+    pub(super) fn check_processes(
+        &self,
+        port: &weft_balance::HostPort,
+        field: &'static str,
+    ) -> Result<(), Refusal> {
+        match self.links.balance.ports.check(port) {
+            Ok(()) => Ok(()),
+            Err(PortError::Taken(taken)) => Err(Refusal::conflict(field, taken.to_string())),
+            // An address that is not this host's, for one.
+            Err(error) => {
+                tracing::debug!(%port, error = %Chain(&error), "cannot look at a port");
+                Ok(())
+            }
+        }
     }
 
     /// Who has a port of this host already, or of every host; `except` may.

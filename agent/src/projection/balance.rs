@@ -45,8 +45,11 @@ pub(crate) fn balance(
         let network = cluster.network(id).map(AsRef::as_ref).or_else(|| book.networks.get(&id));
         let Some(network) = network.filter(|n| n.driver.has_gateway()) else { continue };
         let (balance, ports) = view.network(network);
-        for (port, to) in ports {
-            host.ports.entry(port).or_insert(to);
+        for (port, Way { to, proxied }) in ports {
+            match proxied {
+                true => drop(host.proxies.entry(port).or_insert(to)),
+                false => drop(host.ports.entry(port).or_insert(to)),
+            }
         }
         if balance.frontends.is_empty() {
             continue;
@@ -150,10 +153,17 @@ struct Entrance {
     spread: Spread,
     affinity: Option<Duration>,
     source: Source,
+    proxied: bool,
+}
+
+/// Where a port of the host leads to, and whether by a proxy.
+struct Way {
+    to: SocketAddr,
+    proxied: bool,
 }
 
 impl View<'_> {
-    fn network(&self, network: &Network) -> (NetworkBalance, BTreeMap<HostPort, SocketAddr>) {
+    fn network(&self, network: &Network) -> (NetworkBalance, BTreeMap<HostPort, Way>) {
         let mut frontends = BTreeMap::new();
         let mut entrances = BTreeMap::new();
         let mut transit = false;
@@ -230,6 +240,7 @@ impl View<'_> {
                     spread: definition.spread,
                     affinity: affinity(definition.affinity),
                     source,
+                    proxied: publication.proxy_protocol,
                 };
                 entrances.entry(at).or_insert(entrance);
             }
@@ -277,6 +288,7 @@ impl View<'_> {
                 true => Source::Preserve,
                 false => Source::Snat,
             },
+            proxied: false,
         }
     }
 
@@ -325,21 +337,21 @@ pub(crate) fn source_in_force(
     publication: &Publication,
 ) -> (Source, String) {
     let stray = service.backends().find(|backend| !backend.endpoint.default_route);
-    match (publication.source, stray) {
-        _ if publication.proxy_protocol => (
-            Source::Snat,
-            "a proxy makes the connection, and tells the client's address in front of it".into(),
-        ),
-        (Source::Snat, _) => (Source::Snat, "as declared".into()),
-        (Source::Preserve | Source::Local, Some(backend)) => (
-            Source::Snat,
-            format!("the default gateway of backend {} is not ours", backend.endpoint.name),
-        ),
-        (Source::Local, None) => (Source::Local, "as declared".into()),
-        (Source::Preserve, None) => {
-            (Source::Preserve, "every backend's default gateway is ours".into())
+    let source = match (publication.source, stray) {
+        (Source::Snat, _) | (_, Some(_)) => Source::Snat,
+        (source, None) => source,
+    };
+    let why = match (publication.source, stray) {
+        _ if publication.proxy_protocol => {
+            "a proxy makes the connection, and tells the client's address in front of it".into()
         }
-    }
+        (Source::Preserve | Source::Local, Some(backend)) => {
+            format!("the default gateway of backend {} is not ours", backend.endpoint.name)
+        }
+        (Source::Snat | Source::Local, _) => "as declared".into(),
+        (Source::Preserve, None) => "every backend's default gateway is ours".into(),
+    };
+    (source, why)
 }
 
 /// Whether only backends of the host itself get what comes to a published port.
@@ -356,7 +368,7 @@ fn through_uplink(
     entrances: BTreeMap<HostPort, Entrance>,
     uplink: Option<&Uplink>,
     frontends: &mut BTreeMap<Frontend, Arc<Pool>>,
-) -> BTreeMap<HostPort, SocketAddr> {
+) -> BTreeMap<HostPort, Way> {
     let Some(uplink) = uplink else { return BTreeMap::new() };
     let mut ports = BTreeMap::new();
     for (at, entrance) in entrances {
@@ -369,11 +381,11 @@ fn through_uplink(
             !frontends.contains_key(&Frontend { ip, protocol: at.protocol, port: Some(port) })
         };
         let Some(port) = internal_port(&entrance.service, &at, is_free) else { continue };
-        let Entrance { service, backends, spread, affinity, source } = entrance;
+        let Entrance { service, backends, spread, affinity, source, proxied } = entrance;
         let pool = Pool { service, backends, spread, affinity, source };
         let frontend = Frontend { ip, protocol: at.protocol, port: Some(port) };
         frontends.insert(frontend, Arc::new(pool));
-        ports.insert(at, SocketAddr::new(ip, port));
+        ports.insert(at, Way { to: SocketAddr::new(ip, port), proxied });
     }
     ports
 }

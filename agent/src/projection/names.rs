@@ -179,8 +179,10 @@ impl Reach<'_> {
 
     fn translates(&self, vip: IpAddr) -> bool {
         self.carried.is_none_or(|carried| {
+            // The gateway must have taken the address on, too.
+            let taken_on = carried.overlay.is_some_and(|overlay| overlay.vips.contains(&vip));
             let frontends = carried.services.into_iter().flat_map(|own| own.frontends.keys());
-            frontends.into_iter().any(|frontend| frontend.ip == vip)
+            taken_on && frontends.into_iter().any(|frontend| frontend.ip == vip)
         })
     }
 }
@@ -410,8 +412,10 @@ mod tests {
     fn a_virtual_address_is_answered_once_the_kernel_translates_it() {
         let app = network(1, "app");
         let built = declared(cluster(&app), definition(&app, "web", Some("10.1.0.200"))).build();
+        let book = book_with(&app, "one", "10.1.0.8");
+        let desired = plane(plane_context(), &built, &book, false);
         let named = |services: Option<&NetworkBalance>| {
-            let carried = Carried { overlay: None, services };
+            let carried = Carried { overlay: Some(&desired.networks[&app.id]), services };
             answers(&contents(&built, &app, Some(carried)))["web"].clone()
         };
         assert_eq!(named(None), set(&[]));

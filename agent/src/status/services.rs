@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use weft_balance::HostPort;
+use weft_balance::{HostPort, HostPublish};
 use weft_model::{EndpointId, Label, Network, Publication};
 
 use super::{Report, find, label};
 use crate::{
-    api::types::{BackendStatus, PublicationStatus, PublishedPort, ServiceMode, ServiceStatus},
+    api::types::{
+        BackendStatus, PublicationStatus, PublishedPort, ServiceMode, ServiceStatus, TableStatus,
+    },
     cluster::{Backend, BackendState, ServiceView},
     ledger::{ServiceKey, Snapshot},
     projection::{host_ports, is_local_only, source_in_force, weight},
@@ -85,6 +87,52 @@ impl Report {
                 ))
             }
         }
+    }
+
+    /// How the kernel's tables of services and published ports stand.
+    pub(super) fn service_tables(&self) -> Vec<TableStatus> {
+        let status = self.balancer.status().borrow().clone();
+        let cluster = &self.snapshot().cluster;
+        let networks = status.networks.iter().map(|(id, status)| TableStatus {
+            table: "services".into(),
+            network: cluster.network(*id).map(|network| network.name.clone()),
+            operations: status.changes,
+            drift_repaired: status.repairs,
+            lag_ms: status.lag.map_or(0.0, |lag| lag.as_secs_f64() * 1e3),
+            error: status.error.clone(),
+        });
+        let host = &status.host;
+        let published = TableStatus {
+            table: "publish".into(),
+            network: None,
+            operations: u64::try_from(host.open.len()).unwrap_or(u64::MAX),
+            drift_repaired: host.repairs,
+            lag_ms: 0.0,
+            error: host.error.clone(),
+        };
+        let is_used = host.applied.as_ref().is_some_and(|ports| **ports != HostPublish::default());
+        networks.chain(is_used.then_some(published)).collect()
+    }
+
+    /// What an operator should look at of services.
+    pub(super) fn service_findings(&self) -> Vec<String> {
+        let snapshot = self.snapshot();
+        let status = self.balancer.status().borrow().clone();
+        let taken = status.host.taken.iter().map(|(port, owner)| {
+            format!("published port {port} is not open on this host: {owner} has it")
+        });
+        let services =
+            snapshot.cluster.networks().flat_map(|network| snapshot.cluster.services(network.id));
+        let unconfirmed = services.filter_map(|service| {
+            let said = service.definition()?.vips.len();
+            (service.vips.len() < said).then(|| {
+                format!(
+                    "service {}: its lender does not confirm a virtual address, or another has it: weft service update {0} --vip none, and then --vip auto",
+                    service.name
+                )
+            })
+        });
+        taken.chain(unconfirmed).collect()
     }
 
     pub fn service_of(&self, key: &ServiceKey) -> Result<ServiceStatus, Refusal> {

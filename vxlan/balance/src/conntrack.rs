@@ -26,6 +26,8 @@ pub(crate) struct Connection {
     pub(crate) from: SocketAddr,
     /// Whether both ends agree that there is one; of UDP, whether there was an answer.
     pub(crate) established: bool,
+    /// Whether anything came back.
+    pub(crate) answered: bool,
     /// The attributes by which the kernel finds it again.
     identity: Vec<u8>,
 }
@@ -59,16 +61,17 @@ pub(crate) fn forget(
     netfilter.each(&requests, Errno::ENOENT)
 }
 
-/// Whether a connection of UDP keeps its client from a backend: the client goes on sending, so it
-/// would never end by itself.
+/// Whether a connection keeps its client from a backend: of UDP any, because the client goes on
+/// sending, so that it would never end by itself; of TCP one that nobody has answered, because its
+/// client, or another one from the same port, tries again in vain for two minutes.
 ///
 /// It goes to somebody who is no backend any more, or it was let through untranslated when the
 /// frontend did not exist.
 pub(crate) fn is_stale(connection: &Connection, balance: &NetworkBalance) -> bool {
-    if connection.protocol != Protocol::Udp {
+    if connection.protocol == Protocol::Tcp && connection.answered {
         return false;
     }
-    let Some((frontend, pool)) = frontend(balance, Protocol::Udp, connection.to) else {
+    let Some((frontend, pool)) = frontend(balance, connection.protocol, connection.to) else {
         return false;
     };
     let port = |backend: Option<u16>| match frontend.port {
@@ -127,8 +130,9 @@ fn parse(body: &[u8]) -> Option<Connection> {
         _ => return None,
     };
     let status = attribute(body, STATUS).and_then(wire::number)?;
+    let answered = status & SEEN_REPLY != 0;
     let established = match protocol {
-        Protocol::Udp => status & SEEN_REPLY != 0,
+        Protocol::Udp => answered,
         Protocol::Tcp => {
             nested(body, &[PROTOCOL_INFO, INFO_TCP, TCP_STATE]) == Some(&[TCP_ESTABLISHED])
         }
@@ -146,6 +150,7 @@ fn parse(body: &[u8]) -> Option<Connection> {
         to: end(original, [IP_V4_DESTINATION, IP_V6_DESTINATION], DESTINATION_PORT)?,
         from: end(reply, [IP_V4_SOURCE, IP_V6_SOURCE], SOURCE_PORT)?,
         established,
+        answered,
         identity: identity.0,
     })
 }

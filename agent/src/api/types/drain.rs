@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use weft_model::{EndpointId, Label, NodeId};
 
-/// `POST /v1/drain`, `POST /v1/drain/undo`
+/// `POST /v1/drain`, `POST /v1/drain/undo`, `POST /v1/drain/stop`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drain {

@@ -15,8 +15,10 @@ const PROJECT: &str = "com.docker.compose.project";
 const SERVICE: &str = "com.docker.compose.service";
 const STACK: &str = "com.docker.stack.namespace";
 const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
+/// Says of which of weft's services a container is; goes before those of compose and swarms.
+const OWN_SERVICE: &str = "weft.service";
 /// The labels by which services are found.
-const OF_SERVICES: [&str; 4] = [PROJECT, SERVICE, STACK, SWARM_SERVICE];
+const OF_SERVICES: [&str; 5] = [PROJECT, SERVICE, STACK, SWARM_SERVICE, OWN_SERVICE];
 
 /// What is known when a container joins a network: its name.
 pub(super) fn at_join(name: Option<&str>, endpoint: &EngineId) -> Description {
@@ -67,11 +69,13 @@ impl Service {
         });
         let of_compose =
             || labels.get(SERVICE).map(|name| (name.as_str(), labels.get(PROJECT), None));
+        let own = labels.get(OWN_SERVICE).and_then(|name| name.parse().ok());
         let Some((name, project, whole)) = of_swarm.or_else(of_compose) else {
-            return Self::default();
+            return Self { name: own, others: Vec::new() };
         };
         let qualified = project.map(|project| format!("{name}.{project}"));
-        Self { name: name.parse().ok(), others: qualified.into_iter().chain(whole).collect() }
+        let others = qualified.into_iter().chain(whole).collect();
+        Self { name: own.or_else(|| name.parse().ok()), others }
     }
 }
 
@@ -116,6 +120,22 @@ mod tests {
 
     fn texts(names: &[DnsName]) -> Vec<&str> {
         names.iter().map(DnsName::as_str).collect()
+    }
+
+    #[test]
+    fn a_label_of_wefts_own_names_the_service_before_that_of_compose() {
+        let found = |labels: serde_json::Value| {
+            let name = inspected(json!({
+                "Id": "be8560d729bc80c8", "Name": "/web-1", "Config": {"Labels": labels},
+                "NetworkSettings": {"Networks": {"app": {"EndpointID": "aa"}}},
+            }));
+            name.service.map(|service| service.to_string())
+        };
+        assert_eq!(found(json!({"weft.service": "web"})).as_deref(), Some("web"));
+        let both = json!({"weft.service": "web", "com.docker.compose.service": "front"});
+        assert_eq!(found(both).as_deref(), Some("web"));
+        let unfit = json!({"weft.service": "no label", "com.docker.compose.service": "front"});
+        assert_eq!(found(unfit).as_deref(), Some("front"));
     }
 
     #[test]

@@ -17,7 +17,7 @@ demo: deps build ## Three hosts, two networks, names and pings; KEEP=1 leaves th
 	$(TESTBED) demo $(if $(KEEP),--keep)
 
 # One test at a time: each has up to three agents, and measures how quick they are.
-test: deps engine-deps build ## All tests: pure, simulated, kernel and end to end
+test: deps engine-deps web-deps build ## All tests: pure, simulated, kernel and end to end
 	RUST_BACKTRACE=0 $(CARGO) test --workspace --exclude weft-testbed
 	RUST_BACKTRACE=0 $(CARGO) test -p weft-testbed -- --test-threads=1
 
@@ -42,8 +42,7 @@ bench-converge: deps bench-build ## From attach on one host to reached on anothe
 bench-docker: deps engine-deps bench-build ## Docker's containers on weft against Docker's own overlay in swarm mode
 	$(BENCH) bench-docker
 
-bench-ingress: deps engine-deps bench-build ## Services and published ports against direct, HAProxy, docker-proxy
-	@deploy/deps.sh web
+bench-ingress: deps engine-deps web-deps bench-build ## Services and published ports against direct, HAProxy, docker-proxy
 	$(BENCH) bench-ingress $(BENCH_OPTIONS)
 
 bench-plain: deps bench-build ## Throughput against the same topology made by hand
@@ -79,6 +78,9 @@ deps:
 engine-deps:
 	@deploy/deps.sh engines
 
+web-deps:
+	@deploy/deps.sh web
+
 clean: ## Take down labs that were left up, and remove what was built
 	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; fi
 	$(CARGO) clean
@@ -86,4 +88,4 @@ clean: ## Take down labs that were left up, and remove what was built
 sweep: ## Take down labs that were left up
 	@if [ -x $(TESTBED) ]; then $(TESTBED) sweep; else echo "no testbed was built"; fi
 
-.PHONY: help build release demo test test-engines-next check bench-converge bench-docker bench-ingress bench-plain bench-sealed bench-deps bench-build fuzz docker-plugin install deps engine-deps clean sweep
+.PHONY: help build release demo test test-engines-next check bench-converge bench-docker bench-ingress bench-plain bench-sealed bench-deps bench-build fuzz docker-plugin install deps engine-deps web-deps clean sweep

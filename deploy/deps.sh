@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs the Debian packages that building, running and showing weft need, if they are missing;
 # with the word `engines`, also the container engines that tests run, with `peers`, those that
-# benchmarks compare with, with `web`, what serves, spreads and loads in tests and benchmarks, and
-# with `scrape`, what finds containers by weft's discovery. Nothing is started.
+# benchmarks compare with, and with `web`, what serves, spreads, scrapes and loads in tests and
+# benchmarks. Nothing is started.
 set -eu
 
 missing=
@@ -44,13 +44,9 @@ for word in "$@"; do
       need nginx nginx-light
       need wrk wrk
       need haproxy haproxy
-      ;;
-    scrape)
       need prometheus prometheus
-      need haproxy haproxy
-      need nginx nginx-light
       ;;
-    *) echo "deps.sh: $word is none of engines, peers, web, scrape" >&2; exit 2 ;;
+    *) echo "deps.sh: $word is none of engines, peers, web" >&2; exit 2 ;;
   esac
 done
 

@@ -1,5 +1,5 @@
 //! Who finds what: hosts on networks, scraping by the real Prometheus, proxies that follow DNS.
-//! `deploy/deps.sh scrape` installs the programs.
+//! `deploy/deps.sh web` installs the programs.
 
 use std::{
     collections::BTreeSet,
@@ -89,6 +89,7 @@ fn a_host_is_on_a_network_until_it_is_taken_off_whatever_ends_meanwhile() -> any
     Ok(())
 }
 
+#[expect(clippy::print_stdout, reason = "figures that --nocapture shows")]
 #[test]
 fn prometheus_scrapes_the_containers_of_all_hosts_and_follows_them() -> anyhow::Result<()> {
     let lab = Lab::builder().hosts(3).build()?;
@@ -150,6 +151,7 @@ fn prometheus_scrapes_the_containers_of_all_hosts_and_follows_them() -> anyhow::
     Ok(())
 }
 
+#[expect(clippy::print_stdout, reason = "figures that --nocapture shows")]
 #[test]
 fn haproxy_and_nginx_follow_new_and_removed_backends_by_dns() -> anyhow::Result<()> {
     let lab = Lab::cluster(3)?;

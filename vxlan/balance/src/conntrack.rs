@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use nix::errno::Errno;
-use weft_model::Protocol;
+use weft_model::{Family, Protocol};
 
 use crate::{
-    Frontend, NetworkBalance, Pool,
+    Frontend, HostPort, NetworkBalance, Pool,
     netfilter::{Netfilter, NetfilterError, Request},
     set::{Element, Kind},
     wire::{self, Writer, attribute, nested},
@@ -84,16 +85,58 @@ pub(crate) fn is_stale(connection: &Connection, balance: &NetworkBalance) -> boo
     })
 }
 
+/// Whether a connection of UDP is translated still for one of the frontends that are `gone`, and
+/// for none of those that there are.
+pub(crate) fn is_left_over(
+    connection: &Connection,
+    frontends: &BTreeMap<Frontend, Arc<Pool>>,
+    gone: &BTreeSet<Frontend>,
+) -> bool {
+    let Connection { protocol, to, .. } = *connection;
+    let keys = || keys(protocol, to).into_iter();
+    protocol == Protocol::Udp
+        && connection.is_translated()
+        && keys().any(|frontend| gone.contains(&frontend))
+        && !keys().any(|frontend| frontends.contains_key(&frontend))
+}
+
+/// Whether a connection of UDP to the host keeps its client from where `ports` lead: it began before
+/// they did, or when they led elsewhere. Or it goes still where those led that are `gone`.
+pub(crate) fn is_astray(
+    connection: &Connection,
+    ports: &BTreeMap<HostPort, SocketAddr>,
+    gone: &BTreeMap<HostPort, SocketAddr>,
+    is_local: impl Fn(IpAddr) -> bool,
+) -> bool {
+    let Connection { protocol, to, from, .. } = *connection;
+    let keys = [Some(to.ip()), None].map(|ip| {
+        let is_meant = ip.is_some() || is_local(to.ip());
+        let (family, port) = (Family::of(to.ip()), to.port());
+        is_meant.then_some(HostPort { ip, family, protocol, port })
+    });
+    let lead =
+        |ports: &BTreeMap<_, _>| keys.iter().flatten().find_map(|key| ports.get(key).copied());
+    protocol == Protocol::Udp
+        && match lead(ports) {
+            Some(wanted) => wanted != from,
+            None => lead(gone) == Some(from),
+        }
+}
+
 /// The frontend that connections to `to` come to.
 pub(crate) fn frontend(
     balance: &NetworkBalance,
     protocol: Protocol,
     to: SocketAddr,
 ) -> Option<(Frontend, &Pool)> {
-    [Some(to.port()), None].into_iter().find_map(|port| {
-        let frontend = Frontend { ip: to.ip(), protocol, port };
-        balance.frontends.get(&frontend).map(|pool| (frontend, &**pool))
-    })
+    keys(protocol, to)
+        .into_iter()
+        .find_map(|frontend| balance.frontends.get(&frontend).map(|pool| (frontend, &**pool)))
+}
+
+/// What a frontend may be called that connections to `to` come to: its own port goes first.
+fn keys(protocol: Protocol, to: SocketAddr) -> [Frontend; 2] {
+    [Some(to.port()), None].map(|port| Frontend { ip: to.ip(), protocol, port })
 }
 
 /// What the translation of answers takes, by the connections that there are.
@@ -192,3 +235,72 @@ const TCP_STATE: u16 = 1;
 const TCP_ESTABLISHED: u8 = 3;
 /// `IPS_SEEN_REPLY` of `nf_conntrack_common.h`.
 const SEEN_REPLY: u32 = 1 << 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn udp(to: &str, from: &str) -> Connection {
+        Connection {
+            protocol: Protocol::Udp,
+            client: "198.51.100.7:4000".parse().unwrap(),
+            to: to.parse().unwrap(),
+            from: from.parse().unwrap(),
+            established: false,
+            identity: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn who_sends_to_a_port_since_before_it_was_published_is_led_anew() {
+        let port = |ip: Option<&str>, port| HostPort {
+            ip: ip.map(|ip| ip.parse().unwrap()),
+            family: Family::V4,
+            protocol: Protocol::Udp,
+            port,
+        };
+        let to = |to: &str| to.parse::<SocketAddr>().unwrap();
+        let ports = BTreeMap::from([
+            (port(None, 53), to("169.254.192.1:100")),
+            (port(Some("203.0.113.5"), 514), to("169.254.192.1:200")),
+        ]);
+        let gone = BTreeMap::from([(port(None, 161), to("169.254.192.3:300"))]);
+        let is_local = |ip: IpAddr| ip == IpAddr::from([192, 0, 2, 1]);
+        let astray = |to: &str, from: &str| is_astray(&udp(to, from), &ports, &gone, is_local);
+
+        assert!(astray("192.0.2.1:53", "192.0.2.1:53"), "it began before the port was published");
+        assert!(astray("192.0.2.1:53", "169.254.192.3:7"), "the port led elsewhere then");
+        assert!(!astray("192.0.2.1:53", "169.254.192.1:100"), "as it should be");
+        assert!(!astray("8.8.8.8:53", "8.8.8.8:53"), "not to this host");
+        assert!(!astray("192.0.2.1:514", "192.0.2.1:514"), "not at that address");
+        assert!(astray("203.0.113.5:514", "203.0.113.5:514"), "at that address");
+        assert!(astray("192.0.2.1:161", "169.254.192.3:300"), "the port has been withdrawn");
+        assert!(!astray("192.0.2.1:161", "192.0.2.1:161"), "the host's own");
+        let tcp = Connection { protocol: Protocol::Tcp, ..udp("192.0.2.1:53", "192.0.2.1:53") };
+        assert!(!is_astray(&tcp, &ports, &gone, is_local));
+    }
+
+    #[test]
+    fn what_goes_to_a_frontend_that_has_gone_is_left_over_unless_another_takes_its_place() {
+        let frontend =
+            |port| Frontend { ip: [10, 1, 0, 200].into(), protocol: Protocol::Udp, port };
+        let pool = Arc::new(Pool {
+            service: "web".parse().unwrap(),
+            backends: BTreeMap::new(),
+            spread: weft_model::Spread::Hash,
+            affinity: None,
+            source: weft_model::Source::Preserve,
+        });
+        let gone = BTreeSet::from([frontend(Some(53))]);
+        let left_over = |to: &str, from: &str, now: Option<Option<u16>>| {
+            let now = now.into_iter().map(|port| (frontend(port), Arc::clone(&pool))).collect();
+            is_left_over(&udp(to, from), &now, &gone)
+        };
+        let (vip, backend) = ("10.1.0.200:53", "10.1.0.7:53");
+        assert!(left_over(vip, backend, None));
+        assert!(left_over(vip, backend, Some(Some(54))));
+        assert!(!left_over(vip, backend, Some(None)));
+        assert!(!left_over(vip, vip, None));
+        assert!(!left_over("10.1.0.200:54", backend, None));
+    }
+}

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use weft_model::MacAddr;
+use weft_model::{MacAddr, Protocol};
 use weft_vxlan::Namespace;
 
 use crate::{
@@ -29,6 +29,8 @@ pub(crate) struct NetworkKernel {
     holdings: Holdings,
     /// What is in the kernel, unless somebody else has changed it.
     known: Option<Arc<NetworkBalance>>,
+    /// Frontends that have gone, whose connections have not been looked at since.
+    gone: BTreeSet<Frontend>,
 }
 
 /// What a pass came to.
@@ -45,7 +47,14 @@ impl NetworkKernel {
     pub(crate) fn open(namespace: Namespace, seed: u32) -> Result<Self, BalanceError> {
         let kernel = Kernel::open(namespace)?;
         let events = Events::open(&kernel.namespace, Table::NAME, kernel.netfilter.port()?)?;
-        Ok(Self { kernel, events, seed, holdings: Holdings::default(), known: None })
+        Ok(Self {
+            kernel,
+            events,
+            seed,
+            holdings: Holdings::default(),
+            known: None,
+            gone: BTreeSet::new(),
+        })
     }
 
     pub(crate) fn is_in(&self, namespace: &Namespace) -> bool {
@@ -67,6 +76,10 @@ impl NetworkKernel {
     ) -> Result<Outcome, BalanceError> {
         let base = |balance: &NetworkBalance| (balance.gateway_mac, balance.gateways.clone());
         let known = self.known.take();
+        if let Some(known) = &known {
+            self.gone.extend(known.frontends.keys());
+        }
+        self.gone.retain(|frontend| !desired.frontends.contains_key(frontend));
         let changes = self.holdings.follow(desired, self.seed);
         if known.as_ref().is_some_and(|known| base(known) == base(desired)) && !thorough {
             let applied = u64::from(!changes.is_empty());
@@ -132,12 +145,16 @@ impl NetworkKernel {
         let connections = conntrack::read(&mut self.kernel.netfilter)?;
         let stale: Vec<&Connection> = connections
             .iter()
-            .filter(|connection| conntrack::is_stale(connection, &balance))
+            .filter(|connection| {
+                conntrack::is_stale(connection, &balance)
+                    || conntrack::is_left_over(connection, &balance.frontends, &self.gone)
+            })
             .collect();
         let mut outcome = Outcome::default();
         if !stale.is_empty() {
             outcome.forgotten = conntrack::forget(&mut self.kernel.netfilter, &stale)?;
         }
+        self.gone.clear();
         if !self.holdings.lingering.is_empty() {
             let gone = self.holdings.let_go(&conntrack::used(&connections));
             if !gone.is_empty() && self.kernel.apply(&gone).is_err() {
@@ -184,11 +201,28 @@ impl NetworkKernel {
 
     /// Removes all that is ours.
     pub(crate) fn clear(&mut self) -> Result<(), BalanceError> {
-        self.known = None;
+        if let Some(known) = self.known.take() {
+            self.gone.extend(known.frontends.keys());
+        }
         self.holdings = Holdings::default();
         if self.kernel.has_tables()? {
             self.kernel.clear()?;
         }
+        self.forget_gone()
+    }
+
+    /// Has the kernel forget the connections of UDP to frontends that have gone, where there are no
+    /// others.
+    fn forget_gone(&mut self) -> Result<(), BalanceError> {
+        if self.gone.iter().any(|frontend| frontend.protocol == Protocol::Udp) {
+            let connections = conntrack::read(&mut self.kernel.netfilter)?;
+            let of_gone = |connection: &&Connection| {
+                conntrack::is_left_over(connection, &BTreeMap::new(), &self.gone)
+            };
+            let left_over: Vec<&Connection> = connections.iter().filter(of_gone).collect();
+            conntrack::forget(&mut self.kernel.netfilter, &left_over)?;
+        }
+        self.gone.clear();
         Ok(())
     }
 }

@@ -82,8 +82,9 @@ impl NetworkTask {
             Memory { changed: Some(now), resynced: now, sweep: now, owed: None, failures: 0 };
         let mut wake = Wake::Changed;
         loop {
-            let target = self.target.borrow_and_update().clone();
-            let macs = stations(&plane.borrow_and_update(), self.id);
+            // Not marked as seen: what changes while a question is answered is looked at next.
+            let target = self.target.borrow().clone();
+            let macs = stations(&plane.borrow(), self.id);
             kernel = self.pass(kernel, target, macs, wake, &mut memory).await;
 
             let overdue = memory.owed.is_some_and(|owed| owed.elapsed() > PATIENCE);
@@ -220,7 +221,9 @@ impl NetworkTask {
     fn fail(&self, error: &BalanceError, memory: &mut Memory) {
         let reason = Chain(error).to_string();
         memory.failures += 1;
-        memory.sweep = Instant::now() + self.around.resync;
+        // What is owed must not keep the task from everything else: the tables come first.
+        memory.owed = None;
+        memory.sweep = Instant::now() + AGAIN;
         tracing::warn!(network = %self.id, error = %reason, "failed to bring services into force");
         self.around.board.update_network(self.id, |status| {
             status.failures += 1;
@@ -313,6 +316,8 @@ fn stations(plane: &weft_vxlan::Status, id: NetworkId) -> BTreeSet<MacAddr> {
 }
 
 const RETRY: Duration = Duration::from_millis(500);
+/// Until connections are looked at after a failure: the tables are tried again before.
+const AGAIN: Duration = Duration::from_secs(2);
 /// After a change, until connections are looked at; a further change comes first.
 const SOON: Duration = Duration::from_millis(10);
 /// For how long at most.

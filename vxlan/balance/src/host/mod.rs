@@ -1,14 +1,22 @@
 //! The published ports of the host: held, so that nobody else takes them, and led to the services'
 //! networks.
 
-use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io, mem,
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
+use nix::ifaddrs::getifaddrs;
 use tokio::{
     sync::watch,
     task,
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_model::Protocol;
 use weft_vxlan::Namespace;
 
 use self::{
@@ -19,8 +27,10 @@ use self::{
 use crate::{
     Desired, HostPort, HostPublish,
     board::Board,
+    conntrack::{self, Connection},
     error::{BalanceError, Chain},
     events::Events,
+    netfilter::{Netfilter, NetfilterError},
 };
 
 pub(crate) mod holder;
@@ -57,6 +67,10 @@ struct HostKernel {
     memory: Memory,
     /// What the table has, unless somebody else has changed it.
     known: Option<Ports>,
+    /// Where ports led whose connections have not been looked at since.
+    gone: Ports,
+    /// Whether connections have to be looked at.
+    owed: bool,
 }
 
 /// What a pass came to.
@@ -74,6 +88,8 @@ impl HostTask {
             holder: Holder::default(),
             memory: Memory::default(),
             known: None,
+            gone: Ports::new(),
+            owed: false,
         };
         let mut proxies =
             Proxies::new(self.namespace.clone(), self.tracker.clone(), stop.child_token());
@@ -111,6 +127,7 @@ impl HostTask {
                 }
                 retry |= outcome.error.is_some()
                     || outcome.held.pending
+                    || kernel.owed
                     || !outcome.held.taken.is_empty();
                 let repair = outcome.loaded && settled && wake == Wake::Foreign;
                 settled = outcome.error.is_none();
@@ -186,6 +203,15 @@ impl HostKernel {
             Ok(loaded) => outcome.loaded = loaded,
             Err(error) => outcome.error = Some(error),
         }
+        self.owed |= outcome.loaded;
+        if self.owed && outcome.error.is_none() {
+            match self.forget_astray(&outcome.open) {
+                Ok(()) => (self.owed, self.gone) = (false, Ports::new()),
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "cannot look at the host's connections");
+                }
+            }
+        }
         outcome
     }
 
@@ -194,6 +220,7 @@ impl HostKernel {
         if let Some(known) = mem::take(&mut self.known).filter(|_| !thorough) {
             let load = table::plan(desired, Some(&known));
             if table::apply(&self.namespace, &mut self.memory, &load).is_ok() {
+                self.gone.extend(known);
                 self.known = Some(desired.clone());
                 return Ok(load != Load::Nothing);
             }
@@ -201,13 +228,32 @@ impl HostKernel {
         }
         let actual = table::read(&self.namespace, &mut self.memory)?;
         let load = table::plan(desired, actual.as_ref());
-        if matches!(load, Load::Whole(_)) && desired.is_empty() {
+        if actual.is_none() && desired.is_empty() && !table::is_there(&self.namespace)? {
             // A host that publishes nothing, and never did, needs no table.
             return Ok(false);
         }
         table::apply(&self.namespace, &mut self.memory, &load)?;
+        self.gone.extend(actual.into_iter().flatten());
         self.known = Some(desired.clone());
         Ok(load != Load::Nothing)
+    }
+
+    /// Has the kernel forget the UDP connections that keep their clients from where `ports` lead
+    /// now: it translates by what it knows of a connection, as long as its client goes on sending.
+    fn forget_astray(&self, ports: &Ports) -> Result<(), NetfilterError> {
+        let udp = |port: &HostPort| port.protocol == Protocol::Udp;
+        if !ports.keys().chain(self.gone.keys()).any(udp) {
+            return Ok(());
+        }
+        let own = self.namespace.run(own_addresses)?;
+        let is_local = |ip: IpAddr| ip.is_loopback() || own.contains(&ip);
+        let mut netfilter = Netfilter::open(&self.namespace)?;
+        let connections = conntrack::read(&mut netfilter)?;
+        let astray = |connection: &&Connection| {
+            conntrack::is_astray(connection, ports, &self.gone, is_local)
+        };
+        let astray: Vec<&Connection> = connections.iter().filter(astray).collect();
+        conntrack::forget(&mut netfilter, &astray).map(drop)
     }
 
     /// Whether the table is what it was made.
@@ -219,6 +265,17 @@ impl HostKernel {
         }
         right
     }
+}
+
+/// The addresses of the calling thread's namespace.
+fn own_addresses() -> Result<BTreeSet<IpAddr>, NetfilterError> {
+    let all = getifaddrs().map_err(io::Error::from)?;
+    let addresses = all.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    Ok(addresses.collect())
 }
 
 const DEBOUNCE: Duration = Duration::from_millis(20);

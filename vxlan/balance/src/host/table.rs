@@ -64,6 +64,11 @@ pub(crate) fn read(
     Ok(ports.filter(|_| right))
 }
 
+/// Whether there is a table, harmed or not.
+pub(crate) fn is_there(namespace: &Namespace) -> Result<bool, KernelError> {
+    Ok(list_rules(namespace, &[TABLE])?.is_some())
+}
+
 /// Carries `load` out.
 pub(crate) fn apply(
     namespace: &Namespace,

@@ -9,7 +9,7 @@ use weft_vxlan::Namespace;
 use crate::{
     lab::eventually,
     site::{Entrance, addresses, on_site},
-    talk::{Failed, ask},
+    talk::{Failed, Sender, ask},
 };
 
 const PORT: u16 = 8080;
@@ -83,5 +83,41 @@ fn a_port_that_somebody_has_is_told_with_its_owner_and_taken_up_when_it_is_free(
         .await;
         assert_eq!(ask(&site.client, Protocol::Tcp, (v4, PORT)).unwrap().station, 2);
         assert_eq!(ask(&site.client, Protocol::Udp, (v4, PORT)).unwrap().station, 2);
+    });
+}
+
+#[test]
+fn who_sends_without_a_pause_gets_to_a_port_that_is_published_meanwhile_and_to_its_successor() {
+    on_site(async |site| {
+        let [v4, v6]: [IpAddr; 2] = addresses(1);
+        let senders = [v4, v6].map(|ip| Sender::start(&site.client, (ip, PORT)));
+        // The host has tracked them since before, to itself.
+        for sender in &senders {
+            assert!(sender.ask(8).is_err());
+        }
+        let led_to = async |station: u8| {
+            eventually(&format!("station {station} answers"), async || {
+                let answers = senders.each_ref().map(|sender| sender.ask(8).map(|a| a.station));
+                match answers.iter().all(|answer| *answer == Ok(station)) {
+                    true => Ok(()),
+                    false => Err(format!("{answers:?}")),
+                }
+            })
+            .await;
+        };
+        site.open(&[Entrance::new(PORT, &[1])]).await;
+        led_to(1).await;
+        // The port leads to another service now, by another frontend.
+        let other = Entrance::new(PORT + 1, &[1]);
+        site.open(&[other, Entrance::new(PORT, &[2])]).await;
+        led_to(2).await;
+        site.open(&[]).await;
+        eventually("nobody answers any more", async || {
+            match senders.iter().all(|sender| sender.ask(8).is_err()) {
+                true => Ok(()),
+                false => Err("somebody answers".into()),
+            }
+        })
+        .await;
     });
 }

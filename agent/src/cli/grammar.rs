@@ -194,9 +194,10 @@ pub(super) fn vip(text: &str) -> Result<Vip, String> {
     }
 }
 
-/// Reads `tcp:80`, `http:80/path`, `exec:COMMAND` or `engine`. A command is run by a shell.
+/// Reads `tcp:80`, `http:80/path`, `exec:PROGRAM ARGUMENT…` or `engine`. No shell reads the
+/// arguments: blanks separate them.
 pub(super) fn probe(text: &str) -> Result<Probe, String> {
-    let remedy = "give tcp:PORT, http:PORT/PATH, exec:COMMAND or engine";
+    let remedy = "give tcp:PORT, http:PORT/PATH, exec:PROGRAM or engine";
     match text.split_once(':') {
         None if text == "engine" => Ok(Probe::Engine),
         Some(("tcp", port)) => Ok(Probe::Tcp { port: number(port)? }),
@@ -208,8 +209,11 @@ pub(super) fn probe(text: &str) -> Result<Probe, String> {
             Ok(Probe::Http { port: number(port)?, path: path.into(), status: None, body: None })
         }
         Some(("exec", command)) if !command.trim().is_empty() => {
-            let command = ["/bin/sh", "-c", command].map(String::from);
-            Ok(Probe::Exec { command: command.into() })
+            let command: Vec<String> = command.split_whitespace().map(String::from).collect();
+            match command.iter().take(1).any(|program| program.contains('/')) {
+                true => Err("give a program by its bare name: each host has a directory of those that checks may run".into()),
+                false => Ok(Probe::Exec { command }),
+            }
         }
         _ => Err(remedy.into()),
     }
@@ -329,8 +333,9 @@ mod tests {
         assert_eq!(probe("http:80/health?x=1"), Ok(http("/health?x=1")));
         assert_eq!(probe("http:80"), Ok(http("/")));
         assert_eq!(probe("engine"), Ok(Probe::Engine));
-        assert!(matches!(probe("exec:test -e /run/up"), Ok(Probe::Exec { .. })));
-        for bad in ["", "tcp", "tcp:0", "http:x/", "exec:", "exec: ", "icmp:1"] {
+        let command = ["up", "-e", "/run/up"].map(String::from).into();
+        assert_eq!(probe("exec:up -e  /run/up"), Ok(Probe::Exec { command }));
+        for bad in ["", "tcp", "tcp:0", "http:x/", "exec:", "exec: ", "exec:/bin/up", "icmp:1"] {
             assert!(probe(bad).is_err(), "{bad}");
         }
     }

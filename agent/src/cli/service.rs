@@ -142,8 +142,8 @@ struct Update {
 /// How a backend's host finds out whether it can serve.
 #[derive(Args, Debug)]
 struct CheckOptions {
-    /// What is tried: tcp:PORT, http:PORT/PATH, exec:COMMAND (a program of the host's, in the
-    /// container's network namespace), or engine (the container engine's own check)
+    /// What is tried: tcp:PORT, http:PORT/PATH, exec:PROGRAM (one that the host has for checks, in
+    /// the container's network namespace), or engine (the container engine's own check)
     #[arg(long, value_name = "CHECK", value_parser = grammar::probe)]
     check: Option<Probe>,
     /// From one try to the next

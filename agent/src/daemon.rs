@@ -39,7 +39,7 @@ use crate::{
     ledger::{self, Balancing, BookFile, Keeper, Ledger, Links, Start, Verdicts},
     listeners::{Listeners, sandboxes::SandboxListeners},
     metrics,
-    projection::{Drained, NamesProjection, PlaneContext, own_records},
+    projection::{Drained, NamesProjection, PlaneContext, carried, own_records},
     remembered::{self, Remembered},
     renewal, roster,
     state_dir::StateLock,
@@ -390,18 +390,20 @@ impl Agent {
         }
     }
 
-    /// Tells the others that this node stops, if no endpoint goes on without the agent.
+    /// Tells the others that this node stops, if nothing goes on without the agent: no endpoint, and no
+    /// port by which clients reach those of other nodes.
     async fn stop(self, tracker: &TaskTracker, stop: &CancellationToken) {
         if let Some(docker) = &self.docker {
             docker.stop(GRACE).await;
         }
-        let attached = self.report.snapshot().book.endpoints.len();
-        if attached == 0 {
+        let snapshot = self.report.snapshot();
+        let attached = snapshot.book.endpoints.len();
+        if attached == 0 && carried(&snapshot.cluster, &snapshot.book).is_empty() {
             if let Err(error) = self.gossip.leave().await {
                 tracing::warn!(error = %Chain(&error), "could not say that this node stops");
             }
         } else {
-            tracing::info!(attached, "endpoints go on without the agent");
+            tracing::info!(attached, "endpoints and published ports go on without the agent");
         }
         stop.cancel();
         self.carrier.shutdown(GRACE).await;

@@ -247,6 +247,7 @@ mod tests {
             to: to.parse().unwrap(),
             from: from.parse().unwrap(),
             established: false,
+            answered: false,
             identity: Vec::new(),
         }
     }

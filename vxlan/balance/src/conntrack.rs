@@ -109,14 +109,11 @@ pub(crate) fn is_astray(
     is_local: impl Fn(IpAddr) -> bool,
 ) -> bool {
     let Connection { protocol, to, from, .. } = *connection;
-    let keys = [Some(to.ip()), None].map(|ip| {
-        let is_meant = ip.is_some() || is_local(to.ip());
-        let (family, port) = (Family::of(to.ip()), to.port());
-        is_meant.then_some(HostPort { ip, family, protocol, port })
-    });
-    let lead =
-        |ports: &BTreeMap<_, _>| keys.iter().flatten().find_map(|key| ports.get(key).copied());
+    let (family, port) = (Family::of(to.ip()), to.port());
+    let keys = [Some(to.ip()), None].map(|ip| HostPort { ip, family, protocol, port });
+    let lead = |ports: &BTreeMap<_, _>| keys.iter().find_map(|key| ports.get(key).copied());
     protocol == Protocol::Udp
+        && is_local(to.ip())
         && match lead(ports) {
             Some(wanted) => wanted != from,
             None => lead(gone) == Some(from),
@@ -266,7 +263,8 @@ mod tests {
             (port(Some("203.0.113.5"), 514), to("169.254.192.1:200")),
         ]);
         let gone = BTreeMap::from([(port(None, 161), to("169.254.192.3:300"))]);
-        let is_local = |ip: IpAddr| ip == IpAddr::from([192, 0, 2, 1]);
+        let own = ["192.0.2.1", "203.0.113.5"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        let is_local = |ip: IpAddr| own.contains(&ip);
         let astray = |to: &str, from: &str| is_astray(&udp(to, from), &ports, &gone, is_local);
 
         assert!(astray("192.0.2.1:53", "192.0.2.1:53"), "it began before the port was published");

@@ -166,7 +166,8 @@ const TABLE: &str = "inet weft-publish";
 
 /// All but the elements.
 ///
-/// Loopback addresses are no destination of what comes from outside, whatever it says; the kernel
+/// A port is published at addresses of this host alone: what another host's address is named for
+/// would otherwise be taken from that host, or from anybody outside. Loopback addresses are no destination of what comes from outside, whatever it says; the kernel
 /// would notice only after the translation. What the host itself sends, and what comes by one
 /// uplink and leaves by another or the same, gets an address that its answers find back to.
 const RULES: &str = "\
@@ -193,8 +194,8 @@ const RULES: &str = "\
 		jump published
 	}
 	chain published {
-		dnat ip to ip daddr . meta l4proto . th dport map @bound4
-		dnat ip6 to ip6 daddr . meta l4proto . th dport map @bound6
+		fib daddr type local meta nfproto ipv4 dnat ip to ip daddr . meta l4proto . th dport map @bound4
+		fib daddr type local meta nfproto ipv6 dnat ip6 to ip6 daddr . meta l4proto . th dport map @bound6
 		fib daddr type local meta nfproto ipv4 dnat ip to meta l4proto . th dport map @any4
 		fib daddr type local meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @any6
 	}

@@ -7,7 +7,7 @@ use weft_model::{Family, Protocol};
 use weft_vxlan::Namespace;
 
 use crate::{
-    lab::eventually,
+    lab::{eventually, run},
     site::{Entrance, addresses, on_site},
     talk::{Failed, Sender, ask},
 };
@@ -119,5 +119,35 @@ fn who_sends_without_a_pause_gets_to_a_port_that_is_published_meanwhile_and_to_i
             }
         })
         .await;
+    });
+}
+
+#[test]
+fn a_port_at_an_address_of_another_host_is_left_to_that_host() {
+    on_site(async |site| {
+        let at = |host: u8| {
+            addresses(host).map(|ip| Entrance { ip: Some(ip), ..Entrance::new(PORT, &[1]) })
+        };
+        site.open(&[at(1), at(2)].concat()).await;
+        let [first, second] = [1, 2].map(|host| &site.hosts[&host].namespace);
+        for (own, others) in addresses(1).into_iter().zip(addresses(2)) {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                assert_eq!(ask(&site.client, protocol, (own, PORT)).unwrap().station, 1);
+                assert_eq!(ask(first, protocol, (own, PORT)).unwrap().station, 1);
+            }
+            // Answered by host 2, and so it sees host 1 as a client from outside.
+            let sees = ask(first, Protocol::Tcp, (others, PORT)).unwrap().client;
+            assert!(addresses(1).contains(&sees), "{sees}");
+            run(
+                second,
+                "nft add table inet closed; nft add chain inet closed in '{ type filter hook prerouting priority -300; }'",
+            );
+            run(
+                second,
+                &format!("nft add rule inet closed in th dport {PORT} meta l4proto tcp drop"),
+            );
+            assert!(ask(first, Protocol::Tcp, (others, PORT)).is_err());
+            run(second, "nft delete table inet closed");
+        }
     });
 }

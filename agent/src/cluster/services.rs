@@ -218,7 +218,7 @@ fn latest(view: &ClusterView, network: NetworkId) -> BTreeMap<&Label, (&ServiceR
     let mut latest: BTreeMap<&Label, (&ServiceRecord, NodeId)> = BTreeMap::new();
     for member in view.members.values() {
         for record in member.services.get(&network).into_iter().flat_map(BTreeMap::values) {
-            if !is_of(record, network) {
+            if !is_of(record, network) || record.revision > LAST_REVISION {
                 continue;
             }
             match latest.entry(&record.name) {
@@ -232,6 +232,9 @@ fn latest(view: &ClusterView, network: NetworkId) -> BTreeMap<&Label, (&ServiceR
     }
     latest
 }
+
+/// More than people can write. Whoever claims a higher one wants to have the last word for good.
+const LAST_REVISION: u64 = 1 << 48;
 
 /// Whether `record` holds where `other` is said, too.
 pub(crate) fn supersedes(record: &ServiceRecord, other: &ServiceRecord) -> bool {
@@ -382,6 +385,8 @@ mod tests {
             view.definition().unwrap().affinity.unwrap()
         };
         assert_eq!((said(1, 2), said(2, 1), said(1, 1)), (3, 2, 3));
+        // Nobody has the last word.
+        assert_eq!(said(1, u64::MAX), 2);
     }
 
     #[test]

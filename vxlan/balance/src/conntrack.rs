@@ -30,8 +30,11 @@ pub(crate) struct Connection {
     /// Whether anything came back.
     pub(crate) answered: bool,
     /// The attributes by which the kernel finds it again.
-    identity: Vec<u8>,
+    pub(crate) identity: Identity,
 }
+
+/// What the kernel knows one connection by.
+pub(crate) type Identity = Vec<u8>;
 
 impl Connection {
     pub(crate) fn is_translated(&self) -> bool {

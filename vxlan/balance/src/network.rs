@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use weft_model::{MacAddr, Protocol};
@@ -11,7 +12,7 @@ use weft_vxlan::Namespace;
 
 use crate::{
     Counters, Frontend, NetworkBalance, Traffic,
-    conntrack::{self, Connection},
+    conntrack::{self, Connection, Identity},
     error::BalanceError,
     events::Events,
     holdings::{Holdings, stations},
@@ -31,6 +32,9 @@ pub(crate) struct NetworkKernel {
     known: Option<Arc<NetworkBalance>>,
     /// Frontends that have gone, whose connections have not been looked at since.
     gone: BTreeSet<Frontend>,
+    /// TCP connections that nobody had answered when they were looked at, and since when. One whose
+    /// answer is on its way must not be forgotten: its client would be led to another backend.
+    unanswered: BTreeMap<Identity, Instant>,
 }
 
 /// What a pass came to.
@@ -40,6 +44,8 @@ pub(crate) struct Outcome {
     pub(crate) applied: u64,
     /// Connections that the kernel was told to forget.
     pub(crate) forgotten: u64,
+    /// Whether connections have to be looked at again, before long.
+    pub(crate) unsure: bool,
 }
 
 impl NetworkKernel {
@@ -54,6 +60,7 @@ impl NetworkKernel {
             holdings: Holdings::default(),
             known: None,
             gone: BTreeSet::new(),
+            unanswered: BTreeMap::new(),
         })
     }
 
@@ -150,9 +157,20 @@ impl NetworkKernel {
                     || conntrack::is_left_over(connection, &balance.frontends, &self.gone)
             })
             .collect();
-        let mut outcome = Outcome::default();
-        if !stale.is_empty() {
-            outcome.forgotten = conntrack::forget(&mut self.kernel.netfilter, &stale)?;
+        let (known, now) = (std::mem::take(&mut self.unanswered), Instant::now());
+        let mut certain = Vec::new();
+        for connection in stale {
+            let since = known.get(&connection.identity).copied().unwrap_or(now);
+            if connection.protocol == Protocol::Udp || now - since >= SILENCE {
+                certain.push(connection);
+            } else {
+                self.unanswered.insert(connection.identity.clone(), since);
+            }
+        }
+        let unsure = !self.unanswered.is_empty();
+        let mut outcome = Outcome { unsure, ..Outcome::default() };
+        if !certain.is_empty() {
+            outcome.forgotten = conntrack::forget(&mut self.kernel.netfilter, &certain)?;
         }
         self.gone.clear();
         if !self.holdings.lingering.is_empty() {
@@ -228,3 +246,6 @@ impl NetworkKernel {
 }
 
 const ATTEMPTS: u32 = 3;
+/// How long an answer may take before it counts as none; less than the second after which a client
+/// sends again (RFC 6298 §2.1).
+pub(crate) const SILENCE: Duration = Duration::from_millis(400);

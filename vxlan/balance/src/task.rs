@@ -20,7 +20,7 @@ use crate::{
     Counters, Frontend, NetworkBalance,
     board::Board,
     error::{BalanceError, Chain},
-    network::{NetworkKernel, Outcome},
+    network::{NetworkKernel, Outcome, SILENCE},
 };
 
 /// The surroundings of a network's task.
@@ -181,7 +181,7 @@ impl NetworkTask {
         memory: &mut Memory,
     ) {
         memory.failures = 0;
-        let Outcome { applied, forgotten } = outcome;
+        let Outcome { applied, forgotten, unsure } = outcome;
         let now = Instant::now();
         match kind {
             Kind::Followed | Kind::Repaired => {
@@ -193,7 +193,7 @@ impl NetworkTask {
             }
             Kind::Swept => {
                 memory.owed = None;
-                memory.sweep = now + self.around.resync;
+                memory.sweep = now + if unsure { SILENCE } else { self.around.resync };
             }
             Kind::Asked => return,
         }

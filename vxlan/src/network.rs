@@ -357,14 +357,14 @@ impl NetworkKernel {
             // The pass is due all the same: the goal may be a new one.
             Err(error) => return (Err(error), merge(ready, self.reconcile(goal))),
         };
-        let passes = self.reconcile(goal);
-        let unprotected = [Table::Links, Table::Ports, Table::Fdb, Table::Rules]
-            .iter()
-            .find_map(|table| passes.get(table)?.errors.first())
-            .map(|error| AttachError::NotReady {
-                network: self.id,
-                reason: Chain(error).to_string(),
-            });
+        let mut passes = self.reconcile(goal);
+        if unprotected(&passes).is_some() {
+            // Another sandbox that ends in the middle of a pass takes its port along, and what the
+            // pass meant for it fails.
+            passes = merge(passes, self.reconcile(goal));
+        }
+        let unprotected = unprotected(&passes)
+            .map(|error| AttachError::NotReady { network: self.id, reason: error.to_string() });
         let result = match unprotected {
             Some(error) => Err(error),
             None => wire.furnish(spec, &mut self.inside),
@@ -489,6 +489,12 @@ pub(crate) fn present_vnis(directory: &Directory) -> Result<BTreeSet<Vni>, Kerne
         found.extend(device.and_then(|link| carrier::carried_vni(&link)));
     }
     Ok(found)
+}
+
+/// What keeps a new port from being protected.
+fn unprotected(passes: &Passes) -> Option<Chain<'_>> {
+    let tables = [Table::Links, Table::Ports, Table::Fdb, Table::Rules];
+    tables.iter().find_map(|table| passes.get(table)?.errors.first()).map(|error| Chain(error))
 }
 
 /// Adds up what two rounds of passes did; the later one's errors stand.

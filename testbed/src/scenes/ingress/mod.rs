@@ -44,20 +44,23 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let local = lab.host(1).address().to_string();
     publish(&lab, "near", &local)?;
     publish(&lab, "far", REMOTE)?;
-    let client = lab.host(3).container("client")?;
+    // Each way has a client of its own: see the limits in docs/services.md.
+    let [client, beside] = ["client", "beside"].map(|name| lab.host(3).container(name));
+    let (client, beside) = (client?, beside?);
     client.attach("app", "")?;
+    beside.attach("app", "")?;
     let vip = virtual_address(&lab, &client, "far")?;
     let servers = [&near, &far, &handmade.container].map(WebServer::start);
     let _servers = servers.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
 
     let outside = Place::Host(lab.host(3).clone());
-    let inside = Place::Container(client);
+    let [inside, beside] = [client, beside].map(Place::Container);
     let Handmade { container: routed, proxies: _proxies } = handmade;
     let [near, far, routed] = [near, far, routed].map(Place::Container);
     println!("near {near_ip}, far {far_ip} with the virtual address {vip}");
     let path = |way| {
         let (from, to, target) = match way {
-            Way::Direct => (&inside, &far, far_ip.as_str()),
+            Way::Direct => (&beside, &far, far_ip.as_str()),
             Way::Vip => (&inside, &far, vip.as_str()),
             Way::Routed => (&outside, &routed, Handmade::ADDRESS),
             Way::Ingress => (&outside, &near, local.as_str()),

@@ -50,7 +50,8 @@ fn main() -> Outcome<()> {
 async fn measure(dir: &Path) -> Outcome<()> {
     let site = Site::build(dir).await?;
     println!(
-        "services   all at once   one change: best, median, processor    heal    a new flow  slab"
+        "services  all at once  a backend: best, median, processor   a service: best, median   \
+         flush repaired  a new flow  slab"
     );
     for count in [10u16, 1_000, 10_000] {
         let memory = kernel_memory()?;
@@ -58,30 +59,41 @@ async fn measure(dir: &Path) -> Outcome<()> {
         let since = Instant::now();
         site.apply(&balance).await?;
         let whole = since.elapsed();
+        let grown = kernel_memory()?.saturating_sub(memory);
 
-        let mut times = Vec::new();
+        let mut changes = Vec::new();
         let spent = processor_time()?;
         for round in 0..21u8 {
-            let key = *balance.frontends.keys().nth(usize::from(count) / 2).ok_or("no frontend")?;
-            let pool = balance.frontends.get_mut(&key).ok_or("no frontend")?;
-            let pool = Arc::make_mut(pool);
-            // One backend goes, another comes.
-            pool.backends.pop_first();
-            pool.backends.insert(endpoint(u32::from(round) + 500_000), backend(100 + round));
-            let since = Instant::now();
-            site.apply(&balance).await?;
-            times.push(since.elapsed());
+            for frontend in frontends(count / 2) {
+                let pool = balance.frontends.get_mut(&frontend).ok_or("no frontend")?;
+                let pool = Arc::make_mut(pool);
+                // One backend goes, another comes.
+                pool.backends.pop_first();
+                pool.backends.insert(endpoint(u32::from(round) + 500_000), backend(100 + round));
+            }
+            changes.push(site.apply(&balance).await?);
         }
-        let each = (processor_time()? - spent) / times.len() as u32;
-        times.sort();
+        let each = (processor_time()? - spent) / changes.len() as u32;
+        changes.sort();
 
-        let grown = kernel_memory()?.saturating_sub(memory);
+        let mut news = Vec::new();
+        for round in 0..21 {
+            for frontend in frontends(50_000 + round) {
+                balance.frontends.insert(frontend, pool(50_000));
+            }
+            news.push(site.apply(&balance).await?);
+        }
+        news.sort();
+
         let heal = site.heal().await?;
         let flow = site.flow()?;
         println!(
-            "{count:8}  {whole:>11.1?}  {:>11.2?} {:>11.2?} {each:>11.2?}  {heal:>7.1?}  {flow:>9.2?}  {} MiB",
-            times[0],
-            times[times.len() / 2],
+            "{count:8}  {whole:>11.1?}  {:>12.2?} {:>11.2?} {each:>9.2?}  {:>12.2?} {:>11.2?}  \
+             {heal:>13.1?}  {flow:>10.2?}  {} MiB",
+            changes[0],
+            changes[changes.len() / 2],
+            news[0],
+            news[news.len() / 2],
             grown >> 20,
         );
     }
@@ -131,13 +143,15 @@ impl Site {
         Ok(Self { plane, balancer, desired, client, _plane_desired: plane_desired })
     }
 
-    async fn apply(&self, balance: &NetworkBalance) -> Outcome<()> {
+    /// Brings `balance` into force, and tells how long it took.
+    async fn apply(&self, balance: &NetworkBalance) -> Outcome<Duration> {
         let balance = Arc::new(balance.clone());
         let desired = Desired {
             networks: [(net(), Arc::clone(&balance))].into(),
             host: Arc::new(HostPublish::default()),
         };
         let mut status = self.balancer.status();
+        let since = Instant::now();
         self.desired.send_replace(Some(Arc::new(desired)));
         loop {
             let applied = status
@@ -146,7 +160,7 @@ impl Site {
                 .get(&net())
                 .and_then(|network| network.applied.clone());
             if applied.is_some_and(|applied| Arc::ptr_eq(&applied, &balance)) {
-                return Ok(());
+                return Ok(since.elapsed());
             }
             status.changed().await?;
         }
@@ -193,31 +207,37 @@ impl Site {
 }
 
 fn services(count: u16) -> NetworkBalance {
-    let mut frontends = BTreeMap::new();
-    for number in 0..count {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let backends = (0..3u8).map(|n| {
-                // The service that is asked has backends that answer.
-                let ip = if number == 7 { 2 } else { 10 + n };
-                (endpoint(u32::from(number) * 3 + u32::from(n)), backend(ip))
-            });
-            let pool = Pool {
-                service: "web".parse().expect("a name"),
-                backends: backends.collect(),
-                spread: Spread::Hash,
-                affinity: None,
-                source: Source::Preserve,
-            };
-            let frontend = Frontend { ip: vip(number), protocol, port: Some(80) };
-            frontends.insert(frontend, Arc::new(pool));
-        }
-    }
+    let of = |number| frontends(number).map(|frontend| (frontend, pool(number)));
+    let frontends = (0..count).flat_map(of).collect();
     NetworkBalance {
         gateway_mac: MacAddr::for_gateway(net()),
         gateways: [GATEWAY].into(),
         frontends,
         transit: None,
     }
+}
+
+fn frontends(number: u16) -> [Frontend; 2] {
+    [Protocol::Tcp, Protocol::Udp].map(|protocol| Frontend {
+        ip: vip(number),
+        protocol,
+        port: Some(80),
+    })
+}
+
+fn pool(number: u16) -> Arc<Pool> {
+    let backends = (0..3u8).map(|n| {
+        // The service that is asked has backends that answer.
+        let ip = if number == 7 { 2 } else { 10 + n };
+        (endpoint(u32::from(number) * 3 + u32::from(n)), backend(ip))
+    });
+    Arc::new(Pool {
+        service: "web".parse().expect("a name"),
+        backends: backends.collect(),
+        spread: Spread::Hash,
+        affinity: None,
+        source: Source::Preserve,
+    })
 }
 
 fn network() -> OverlayNetwork {
@@ -268,7 +288,7 @@ fn ip(station: u8) -> IpAddr {
 
 fn vip(number: u16) -> IpAddr {
     let [high, low] = number.to_be_bytes();
-    IpAddr::from([10, 1, 100 + high, low])
+    IpAddr::from([10, 2, high, low])
 }
 
 fn mac(station: u8) -> MacAddr {

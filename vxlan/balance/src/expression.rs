@@ -44,10 +44,6 @@ impl Expressions {
         self.payload(BASE_NETWORK, offset, length, to)
     }
 
-    pub(crate) fn source_port(&mut self, to: Register) -> &mut Self {
-        self.payload(BASE_TRANSPORT, 0, 2, to)
-    }
-
     /// A number below `modulus` that depends on the `length` bytes in `from`.
     pub(crate) fn hash(
         &mut self,
@@ -83,15 +79,6 @@ impl Expressions {
         })
     }
 
-    /// Goes on if the key is in the map, with its value.
-    pub(crate) fn mapped(&mut self, map: &str, key: Register, to: Register) -> &mut Self {
-        self.push("lookup", |data| {
-            data.text(1, map);
-            data.number(2, key.0);
-            data.number(3, to.0);
-        })
-    }
-
     /// Adds to a set, or sets what is in it back to the beginning of its time.
     pub(crate) fn remember(&mut self, set: &str, key: Register) -> &mut Self {
         self.push("dynset", |data| {
@@ -103,7 +90,11 @@ impl Expressions {
 
     /// Goes on in the chain that the map has for the key, if it has one.
     pub(crate) fn dispatched(&mut self, map: &str, key: Register) -> &mut Self {
-        self.mapped(map, key, Register::VERDICT)
+        self.push("lookup", |data| {
+            data.text(1, map);
+            data.number(2, key.0);
+            data.number(3, Register::VERDICT.0);
+        })
     }
 
     /// Goes on in `chain`, and does not come back.
@@ -191,6 +182,11 @@ pub(crate) fn number_of(protocol: Protocol) -> u8 {
     }
 }
 
+/// The protocol of that number.
+pub(crate) fn protocol_of(number: u8) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp].into_iter().find(|protocol| number_of(*protocol) == number)
+}
+
 pub(crate) const LIST_ELEMENT: u16 = 1;
 pub(crate) const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
@@ -202,7 +198,6 @@ const NFPROTO_IPV6: u8 = 10;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const BASE_NETWORK: u32 = 1;
-const BASE_TRANSPORT: u32 = 2;
 const CMP_EQUAL: u32 = 0;
 const HASH_JENKINS: u32 = 0;
 const NUMGEN_RANDOM: u32 = 1;

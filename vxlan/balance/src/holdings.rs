@@ -14,9 +14,11 @@ use crate::{
     parts::{Chain, Collection, Parts},
     set::{Element, Kind, Set, Table},
     skeleton::Skeleton,
+    slots::{Slots, Turnover, slots},
 };
 
-/// The parts of each frontend, and how many of them have what they share.
+/// The parts of each frontend, and how many of them have what they share. Their tables are made
+/// when they are wanted: of 10,000 services they would take more than all the rest.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Holdings {
     frontends: BTreeMap<Frontend, (Arc<Pool>, Parts)>,
@@ -26,47 +28,82 @@ pub(crate) struct Holdings {
     /// Nobody's any more, but connections that were made before may need them.
     pub(crate) lingering: BTreeSet<Element>,
     gateways: BTreeSet<IpAddr>,
+    seed: u32,
 }
 
 impl Holdings {
+    pub(crate) fn new(seed: u32) -> Self {
+        Self { seed, ..Self::default() }
+    }
+
     /// Goes over to `desired`, and tells what changes by it.
-    pub(crate) fn follow(&mut self, desired: &NetworkBalance, seed: u32) -> Change {
+    pub(crate) fn follow(&mut self, desired: &NetworkBalance) -> Change {
         // Whether sources are translated depends on them.
         let anew = self.gateways != desired.gateways;
         self.gateways.clone_from(&desired.gateways);
         let mut counts = Counts::default();
         let mut change = Change::default();
-        let gone = self.frontends.keys().filter(|key| !desired.frontends.contains_key(key));
-        for frontend in gone.copied().collect::<Vec<_>>() {
-            if let Some((_, parts)) = self.frontends.remove(&frontend) {
+        let (gone, changed) = self.differing(desired, anew);
+        for frontend in gone {
+            if let Some((pool, parts)) = self.frontends.remove(&frontend) {
                 counts.sub(&parts);
-                change.gone_elements.push(parts.entry);
+                change.gone_elements.extend(parts.keeper.map(|keeper| keeper.entry));
+                let before = slots(frontend, &pool, self.seed);
+                change.turnovers.push(Turnover::new(frontend, &before, &Slots::new()));
+                change.gone_frontends.push(frontend);
             }
         }
-        for (&frontend, pool) in &desired.frontends {
-            let held = self.frontends.get(&frontend);
-            let same = |held: &Arc<Pool>| Arc::ptr_eq(held, pool) || **held == **pool;
-            if !anew && held.is_some_and(|(held, _)| same(held)) {
-                continue;
-            }
+        for (frontend, pool) in changed {
             let gateway =
                 desired.gateways.iter().any(|ip| Family::of(*ip) == Family::of(frontend.ip));
-            let parts = Parts::of(frontend, pool, seed, gateway);
+            let parts = Parts::of(frontend, pool, self.seed, gateway);
             counts.add(&parts);
-            let before = self.frontends.insert(frontend, (Arc::clone(pool), parts.clone()));
-            let before = before.map(|(_, parts)| parts);
-            if before.as_ref().map(|before| &before.lead) != Some(&parts.lead) {
-                if before.is_some() {
-                    change.gone_elements.push(parts.entry.clone());
-                }
-                change.new_elements.push((parts.entry.clone(), Some(parts.lead.clone())));
+            let after = slots(frontend, pool, self.seed);
+            let held = self.frontends.insert(frontend, (Arc::clone(pool), parts.clone()));
+            let before = held.as_ref().map(|(pool, _)| slots(frontend, pool, self.seed));
+            let turnover = Turnover::new(frontend, &before.unwrap_or_default(), &after);
+            change.turnovers.push(turnover);
+            let before = held.map(|(_, parts)| parts);
+            if let Some(before) = &before {
+                counts.sub(before);
             }
-            if let Some(before) = before {
-                counts.sub(&before);
+            let lead = |parts: &Parts| {
+                let keeper = parts.keeper.as_ref();
+                keeper.map(|keeper| (keeper.entry.clone(), keeper.lead().to_owned()))
+            };
+            let (before, after) = (before.as_ref().and_then(lead), lead(&parts));
+            if before != after {
+                change.gone_elements.extend(before.map(|(entry, _)| entry));
+                change.new_elements.extend(after.map(|(entry, lead)| (entry, Some(lead))));
             }
         }
+        change.turnovers.retain(|turnover| !turnover.is_empty());
         self.settle(counts, &mut change);
         change
+    }
+
+    /// The frontends that are none of `desired`, and those that are not as they are there; `anew`:
+    /// all of it. Goes through both at once, because there may be ten thousands.
+    fn differing<'a>(
+        &self,
+        desired: &'a NetworkBalance,
+        anew: bool,
+    ) -> (Vec<Frontend>, Vec<(Frontend, &'a Arc<Pool>)>) {
+        let (mut gone, mut changed) = (Vec::new(), Vec::new());
+        let mut held = self.frontends.iter().peekable();
+        for (&frontend, pool) in &desired.frontends {
+            while let Some((before, _)) = held.next_if(|(before, _)| **before < frontend) {
+                gone.push(*before);
+            }
+            let same = held
+                .next_if(|(before, _)| **before == frontend)
+                .is_some_and(|(_, (held, _))| Arc::ptr_eq(held, pool) || **held == **pool);
+            if anew || !same {
+                changed.push((frontend, pool));
+            }
+        }
+        gone.extend(held.map(|(frontend, _)| *frontend));
+        (gone, changed)
     }
 
     /// Brings the counts of shared things up to date.
@@ -113,10 +150,10 @@ impl Holdings {
         let mut chains = BTreeMap::new();
         let mut entries = BTreeMap::new();
         let mut shapes = BTreeMap::new();
-        for (_, parts) in self.frontends.values() {
-            entries.insert(&parts.entry, parts.lead.as_str());
-            chains.extend(parts.chains.iter().map(|chain| (chain.name.as_str(), chain)));
-            shapes.extend(parts.collections.iter().map(|c| (c.name.as_str(), c)));
+        for keeper in self.frontends.values().filter_map(|(_, parts)| parts.keeper.as_ref()) {
+            entries.insert(&keeper.entry, keeper.lead());
+            chains.extend(keeper.chains.iter().map(|chain| (chain.name.as_str(), chain)));
+            shapes.extend(keeper.collections.iter().map(|c| (c.name.as_str(), c)));
         }
         let fixed = skeleton.labelled();
         for (chain, labels) in actual.chains.iter().filter(|(key, _)| !fixed.contains_key(key)) {
@@ -163,6 +200,15 @@ impl Holdings {
         }
         let missing = self.elements.keys().filter(|e| !actual.elements.contains_key(e));
         change.new_elements.extend(missing.map(|element| (element.clone(), None)));
+
+        let (none, nobodys) = (Slots::new(), |frontend| !self.frontends.contains_key(frontend));
+        let foreign = actual.slots.iter().filter(|(frontend, _)| nobodys(frontend));
+        let gone = foreign.map(|(frontend, found)| Turnover::new(*frontend, found, &none));
+        let mended = self.frontends.iter().map(|(frontend, (pool, _))| {
+            let found = actual.slots.get(frontend).unwrap_or(&none);
+            Turnover::new(*frontend, found, &slots(*frontend, pool, self.seed))
+        });
+        change.turnovers.extend(gone.chain(mended).filter(|turnover| !turnover.is_empty()));
         Some(change)
     }
 
@@ -219,11 +265,11 @@ impl Counts {
         for element in &parts.elements {
             *self.elements.entry(element.clone()).or_default() += 1;
         }
-        for chain in &parts.chains {
+        for chain in parts.keeper.iter().flat_map(|keeper| &keeper.chains) {
             *self.chains.entry(chain.name.clone()).or_default() += 1;
             self.rules.insert(chain.name.clone(), chain.clone());
         }
-        for collection in &parts.collections {
+        for collection in parts.keeper.iter().flat_map(|keeper| &keeper.collections) {
             *self.collections.entry(collection.name.clone()).or_default() += 1;
             self.shapes.insert(collection.name.clone(), collection.clone());
         }
@@ -233,10 +279,10 @@ impl Counts {
         for element in &parts.elements {
             *self.elements.entry(element.clone()).or_default() -= 1;
         }
-        for chain in &parts.chains {
+        for chain in parts.keeper.iter().flat_map(|keeper| &keeper.chains) {
             *self.chains.entry(chain.name.clone()).or_default() -= 1;
         }
-        for collection in &parts.collections {
+        for collection in parts.keeper.iter().flat_map(|keeper| &keeper.collections) {
             *self.collections.entry(collection.name.clone()).or_default() -= 1;
         }
     }
@@ -250,7 +296,7 @@ mod tests {
     use weft_model::{EndpointId, NetworkId, NodeId, Protocol, Source, Spread};
 
     use super::*;
-    use crate::Backend;
+    use crate::{Backend, slots::Target};
 
     fn any_balance() -> impl Strategy<Value = NetworkBalance> {
         let backends = proptest::collection::btree_map(0..6u8, (0..3u16, any::<bool>()), 0..4);
@@ -317,6 +363,18 @@ mod tests {
                 let before = actual.elements.insert(element.clone(), lead.clone());
                 assert!(before.is_none(), "{element:?}");
             }
+            for Turnover { frontend, gone, new } in &change.turnovers {
+                let table = actual.slots.entry(*frontend).or_default();
+                let mut slots: BTreeMap<_, _> = table.iter().copied().collect();
+                for slot in gone {
+                    assert!(slots.remove(slot).is_some(), "{frontend} {slot}");
+                }
+                for (slot, target) in new {
+                    assert!(slots.insert(*slot, *target).is_none(), "{frontend} {slot}");
+                }
+                *table = slots.into_iter().collect();
+            }
+            actual.slots.retain(|_, table| !table.is_empty());
             for chain in &change.gone_chains {
                 assert!(actual.chains.remove(chain).is_some(), "{chain:?}");
                 let led = actual.elements.values().flatten().any(|lead| *lead == chain.1);
@@ -333,14 +391,14 @@ mod tests {
         fn following_step_by_step_ends_where_starting_anew_does(
             steps in proptest::collection::vec(any_balance(), 1..5),
         ) {
-            let skeleton = Skeleton::new(steps[0].gateway_mac, &BTreeSet::new());
-            let (mut kernel, mut holdings) = (Fake::laid(&skeleton), Holdings::default());
+            let skeleton = Skeleton::new(steps[0].gateway_mac, &BTreeSet::new(), 1);
+            let (mut kernel, mut holdings) = (Fake::laid(&skeleton), Holdings::new(1));
             for balance in &steps {
-                let change = holdings.follow(balance, 1);
+                let change = holdings.follow(balance);
                 kernel.apply(&change);
                 // A successor that knows nothing finds nothing to do, whatever lingers.
-                let mut successor = Holdings::default();
-                let whole = successor.follow(balance, 1);
+                let mut successor = Holdings::new(1);
+                let whole = successor.follow(balance);
                 let change = successor.compare(&kernel.0, &skeleton).unwrap();
                 prop_assert!(change.is_empty(), "{change:?}");
                 prop_assert_eq!(&successor.lingering, &holdings.lingering);
@@ -352,7 +410,7 @@ mod tests {
             kernel.apply(&holdings.let_go(&BTreeSet::new()));
             let last = steps.last().unwrap();
             let mut fresh = Fake::laid(&skeleton);
-            fresh.apply(&Holdings::default().follow(last, 1));
+            fresh.apply(&Holdings::new(1).follow(last));
             prop_assert_eq!(&kernel.0, &fresh.0);
         }
 
@@ -361,14 +419,42 @@ mod tests {
             before in any_balance(),
             after in any_balance(),
         ) {
-            let skeleton = Skeleton::new(after.gateway_mac, &BTreeSet::new());
+            let skeleton = Skeleton::new(after.gateway_mac, &BTreeSet::new(), 1);
             let mut kernel = Fake::laid(&skeleton);
-            kernel.apply(&Holdings::default().follow(&before, 1));
-            let mut holdings = Holdings::default();
-            holdings.follow(&after, 1);
+            kernel.apply(&Holdings::new(1).follow(&before));
+            let mut holdings = Holdings::new(1);
+            holdings.follow(&after);
             let change = holdings.compare(&kernel.0, &skeleton).unwrap();
             kernel.apply(&change);
             prop_assert!(holdings.compare(&kernel.0, &skeleton).unwrap().is_empty());
+        }
+
+        #[test]
+        fn what_somebody_has_done_to_a_table_is_undone(
+            balance in any_balance(),
+            number: prop::sample::Index,
+            slot in 0..3u32,
+            act in 0..3u8,
+        ) {
+            let skeleton = Skeleton::new(balance.gateway_mac, &BTreeSet::new(), 1);
+            let (mut kernel, mut holdings) = (Fake::laid(&skeleton), Holdings::new(1));
+            kernel.apply(&holdings.follow(&balance));
+            let right = kernel.clone();
+            prop_assume!(!kernel.0.slots.is_empty());
+            let number = number.index(kernel.0.slots.len());
+            let table = kernel.0.slots.values_mut().nth(number).unwrap();
+            let elsewhere = Target { ip: [192, 0, 2, 1].into(), port: Some(1) };
+            match act {
+                0 => drop(table.remove(0)),
+                1 => table[0].1 = elsewhere,
+                _ => table.push((1_000_000 + slot, elsewhere)),
+            }
+            let change = holdings.compare(&kernel.0, &skeleton).unwrap();
+            prop_assert_eq!(change.turnovers.len(), 1);
+            let Turnover { gone, new, .. } = &change.turnovers[0];
+            prop_assert!(gone.len() + new.len() <= 2, "{change:?}");
+            kernel.apply(&change);
+            prop_assert_eq!(kernel.0, right.0);
         }
     }
 }

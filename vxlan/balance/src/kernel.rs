@@ -1,20 +1,25 @@
 //! Our tables in one namespace: what is there, and how it is changed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use weft_model::Family;
 use weft_vxlan::{Namespace, load_rules};
 
 use crate::{
+    Frontend,
     error::BalanceError,
     expression::{self, LIST_ELEMENT},
-    netfilter::{NFTABLES, NLM_F_APPEND, NLM_F_CREATE, Netfilter, Request},
-    parts::{Chain, Collection, Shape, address_length},
+    messages::{
+        CHAIN_NAME, DELETE_ELEMENT, ELEMENT_DATA, ELEMENT_EXPRESSION, ELEMENT_EXPRESSIONS,
+        ELEMENT_KEY, ELEMENTS_LIST, ELEMENTS_SET, GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET,
+        GET_TABLE, Item, NEW_ELEMENT, RULE_CHAIN, RULE_USERDATA, SET_ANONYMOUS, SET_FLAGS,
+        SET_NAME, TABLE, Value, change_elements, drop_chain, drop_collection, empty_chain,
+        fill_chain, fill_collection, make_chain, make_collection, request,
+    },
+    netfilter::{Netfilter, Request},
+    parts::{Chain, Collection, counters},
     set::{Element, Set, Table},
     skeleton::{Skeleton, USER},
+    slots::{self, Slots, Turnover},
     wire::{self, Writer, attribute, attributes, nested},
 };
 
@@ -26,11 +31,12 @@ pub(crate) struct Actual {
     /// Sets and maps that are not in the skeleton.
     pub(crate) collections: BTreeSet<(Table, String)>,
     pub(crate) sets: BTreeSet<Set>,
-    /// With the chains that they lead to.
+    /// With the chains that they lead to. Of tables, only what is nobody's slot.
     pub(crate) elements: BTreeMap<Element, Option<String>>,
+    pub(crate) slots: BTreeMap<Frontend, Slots>,
 }
 
-/// One transaction's changes, in the order in which they are made.
+/// Changes, in the order in which they are made.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Change {
     pub(crate) new_collections: Vec<Collection>,
@@ -40,8 +46,11 @@ pub(crate) struct Change {
     pub(crate) gone_elements: Vec<Element>,
     /// With the chains that they lead to.
     pub(crate) new_elements: Vec<(Element, Option<String>)>,
+    pub(crate) turnovers: Vec<Turnover>,
     pub(crate) gone_chains: Vec<(Table, String)>,
     pub(crate) gone_collections: Vec<(Table, String)>,
+    /// What all of that does away with.
+    pub(crate) gone_frontends: Vec<Frontend>,
 }
 
 /// What a frontend's traffic has come to.
@@ -149,8 +158,12 @@ impl Kernel {
             match Set::named(&name, table) {
                 Some(set) => {
                     actual.sets.insert(set);
-                    for Found { key, chain, .. } in self.read_elements(set)? {
-                        actual.elements.insert(Element { set, key }, chain);
+                    if set.has_slots() {
+                        self.read_slots(set, actual)?;
+                    } else {
+                        for Found { key, chain, .. } in self.read_elements(set)? {
+                            actual.elements.insert(Element { set, key }, chain);
+                        }
                     }
                 }
                 // Those that a rule brings along go with the rule.
@@ -164,20 +177,38 @@ impl Kernel {
     }
 
     fn read_elements(&mut self, set: Set) -> Result<Vec<Found>, BalanceError> {
-        let mut body = Writer::default();
-        body.text(TABLE, Table::NAME);
-        body.text(ELEMENTS_SET, &set.to_string());
-        let answers = self.netfilter.dump(&request(GET_ELEMENT, Some(set.table()), body))?;
-        let mut found = Vec::new();
-        for answer in answers {
-            let list = attribute(&answer.body, ELEMENTS_LIST).unwrap_or_default();
-            found.extend(attributes(list).filter_map(|(_, element)| {
+        let gather = |found: &mut Vec<Found>, body: &[u8]| {
+            found.extend(elements(body).filter_map(|element| {
                 let key = nested(element, &[ELEMENT_KEY, expression::DATA_VALUE])?.to_vec();
                 let chain = nested(element, &[ELEMENT_DATA, 2, 2]).map(wire::text);
                 Some(Found { key, chain, tally: tally(element) })
             }));
-        }
-        Ok(found)
+        };
+        Ok(self.netfilter.gather(&all_of(set), gather)?)
+    }
+
+    fn read_slots(&mut self, set: Set, actual: &mut Actual) -> Result<(), BalanceError> {
+        // There may be a million: nothing is kept but what is in them.
+        type Read = (BTreeMap<Frontend, Slots>, Vec<Vec<u8>>);
+        let gather = |(slots, strange): &mut Read, body: &[u8]| {
+            for element in elements(body) {
+                let part = |kind| nested(element, &[kind, expression::DATA_VALUE]);
+                let Some(key) = part(ELEMENT_KEY) else { continue };
+                match slots::parse(set, key, part(ELEMENT_DATA).unwrap_or_default()) {
+                    Some((frontend, slot, target)) => {
+                        slots.entry(frontend).or_default().push((slot, target));
+                    }
+                    None => strange.push(key.to_vec()),
+                }
+            }
+        };
+        let (slots, strange) = self.netfilter.gather(&all_of(set), gather)?;
+        actual.elements.extend(strange.into_iter().map(|key| (Element { set, key }, None)));
+        actual.slots.extend(slots.into_iter().map(|(frontend, mut slots)| {
+            slots.sort_unstable();
+            (frontend, slots)
+        }));
+        Ok(())
     }
 
     /// What the elements of a set have counted.
@@ -186,210 +217,146 @@ impl Kernel {
         Ok(elements.into_iter().map(|found| (found.key, found.tally)).collect())
     }
 
-    /// Makes `change` one transaction, unless it is a very large one: then what is new comes in
-    /// several, each of them whole.
+    /// Makes `change` one transaction, unless it is a very large one: then the tables of some
+    /// frontends come in one, and those of others in the next.
     pub(crate) fn apply(&mut self, change: &Change) -> Result<(), BalanceError> {
-        let mut requests: Vec<_> = change.new_collections.iter().map(make_collection).collect();
-        requests.extend(change.new_chains.iter().map(make_chain));
+        let mut batch = Batch::default();
         // What leads to chains needs them; what is in constant maps comes before the rules that
         // use it.
-        requests.extend(change.new_collections.iter().flat_map(fill_collection));
-        requests
-            .extend(change.mended_chains.iter().map(|chain| empty_chain(Table::Inet, &chain.name)));
+        batch.requests.extend(change.new_collections.iter().map(make_collection));
+        batch.requests.extend(change.new_chains.iter().map(make_chain));
+        batch.requests.extend(change.new_collections.iter().flat_map(fill_collection));
+        let mended = change.mended_chains.iter();
+        batch.requests.extend(mended.map(|chain| empty_chain(Table::Inet, &chain.name)));
         let chains = change.new_chains.iter().chain(&change.mended_chains);
-        requests.extend(chains.flat_map(fill_chain));
-        requests.extend(change_elements(DELETE_ELEMENT, 0, &change.gone_elements, |_| None));
-        let new: Vec<_> = change.new_elements.iter().map(|(element, _)| element.clone()).collect();
-        let leads: BTreeMap<_, _> = change
-            .new_elements
-            .iter()
-            .filter_map(|(element, chain)| Some((element, chain.as_deref()?)))
-            .collect();
-        requests.extend(change_elements(NEW_ELEMENT, NLM_F_CREATE, &new, |element| {
-            leads.get(element).copied()
-        }));
+        batch.requests.extend(chains.flat_map(fill_chain));
+
+        // A frontend is found as soon as it counts: its table is there by then.
+        let (mut heads, other): (BTreeMap<_, _>, BTreeMap<_, _>) = edits(change)
+            .into_iter()
+            .partition(|(element, edit)| element.set.is_head() && !edit.gone);
+        self.edit(&mut batch, other)?;
+        for turnovers in change.turnovers.chunks(TABLES_EACH) {
+            self.turn_over(&mut batch, turnovers)?;
+            let frontends = turnovers.iter().map(|turnover| counters(turnover.frontend));
+            let heads = frontends.filter_map(|[head, ..]| heads.remove_entry(&head)).collect();
+            self.edit(&mut batch, heads)?;
+        }
+        self.edit(&mut batch, heads)?;
+
         // In the opposite order.
         let gone = || change.gone_chains.iter();
-        requests.extend(gone().map(|(table, name)| empty_chain(*table, name)));
-        requests.extend(change.gone_collections.iter().map(|(table, name)| {
-            let mut body = Writer::default();
-            body.text(TABLE, Table::NAME);
-            body.text(SET_NAME, name);
-            request(DELETE_SET, Some(*table), body)
-        }));
-        requests.extend(gone().map(|(table, name)| {
-            let mut body = Writer::default();
-            body.text(TABLE, Table::NAME);
-            body.text(CHAIN_NAME, name);
-            request(DELETE_CHAIN, Some(*table), body)
-        }));
-        Ok(self.netfilter.commit(&requests)?)
+        batch.requests.extend(gone().map(|(table, name)| empty_chain(*table, name)));
+        let collections = change.gone_collections.iter();
+        batch.requests.extend(collections.map(|(table, name)| drop_collection(*table, name)));
+        batch.requests.extend(gone().map(|(table, name)| drop_chain(*table, name)));
+        self.commit(&mut batch)
     }
+
+    /// Replaces slots, those of a frontend together.
+    fn turn_over(&mut self, batch: &mut Batch, turnovers: &[Turnover]) -> Result<(), BalanceError> {
+        let (mut gone, mut new) = (Items::new(), Items::new());
+        for turnover in turnovers {
+            let Element { set, key } = slots::base(turnover.frontend);
+            let key = |slot: u32| [key.as_slice(), &slots::tail(slot)].concat();
+            let items = turnover.gone.iter().map(|slot| (key(*slot), Value::None));
+            gone.entry(set).or_default().extend(items);
+            let items = turnover.new.iter().map(|(slot, to)| (key(*slot), Value::Target(*to)));
+            new.entry(set).or_default().extend(items);
+        }
+        self.add(batch, &[(DELETE_ELEMENT, gone), (NEW_ELEMENT, new)])
+    }
+
+    fn edit(
+        &mut self,
+        batch: &mut Batch,
+        edits: BTreeMap<&Element, Edit<'_>>,
+    ) -> Result<(), BalanceError> {
+        let edits: Vec<_> = edits.into_iter().collect();
+        for edits in edits.chunks(AT_ONCE) {
+            let (mut gone, mut new) = (Items::new(), Items::new());
+            for (Element { set, key }, edit) in edits {
+                if edit.gone {
+                    gone.entry(*set).or_default().push((key.clone(), Value::None));
+                }
+                if let Some(value) = &edit.new {
+                    new.entry(*set).or_default().push((key.clone(), value.clone()));
+                }
+            }
+            self.add(batch, &[(DELETE_ELEMENT, gone), (NEW_ELEMENT, new)])?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, batch: &mut Batch, steps: &[(u16, Items<'_>)]) -> Result<(), BalanceError> {
+        let elements: usize = steps.iter().flat_map(|(_, sets)| sets.values()).map(Vec::len).sum();
+        if batch.elements > 0 && batch.elements + elements > AT_ONCE {
+            self.commit(batch)?;
+        }
+        batch.elements += elements;
+        for (kind, sets) in steps {
+            for (set, items) in sets {
+                batch.requests.extend(change_elements(*kind, set.table(), &set.to_string(), items));
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, batch: &mut Batch) -> Result<(), BalanceError> {
+        let Batch { requests, .. } = std::mem::take(batch);
+        match requests.is_empty() {
+            true => Ok(()),
+            false => Ok(self.netfilter.commit(&requests)?),
+        }
+    }
+}
+
+/// The next transaction.
+#[derive(Default)]
+struct Batch {
+    requests: Vec<Request>,
+    /// How many are made and deleted in it.
+    elements: usize,
+}
+
+type Items<'a> = BTreeMap<Set, Vec<Item<'a>>>;
+
+/// What is done to one element.
+#[derive(Default)]
+struct Edit<'a> {
+    gone: bool,
+    new: Option<Value<'a>>,
+}
+
+fn edits(change: &Change) -> BTreeMap<&Element, Edit<'_>> {
+    let mut edits: BTreeMap<_, Edit<'_>> = BTreeMap::new();
+    for element in &change.gone_elements {
+        edits.entry(element).or_default().gone = true;
+    }
+    for (element, lead) in &change.new_elements {
+        let value = lead.as_deref().map_or(Value::None, Value::Lead);
+        edits.entry(element).or_default().new = Some(value);
+    }
+    edits
+}
+
+fn all_of(set: Set) -> Request {
+    let mut body = Writer::default();
+    body.text(TABLE, Table::NAME);
+    body.text(ELEMENTS_SET, &set.to_string());
+    request(GET_ELEMENT, Some(set.table()), body)
+}
+
+/// The elements in one answer of the kernel.
+fn elements(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let list = attribute(body, ELEMENTS_LIST).unwrap_or_default();
+    attributes(list).map(|(_, element)| element)
 }
 
 /// The label of rule number `index` of a chain whose name says what is in it.
 pub(crate) fn rule_label(chain: &str, index: usize) -> String {
     let digest = chain.rsplit('-').next().unwrap_or(chain);
     format!("weft {digest} {index}")
-}
-
-fn make_chain(chain: &Chain) -> Request {
-    let mut body = Writer::default();
-    body.text(TABLE, Table::NAME);
-    body.text(CHAIN_NAME, &chain.name);
-    request(NEW_CHAIN, Some(Table::Inet), body).with(NLM_F_CREATE)
-}
-
-fn fill_chain(chain: &Chain) -> impl Iterator<Item = Request> {
-    chain.rules.iter().enumerate().map(|(index, expressions)| {
-        let mut body = Writer::default();
-        body.text(TABLE, Table::NAME);
-        body.text(RULE_CHAIN, &chain.name);
-        body.nest(RULE_EXPRESSIONS, |body| body.0.extend(&expressions.0));
-        let label = rule_label(&chain.name, index);
-        // The form of comments in nft's user data.
-        let mut comment = vec![0, label.len() as u8 + 1];
-        comment.extend(label.as_bytes());
-        comment.push(0);
-        body.bytes(RULE_USERDATA, &comment);
-        request(NEW_RULE, Some(Table::Inet), body).with(NLM_F_CREATE | NLM_F_APPEND)
-    })
-}
-
-fn empty_chain(table: Table, name: &str) -> Request {
-    let mut body = Writer::default();
-    body.text(TABLE, Table::NAME);
-    body.text(RULE_CHAIN, name);
-    request(DELETE_RULE, Some(table), body)
-}
-
-fn make_collection(Collection { name, shape }: &Collection) -> Request {
-    let mut body = Writer::default();
-    body.text(TABLE, Table::NAME);
-    body.text(SET_NAME, name);
-    // The kernel wants one; it is of no use.
-    body.number(SET_ID, 1);
-    let size = match shape {
-        Shape::Backends { family, port, slots } => {
-            body.number(SET_FLAGS, SET_MAP | SET_CONSTANT);
-            body.number(SET_KEY_TYPE, TYPE_INTEGER);
-            body.number(SET_KEY_LENGTH, 4);
-            let (address, length) = (address_type(*family), address_length(*family));
-            let (target, length) = match port {
-                true => (address << TYPE_BITS | TYPE_PORT, length + 4),
-                false => (address, length),
-            };
-            body.number(SET_DATA_TYPE, target);
-            body.number(SET_DATA_LENGTH, length);
-            slots.len() as u32
-        }
-        Shape::Chains { slots } => {
-            body.number(SET_FLAGS, SET_MAP | SET_CONSTANT);
-            body.number(SET_KEY_TYPE, TYPE_INTEGER);
-            body.number(SET_KEY_LENGTH, 4);
-            body.number(SET_DATA_TYPE, TYPE_VERDICT);
-            slots.len() as u32
-        }
-        Shape::Clients { family, timeout } => {
-            body.number(SET_FLAGS, SET_TIMEOUT | SET_DYNAMIC);
-            body.number(SET_KEY_TYPE, address_type(*family));
-            body.number(SET_KEY_LENGTH, address_length(*family));
-            body.bytes(SET_TIMEOUT_MS, &milliseconds(*timeout).to_be_bytes());
-            MOST_CLIENTS
-        }
-    };
-    body.nest(SET_DESCRIPTION, |description| description.number(1, size));
-    request(NEW_SET, Some(Table::Inet), body).with(NLM_F_CREATE)
-}
-
-fn fill_collection(Collection { name, shape }: &Collection) -> Vec<Request> {
-    let write = |slot: u32, element: &mut Writer| match shape {
-        Shape::Backends { slots, .. } => {
-            let target = slots[slot as usize].bytes();
-            element.nest(ELEMENT_DATA, |data| data.bytes(expression::DATA_VALUE, &target));
-        }
-        Shape::Chains { slots } => {
-            element.nest(ELEMENT_DATA, |data| expression::goto(data, &slots[slot as usize]));
-        }
-        Shape::Clients { .. } => {}
-    };
-    let count = match shape {
-        Shape::Backends { slots, .. } => slots.len(),
-        Shape::Chains { slots } => slots.len(),
-        Shape::Clients { .. } => 0,
-    };
-    let slots: Vec<u32> = (0..count as u32).collect();
-    let requests = slots.chunks(ELEMENTS_EACH).map(|chunk| {
-        let mut body = Writer::default();
-        body.text(TABLE, Table::NAME);
-        body.text(ELEMENTS_SET, name);
-        body.nest(ELEMENTS_LIST, |list| {
-            for slot in chunk {
-                list.nest(LIST_ELEMENT, |element| {
-                    // Numbers that the kernel computes are in its own byte order.
-                    write_key(element, &slot.to_ne_bytes());
-                    write(*slot, element);
-                });
-            }
-        });
-        request(NEW_ELEMENT, Some(Table::Inet), body).with(NLM_F_CREATE)
-    });
-    requests.collect()
-}
-
-fn address_type(family: Family) -> u32 {
-    match family {
-        Family::V4 => TYPE_IPV4,
-        Family::V6 => TYPE_IPV6,
-    }
-}
-
-fn write_key(element: &mut Writer, key: &[u8]) {
-    element.nest(ELEMENT_KEY, |data| data.bytes(expression::DATA_VALUE, key));
-}
-
-/// Requests to add or delete elements; those of one set together.
-fn change_elements<'a>(
-    kind: u16,
-    flags: u16,
-    elements: &'a [Element],
-    lead: impl Fn(&Element) -> Option<&'a str>,
-) -> Vec<Request> {
-    let mut by_set: BTreeMap<Set, Vec<&Element>> = BTreeMap::new();
-    for element in elements {
-        by_set.entry(element.set).or_default().push(element);
-    }
-    let mut requests = Vec::new();
-    for (set, elements) in by_set {
-        for chunk in elements.chunks(ELEMENTS_EACH) {
-            let mut body = Writer::default();
-            body.text(TABLE, Table::NAME);
-            body.text(ELEMENTS_SET, &set.to_string());
-            body.nest(ELEMENTS_LIST, |list| {
-                for element in chunk {
-                    list.nest(LIST_ELEMENT, |body| {
-                        write_key(body, &element.key);
-                        if let Some(chain) = lead(element) {
-                            body.nest(ELEMENT_DATA, |data| expression::goto(data, chain));
-                        }
-                    });
-                }
-            });
-            requests.push(request(kind, Some(set.table()), body).with(flags));
-        }
-    }
-    requests
-}
-
-fn request(kind: u16, table: Option<Table>, body: Writer) -> Request {
-    let family = table.map(Table::family).unwrap_or_default();
-    Request { kind: NFTABLES << 8 | kind, flags: 0, family, body }
-}
-
-impl Request {
-    fn with(self, flags: u16) -> Self {
-        Self { flags, ..self }
-    }
 }
 
 /// The comment in a rule's user data.
@@ -413,59 +380,9 @@ fn tally(element: &[u8]) -> Tally {
     Tally { bytes: count(1).unwrap_or_default(), packets: count(2).unwrap_or_default() }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// As many as fit into one attribute, whatever they are.
-const ELEMENTS_EACH: usize = 256;
-const MOST_CLIENTS: u32 = 65_536;
-
-/// `include/uapi/linux/netfilter/nf_tables.h`.
-const GET_TABLE: u16 = 1;
-const NEW_CHAIN: u16 = 3;
-const GET_CHAIN: u16 = 4;
-const DELETE_CHAIN: u16 = 5;
-const NEW_RULE: u16 = 6;
-const GET_RULE: u16 = 7;
-const DELETE_RULE: u16 = 8;
-const NEW_SET: u16 = 9;
-const GET_SET: u16 = 10;
-const DELETE_SET: u16 = 11;
-const NEW_ELEMENT: u16 = 12;
-const GET_ELEMENT: u16 = 13;
-const DELETE_ELEMENT: u16 = 14;
-/// The table's name, in every message.
-const TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
-const RULE_USERDATA: u16 = 7;
-const SET_NAME: u16 = 2;
-const SET_FLAGS: u16 = 3;
-const SET_KEY_TYPE: u16 = 4;
-const SET_KEY_LENGTH: u16 = 5;
-const SET_DATA_TYPE: u16 = 6;
-const SET_DATA_LENGTH: u16 = 7;
-const SET_DESCRIPTION: u16 = 9;
-const SET_ID: u16 = 10;
-const SET_TIMEOUT_MS: u16 = 11;
-const SET_ANONYMOUS: u32 = 1;
-const SET_CONSTANT: u32 = 2;
-const SET_MAP: u32 = 8;
-const SET_TIMEOUT: u32 = 0x10;
-const SET_DYNAMIC: u32 = 0x20;
-const ELEMENTS_SET: u16 = 2;
-const ELEMENTS_LIST: u16 = 3;
-const ELEMENT_KEY: u16 = 1;
-const ELEMENT_DATA: u16 = 2;
-const ELEMENT_EXPRESSION: u16 = 7;
-const ELEMENT_EXPRESSIONS: u16 = 11;
-/// `NFT_DATA_VERDICT`.
-const TYPE_VERDICT: u32 = 0xffff_ff00;
-/// nft's own numbers for types, by which it prints keys and values.
-const TYPE_INTEGER: u32 = 4;
-const TYPE_IPV4: u32 = 7;
-const TYPE_IPV6: u32 = 8;
-const TYPE_PORT: u32 = 13;
-const TYPE_BITS: u32 = 6;
+/// How many elements are changed in one transaction. For each of them the kernel keeps a message of
+/// 4 KiB until the transaction is done, for whoever listens.
+const AT_ONCE: usize = 16_384;
+/// Of how many frontends tables are changed in one transaction at least: the largest has 65,521
+/// slots.
+const TABLES_EACH: usize = 16;

@@ -53,15 +53,20 @@ fn table_size(weights: impl Iterator<Item = u16> + Clone) -> usize {
     let total: u64 = weights.clone().map(u64::from).sum();
     let (count, least) = (weights.clone().count(), weights.min().unwrap_or(1).max(1));
     // As many as there would be if all had the weight of the lightest.
+    let [one, few, some, many, most, all] = SIZES.map(|size| size as usize);
     match (count, total.div_ceil(u64::from(least))) {
-        (0 | 1, _) => count,
-        (_, ..=4) => 61,
-        (_, ..=12) => 251,
-        (_, ..=40) => 1_021,
-        (..=400, _) => 8_191,
-        _ => 65_521,
+        (0, _) => 0,
+        (1, _) => one,
+        (_, ..=4) => few,
+        (_, ..=12) => some,
+        (_, ..=40) => many,
+        (..=400, _) => most,
+        _ => all,
     }
 }
+
+/// The sizes that tables have.
+pub(crate) const SIZES: [u32; 6] = [1, 61, 251, 1_021, 8_191, 65_521];
 
 /// A backend that takes slots in an order of its own.
 struct Contender {

@@ -128,21 +128,45 @@ impl Netfilter {
 
     /// Reads all objects that `request` asks for.
     pub(crate) fn dump(&mut self, request: &Request) -> Result<Vec<Answer>, NetfilterError> {
+        self.attempt(request, |answers: &mut Vec<Answer>, family, body| {
+            answers.push(Answer { family, body: body.to_vec() });
+        })
+    }
+
+    /// As [`dump`](Self::dump), keeping what `keep` does of each.
+    pub(crate) fn gather<T: Default>(
+        &mut self,
+        request: &Request,
+        keep: impl Fn(&mut T, &[u8]),
+    ) -> Result<T, NetfilterError> {
+        self.attempt(request, |kept: &mut T, _, body| keep(kept, body))
+    }
+
+    fn attempt<T: Default>(
+        &mut self,
+        request: &Request,
+        keep: impl Fn(&mut T, u8, &[u8]),
+    ) -> Result<T, NetfilterError> {
         for _ in 0..DUMP_ATTEMPTS {
-            match self.dump_once(request) {
+            let mut kept = T::default();
+            match self.dump_once(request, |family, body| keep(&mut kept, family, body)) {
                 Err(NetfilterError::Interrupted) => {}
-                other => return other,
+                other => return other.map(|()| kept),
             }
         }
         Err(NetfilterError::Interrupted)
     }
 
-    fn dump_once(&mut self, request: &Request) -> Result<Vec<Answer>, NetfilterError> {
+    fn dump_once(
+        &mut self,
+        request: &Request,
+        mut keep: impl FnMut(u8, &[u8]),
+    ) -> Result<(), NetfilterError> {
         let Request { kind, flags, family, body } = request;
         let mut bytes = Vec::new();
         self.append(&mut bytes, *kind, NLM_F_REQUEST | NLM_F_DUMP | flags, *family, 0, &body.0);
         self.send(&bytes)?;
-        let (mut answers, mut interrupted) = (Vec::new(), false);
+        let mut interrupted = false;
         loop {
             let length = self.receive()?;
             for (header, body) in messages(&self.buffer[..length]) {
@@ -152,21 +176,21 @@ impl Netfilter {
                 interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match header.kind {
                     NLMSG_DONE if interrupted => return Err(NetfilterError::Interrupted),
-                    NLMSG_DONE => return Ok(answers),
+                    NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => {
                         return match errno(body) {
                             // What is asked for is in something that is not there.
-                            None | Some(Errno::ENOENT) => Ok(answers),
+                            None | Some(Errno::ENOENT) => Ok(()),
                             Some(Errno::EINTR) => Err(NetfilterError::Interrupted),
                             Some(errno) => {
                                 Err(NetfilterError::Refused { errno, kind: kind & 0xff })
                             }
                         };
                     }
-                    _ => answers.push(Answer {
-                        family: body.first().copied().unwrap_or_default(),
-                        body: body.get(FAMILY_HEADER..).unwrap_or_default().to_vec(),
-                    }),
+                    _ => keep(
+                        body.first().copied().unwrap_or_default(),
+                        body.get(FAMILY_HEADER..).unwrap_or_default(),
+                    ),
                 }
             }
         }

@@ -57,7 +57,7 @@ impl NetworkKernel {
             kernel,
             events,
             seed,
-            holdings: Holdings::default(),
+            holdings: Holdings::new(seed),
             known: None,
             gone: BTreeSet::new(),
             unanswered: BTreeMap::new(),
@@ -83,11 +83,9 @@ impl NetworkKernel {
     ) -> Result<Outcome, BalanceError> {
         let base = |balance: &NetworkBalance| (balance.gateway_mac, balance.gateways.clone());
         let known = self.known.take();
-        if let Some(known) = &known {
-            self.gone.extend(known.frontends.keys());
-        }
+        let changes = self.holdings.follow(desired);
+        self.gone.extend(&changes.gone_frontends);
         self.gone.retain(|frontend| !desired.frontends.contains_key(frontend));
-        let changes = self.holdings.follow(desired, self.seed);
         if known.as_ref().is_some_and(|known| base(known) == base(desired)) && !thorough {
             let applied = u64::from(!changes.is_empty());
             if changes.is_empty() || self.kernel.apply(&changes).is_ok() {
@@ -106,7 +104,7 @@ impl NetworkKernel {
         desired: &NetworkBalance,
         macs: &BTreeSet<MacAddr>,
     ) -> Result<Outcome, BalanceError> {
-        let skeleton = Skeleton::new(desired.gateway_mac, &desired.gateways);
+        let skeleton = Skeleton::new(desired.gateway_mac, &desired.gateways, self.seed);
         let mut outcome = Outcome::default();
         for attempt in 0.. {
             let actual = self.kernel.read()?;
@@ -222,7 +220,7 @@ impl NetworkKernel {
         if let Some(known) = self.known.take() {
             self.gone.extend(known.frontends.keys());
         }
-        self.holdings = Holdings::default();
+        self.holdings = Holdings::new(self.seed);
         if self.kernel.has_tables()? {
             self.kernel.clear()?;
         }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     time::Duration,
 };
 
@@ -10,27 +9,32 @@ use sha2::{Digest as _, Sha256};
 use weft_model::{Family, Source, Spread};
 
 use crate::{
-    Backend, Frontend, Pool,
+    Frontend, Pool,
     expression::{Expressions, Register},
-    maglev::maglev,
     set::{Element, Kind, octets},
+    slots::{Target, memory, own, target, targets},
     wire::Writer,
 };
 
-/// All that one frontend has in the kernel.
+/// All that one frontend has in the kernel but its table.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Parts {
+    /// Of a frontend that remembers clients.
+    pub(crate) keeper: Option<Keeper>,
+    /// What may be others', too.
+    pub(crate) elements: BTreeSet<Element>,
+}
+
+/// What remembers the clients of a frontend.
 ///
 /// Names of chains and of what belongs to one are made of what is in it: what has the name has the
 /// content, and a change is something new beside the old, which goes when nothing leads to it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Parts {
-    /// The key that dispatches to a chain, and the chain's name.
+pub(crate) struct Keeper {
+    /// The key that leads to the last of the chains.
     pub(crate) entry: Element,
-    pub(crate) lead: String,
-    /// None if the frontend leads to a chain of the skeleton.
     pub(crate) chains: Vec<Chain>,
-    /// What may be others', too.
     pub(crate) collections: Vec<Collection>,
-    pub(crate) elements: BTreeSet<Element>,
 }
 
 /// A chain and its rules.
@@ -50,30 +54,16 @@ pub(crate) struct Collection {
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Shape {
-    /// Slot to backend; never changes.
-    Backends { family: Family, port: bool, slots: Vec<Target> },
     /// Slot to the backend's chain; never changes.
     Chains { slots: Vec<String> },
     /// Clients; the kernel writes it, and forgets a client after that time.
     Clients { family: Family, timeout: Duration },
 }
 
-/// Where a connection is sent; the port that it has if there is none.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct Target {
-    pub(crate) ip: IpAddr,
-    pub(crate) port: Option<u16>,
-}
-
-impl Target {
-    /// Its bytes as data of a map.
-    pub(crate) fn bytes(self) -> Vec<u8> {
-        let mut bytes = octets(self.ip);
-        if let Some(port) = self.port {
-            bytes.extend(port.to_be_bytes());
-            bytes.extend([0, 0]);
-        }
-        bytes
+impl Keeper {
+    /// The chain that the frontend leads to.
+    pub(crate) fn lead(&self) -> &str {
+        self.chains.last().map(|chain| chain.name.as_str()).expect("there is a chain of the whole")
     }
 }
 
@@ -83,31 +73,12 @@ impl Parts {
     /// `gateway` tells whether the network has a gateway of that family: only behind one can
     /// sources be translated.
     pub(crate) fn of(frontend: Frontend, pool: &Pool, seed: u32, gateway: bool) -> Self {
-        let Frontend { ip, protocol, port } = frontend;
-        let family = Family::of(ip);
-        let weights: BTreeMap<_, _> = pool
-            .backends
-            .iter()
-            .filter(|(_, backend)| Family::of(backend.ip) == family)
-            .map(|(&id, backend)| (id, backend.weight))
-            .collect();
-        let slots: Vec<Target> =
-            maglev(&weights, seed).iter().map(|id| target(frontend, &pool.backends[id])).collect();
-
-        let kind = |with: Kind, without: Kind| if port.is_some() { with } else { without };
-        let frontend_element = |kind| Element::new(kind, ip, protocol, port.unwrap_or_default());
-        let entry = frontend_element(kind(Kind::Ports, Kind::Addresses));
-        let mut elements: BTreeSet<_> = [
-            kind(Kind::PortConnections, Kind::AddressConnections),
-            kind(Kind::PortRequests, Kind::AddressRequests),
-            kind(Kind::PortAnswers, Kind::AddressAnswers),
-        ]
-        .map(frontend_element)
-        .into();
+        let mut elements: BTreeSet<_> = counters(frontend).into();
         // Those without weight have their old connections still.
-        for backend in weights.keys().map(|id| &pool.backends[id]) {
+        for (_, backend) in own(frontend, pool) {
             let Target { ip, port } = target(frontend, backend);
-            let element = |kind| Element::new(kind, ip, protocol, port.unwrap_or_default());
+            let element =
+                |kind| Element::new(kind, ip, frontend.protocol, port.unwrap_or_default());
             elements.insert(element(match port {
                 Some(_) => Kind::Replies,
                 None => Kind::AddressReplies,
@@ -120,22 +91,27 @@ impl Parts {
                 elements.insert(element(Kind::Masked));
             }
         }
-        let (chains, collections) = match slots.is_empty() {
-            true => (Vec::new(), Vec::new()),
-            false => Choice { frontend, pool, slots, seed }.parts(),
-        };
-        let lead = chains.last().map_or_else(|| REFUSE.into(), |chain: &Chain| chain.name.clone());
-        Self { entry, lead, chains, collections, elements }
+        let keeper = memory(pool).and_then(|timeout| {
+            let slots = targets(frontend, pool, seed);
+            let choice = Choice { frontend, pool, slots, seed };
+            (!choice.slots.is_empty()).then(|| choice.remembering(timeout))
+        });
+        Self { keeper, elements }
     }
 }
 
-fn target(frontend: Frontend, backend: &Backend) -> Target {
-    // Where every port is translated, every port is kept.
-    let port = frontend.port.map(|port| backend.port.unwrap_or(port));
-    Target { ip: backend.ip, port }
+/// What counts the traffic of a frontend. The first is also what it is known by: what comes to
+/// it is looked for there.
+pub(crate) fn counters(frontend: Frontend) -> [Element; 3] {
+    let Frontend { ip, protocol, port } = frontend;
+    let kinds = match port {
+        Some(_) => [Kind::PortConnections, Kind::PortRequests, Kind::PortAnswers],
+        None => [Kind::AddressConnections, Kind::AddressRequests, Kind::AddressAnswers],
+    };
+    kinds.map(|kind| Element::new(kind, ip, protocol, port.unwrap_or_default()))
 }
 
-/// How a frontend's chain chooses.
+/// How a frontend that remembers clients chooses for new ones.
 struct Choice<'a> {
     frontend: Frontend,
     pool: &'a Pool,
@@ -145,36 +121,9 @@ struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    /// The chains, the one that the frontend leads to last; and what they use.
-    fn parts(&self) -> (Vec<Chain>, Vec<Collection>) {
-        match self.pool.affinity.filter(|timeout| !timeout.is_zero()) {
-            Some(timeout) => self.remembering(timeout),
-            None => self.forgetful(),
-        }
-    }
-
-    fn forgetful(&self) -> (Vec<Chain>, Vec<Collection>) {
-        let mut rule = self.begun();
-        let mut collections = Vec::new();
-        match *self.slots {
-            [only] => self.put(&mut rule, only),
-            _ => {
-                let slots = self.slots.clone();
-                let content: Vec<_> = slots.iter().map(|target| target.bytes()).collect();
-                let name = format!("slots-{}", digest(content.iter().map(Vec::as_slice)));
-                self.draw(&mut rule).mapped(&name, Register::ONE, Register::ONE);
-                let (family, port) = (self.family(), self.has_port());
-                let shape = Shape::Backends { family, port, slots };
-                collections.push(Collection { name, shape });
-            }
-        }
-        self.send(&mut rule);
-        (vec![self.chain("to", vec![rule])], collections)
-    }
-
     /// A set of clients for each backend, and a chain that puts them there. (A map from client to
     /// backend would be one look-up instead of one a backend; nft 1.0 could not print the rules.)
-    fn remembering(&self, timeout: Duration) -> (Vec<Chain>, Vec<Collection>) {
+    fn remembering(&self, timeout: Duration) -> Keeper {
         let (family, client) = (self.family(), Register::ONE);
         let mut chains: BTreeMap<Target, Chain> = BTreeMap::new();
         let (mut collections, mut rules) = (Vec::new(), Vec::new());
@@ -214,7 +163,13 @@ impl Choice<'_> {
         }
         rules.push(new);
         let main = self.chain("to", rules);
-        (chains.into_values().chain([main]).collect(), collections)
+        let Frontend { ip, protocol, port } = self.frontend;
+        let kind = if port.is_some() { Kind::PortKeepers } else { Kind::AddressKeepers };
+        Keeper {
+            entry: Element::new(kind, ip, protocol, port.unwrap_or_default()),
+            chains: chains.into_values().chain([main]).collect(),
+            collections,
+        }
     }
 
     /// A chain whose name says what is in it.
@@ -238,13 +193,10 @@ impl Choice<'_> {
         match self.pool.spread {
             Spread::Random => rule.random(Register::ONE, modulus),
             Spread::Hash => {
-                let (family, with_port) = (self.family(), self.pool.affinity.is_none());
+                let family = self.family();
                 rule.source_address(family, Register::TWO);
-                if with_port {
-                    rule.source_port(Register::TWO.after(address_length(family)));
-                }
-                let length = address_length(family) + if with_port { 4 } else { 0 };
-                rule.hash((Register::TWO, length), Register::ONE, modulus, self.seed)
+                let from = (Register::TWO, address_length(family));
+                rule.hash(from, Register::ONE, modulus, self.seed)
             }
         }
     }
@@ -289,7 +241,5 @@ fn digest<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
     format!("{:016x}", u64::from_be_bytes([a, b, c, d, e, f, g, h]))
 }
 
-/// The chain that refuses connections.
-pub(crate) const REFUSE: &str = "refuse";
 /// Distinguishes chains of this form from those of another release.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;

@@ -23,10 +23,13 @@ pub(crate) struct Set {
 /// What a set or map is for.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Kind {
-    /// Address, protocol and port to a frontend's chain.
-    Ports,
-    /// Address and protocol to the chain of a frontend for all ports.
-    Addresses,
+    /// Address, protocol and port of a frontend that remembers its clients, to its chain.
+    PortKeepers,
+    /// Address and protocol, for a frontend of all ports.
+    AddressKeepers,
+    /// A frontend and a slot of its table to the backend, of all frontends that remember nobody.
+    PortSlots,
+    AddressSlots,
     /// Counts new connections, by frontend; packets from clients; packets to clients.
     PortConnections,
     AddressConnections,
@@ -80,6 +83,8 @@ impl Table {
 pub(crate) enum Key {
     AddressProtocolPort,
     AddressProtocol,
+    AddressProtocolPortSlot,
+    AddressProtocolSlot,
     AddressAddress,
     Mac,
 }
@@ -104,8 +109,18 @@ impl Set {
     }
 
     /// Whether a key leads to a chain.
-    pub(crate) fn is_map(self) -> bool {
-        matches!(self.kind, Kind::Ports | Kind::Addresses)
+    pub(crate) fn leads_to_chains(self) -> bool {
+        matches!(self.kind, Kind::PortKeepers | Kind::AddressKeepers)
+    }
+
+    /// Whether it has the tables of frontends.
+    pub(crate) fn has_slots(self) -> bool {
+        matches!(self.kind, Kind::PortSlots | Kind::AddressSlots)
+    }
+
+    /// Whether new connections to frontends are looked for in it first.
+    pub(crate) fn is_head(self) -> bool {
+        matches!(self.kind, Kind::PortConnections | Kind::AddressConnections)
     }
 
     pub(crate) fn is_counted(self) -> bool {
@@ -127,18 +142,20 @@ impl Set {
 
     pub(crate) fn key(self) -> Key {
         match self.kind {
-            Kind::Ports
+            Kind::PortKeepers
             | Kind::PortConnections
             | Kind::PortRequests
             | Kind::PortAnswers
             | Kind::Masked
             | Kind::Replies => Key::AddressProtocolPort,
-            Kind::Addresses
+            Kind::AddressKeepers
             | Kind::AddressConnections
             | Kind::AddressRequests
             | Kind::AddressAnswers
             | Kind::AddressReplies
             | Kind::Fragments => Key::AddressProtocol,
+            Kind::PortSlots => Key::AddressProtocolPortSlot,
+            Kind::AddressSlots => Key::AddressProtocolSlot,
             Kind::Hairpins => Key::AddressAddress,
             Kind::Clients => Key::Mac,
         }
@@ -148,8 +165,10 @@ impl Set {
 impl fmt::Display for Set {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self.kind {
-            Kind::Ports => "ports",
-            Kind::Addresses => "addresses",
+            Kind::PortKeepers => "port-keepers",
+            Kind::AddressKeepers => "address-keepers",
+            Kind::PortSlots => "port-slots",
+            Kind::AddressSlots => "address-slots",
             Kind::PortConnections => "port-connections",
             Kind::AddressConnections => "address-connections",
             Kind::PortRequests => "port-requests",
@@ -172,17 +191,20 @@ impl fmt::Display for Set {
 }
 
 impl Element {
-    /// An element that is made of an address, a protocol, and a port if the kind has one.
+    /// An element that is made of an address, a protocol, and a port if the kind has one; of a table,
+    /// what all its slots' keys begin with.
     pub(crate) fn new(kind: Kind, ip: IpAddr, protocol: Protocol, port: u16) -> Self {
         let set = Set { kind, family: Family::of(ip) };
         let mut key = octets(ip);
         match set.key() {
-            Key::AddressProtocolPort => {
+            Key::AddressProtocolPort | Key::AddressProtocolPortSlot => {
                 key.extend([number_of(protocol), 0, 0, 0]);
                 key.extend(port.to_be_bytes());
                 key.extend([0, 0]);
             }
-            Key::AddressProtocol => key.extend([number_of(protocol), 0, 0, 0]),
+            Key::AddressProtocol | Key::AddressProtocolSlot => {
+                key.extend([number_of(protocol), 0, 0, 0]);
+            }
             Key::AddressAddress => key.extend(octets(ip)),
             Key::Mac => {}
         }
@@ -204,8 +226,10 @@ pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
 
 /// Those that are there for each family.
 const KINDS: &[Kind] = &[
-    Kind::Ports,
-    Kind::Addresses,
+    Kind::PortKeepers,
+    Kind::AddressKeepers,
+    Kind::PortSlots,
+    Kind::AddressSlots,
     Kind::PortConnections,
     Kind::AddressConnections,
     Kind::PortRequests,

@@ -7,9 +7,12 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use weft_model::{Family, MacAddr};
+use weft_model::{Family, MacAddr, Spread};
 
-use crate::set::{Key, Set, Table};
+use crate::{
+    set::{Key, Set, Table},
+    slots::Class,
+};
 
 /// Our tables without what comes and goes with services.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -29,9 +32,11 @@ struct Chain {
 }
 
 impl Skeleton {
-    pub(crate) fn new(gateway_mac: MacAddr, gateways: &BTreeSet<IpAddr>) -> Self {
-        let chains = vec![refuse(), requests(), dispatch(), translate(gateways), answers()];
-        let chains: Vec<_> = chains.into_iter().chain(lift(gateway_mac)).collect();
+    pub(crate) fn new(gateway_mac: MacAddr, gateways: &BTreeSet<IpAddr>, seed: u32) -> Self {
+        let mut chains = vec![refuse()];
+        chains.extend(choices(seed));
+        chains.extend([dispatch(), requests(), translate(gateways), answers()]);
+        chains.extend(lift(gateway_mac));
         let mut hash = Sha256::new();
         for Chain { table, name, hook, rules } in &chains {
             for text in [table.as_str(), name, hook.unwrap_or_default()] {
@@ -127,19 +132,51 @@ fn refuse() -> Chain {
     Chain { table: Table::Inet, name: "refuse", hook: None, rules: rules.map(String::from).into() }
 }
 
-/// Sends a connection's first packet to its frontend's chain. One look-up, however many services.
+/// Sends a connection's first packet to where its backend is chosen. One look-up, however many
+/// services.
 fn dispatch() -> Chain {
     let mut rules = Vec::new();
     for (ip, n) in FAMILIES {
-        let (port, address) =
-            (format!("{ip} daddr . meta l4proto . th dport"), format!("{ip} daddr . meta l4proto"));
-        rules.push(format!("{port} @port-connections{n}"));
-        rules.push(format!("{port} vmap @ports{n}"));
-        rules.push(format!("{address} @address-connections{n}"));
-        rules.push(format!("{address} vmap @addresses{n}"));
+        let address = format!("{ip} daddr . meta l4proto");
+        rules.push(format!("{address} . th dport @port-connections{n} goto ports{n}"));
+        rules.push(format!("{address} @address-connections{n} goto addresses{n}"));
     }
     let hook = "type nat hook prerouting priority dstnat; policy accept;";
     Chain { table: Table::Inet, name: "prerouting", hook: Some(hook), rules }
+}
+
+/// Chooses a backend, by the tables of all frontends.
+fn choices(seed: u32) -> impl Iterator<Item = Chain> {
+    let table = Table::Inet;
+    let chains = [
+        ("ip", "port", ["ports4", "draw-ports4"], 4),
+        ("ip6", "port", ["ports6", "draw-ports6"], 6),
+        ("ip", "address", ["addresses4", "draw-addresses4"], 4),
+        ("ip6", "address", ["addresses6", "draw-addresses6"], 6),
+    ];
+    chains.into_iter().flat_map(move |(ip, kind, [all, draw], n)| {
+        let port = if kind == "port" { " . th dport" } else { "" };
+        let frontend = format!("{ip} daddr . meta l4proto{port}");
+        let slots = Class::all().map(|Class { spread, size, first }| {
+            let slot = match spread {
+                Spread::Hash => {
+                    format!("jhash {ip} saddr . th sport mod {size} seed {seed:#x} offset {first}")
+                }
+                Spread::Random => format!("numgen random mod {size} offset {first}"),
+            };
+            format!("dnat {ip} to {frontend} . {slot} map @{kind}-slots{n}")
+        });
+        let rules = vec![
+            format!("{frontend} vmap @{kind}-keepers{n}"),
+            format!("jump {draw}"),
+            // A transaction may have come between the classes of before and those of after (and,
+            // before Linux 6.17, into the middle of a look-up): who finds nothing looks again.
+            format!("jump {draw}"),
+            "goto refuse".into(),
+        ];
+        let draw = Chain { table, name: draw, hook: None, rules: slots.collect() };
+        [draw, Chain { table, name: all, hook: None, rules }]
+    })
 }
 
 /// Lets clients that are their own backend, and those of backends whose hosts say so, appear as the
@@ -218,23 +255,35 @@ fn lift(gateway_mac: MacAddr) -> [Chain; 2] {
 }
 
 fn declaration(set: Set) -> String {
-    let address = match set.family {
-        Family::V4 => "ipv4_addr",
-        Family::V6 => "ipv6_addr",
+    let (ip, address) = match set.family {
+        Family::V4 => ("ip", "ipv4_addr"),
+        Family::V6 => ("ip6", "ipv6_addr"),
     };
+    // A slot is a number like any that is drawn: there is no name for its type.
+    let slot = "numgen random mod 2";
     let key = match set.key() {
-        Key::AddressProtocolPort => format!("{address} . inet_proto . inet_service"),
-        Key::AddressProtocol => format!("{address} . inet_proto"),
-        Key::AddressAddress => format!("{address} . {address}"),
-        Key::Mac => "ether_addr".into(),
+        Key::AddressProtocolPort => format!("type {address} . inet_proto . inet_service"),
+        Key::AddressProtocol => format!("type {address} . inet_proto"),
+        Key::AddressAddress => format!("type {address} . {address}"),
+        Key::Mac => "type ether_addr".into(),
+        Key::AddressProtocolPortSlot => {
+            format!("typeof {ip} daddr . meta l4proto . th dport . {slot} : {ip} daddr . th dport")
+        }
+        Key::AddressProtocolSlot => {
+            format!("typeof {ip} daddr . meta l4proto . {slot} : {ip} daddr")
+        }
     };
-    let (what, value) = if set.is_map() { ("map", " : verdict") } else { ("set", "") };
+    let (what, value) = match (set.leads_to_chains(), set.has_slots()) {
+        (true, _) => ("map", " : verdict"),
+        (false, true) => ("map", ""),
+        (false, false) => ("set", ""),
+    };
     let counter = if set.is_counted() { "\t\tcounter\n" } else { "" };
     let written_by_rules = match set.key() {
         Key::Mac => "\t\tsize 65536\n\t\tflags dynamic\n",
         _ => "",
     };
-    format!("\t{what} {set} {{\n\t\ttype {key}{value}\n{written_by_rules}{counter}\t}}\n")
+    format!("\t{what} {set} {{\n\t\t{key}{value}\n{written_by_rules}{counter}\t}}\n")
 }
 
 const FAMILIES: [(&str, u8); 2] = [("ip", 4), ("ip6", 6)];
@@ -247,7 +296,7 @@ mod tests {
 
     fn skeleton(gateways: &[&str]) -> Skeleton {
         let gateways = gateways.iter().map(|ip| ip.parse().unwrap()).collect();
-        Skeleton::new(MacAddr::for_gateway(NetworkId::from([1; 16])), &gateways)
+        Skeleton::new(MacAddr::for_gateway(NetworkId::from([1; 16])), &gateways, 1)
     }
 
     #[test]

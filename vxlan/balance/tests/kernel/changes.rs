@@ -1,4 +1,11 @@
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use weft_model::{Protocol, Spread};
@@ -74,6 +81,48 @@ fn connections_outlive_their_backends_place_in_the_pool() {
                 }
             })
             .await;
+        }
+    });
+}
+
+#[test]
+fn no_connection_is_refused_or_lost_while_backends_come_and_go() {
+    in_lab(&[1, 2, 3, 4, 5, 6, 11], async |lab| {
+        for station in [2, 3, 4, 5, 6, 11] {
+            serve(station, lab.sandbox(station), 8080);
+        }
+        let pools: [&[u8]; 6] = [&[2], &[2, 3], &[3, 11], &[2, 3, 4, 5, 6, 11], &[4, 5, 11], &[11]];
+        for spread in [Spread::Hash, Spread::Random] {
+            let service =
+                |stations: &[u8]| Service { spread, ..Service::new(80, 8080, stations) }.balance(1);
+            lab.serve(&service(pools[0])).await;
+            let mut old = VIPS.map(|vip| Conversation::start(lab.sandbox(1), (vip, 80)).unwrap());
+            let done = Arc::new(AtomicBool::new(false));
+            let asking = VIPS.map(|vip| {
+                let (client, done) = (lab.sandbox(1).clone(), Arc::clone(&done));
+                tokio::task::spawn_blocking(move || {
+                    let mut asked = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        for answer in ask_often(&client, Protocol::Tcp, (vip, 80), 20) {
+                            answer.unwrap_or_else(|silence| panic!("{vip} {silence:?}"));
+                            asked += 1;
+                        }
+                    }
+                    asked
+                })
+            });
+            for round in 0..60 {
+                lab.one.serve(&service(pools[round % pools.len()])).await;
+            }
+            done.store(true, Ordering::Relaxed);
+            for asked in asking {
+                let asked: usize = asked.await.unwrap();
+                assert!(asked >= 100, "{asked}");
+            }
+            for old in &mut old {
+                old.goes_on().unwrap();
+            }
+            assert_eq!(lab.one.status().failures, 0, "{:?}", lab.one.status());
         }
     });
 }

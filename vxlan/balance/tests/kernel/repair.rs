@@ -29,7 +29,9 @@ fn what_others_do_to_our_tables_is_undone_when_it_is_done() {
             affinity: Some(Duration::from_secs(600)),
             ..Service::new(80, 8080, &[2, 3, 11])
         };
-        lab.serve(&service.balance(1)).await;
+        let mut balance = service.balance(1);
+        balance.frontends.extend(Service::new(81, 8080, &[2, 3, 11]).balance(1).frontends);
+        lab.serve(&balance).await;
         let inside = lab.one.network_namespace();
         let listing = || {
             let tables = ["inet", "bridge"].map(|family| {
@@ -37,27 +39,48 @@ fn what_others_do_to_our_tables_is_undone_when_it_is_done() {
                 // What the kernel has noted by itself is not ours to put back.
                 let noted = ["elements = { 10.1.0.1 }", "elements = { fd00:1::1 }"];
                 let ours = table.lines().filter(|line| !noted.contains(&line.trim()));
-                let mut ours: Vec<_> = ours.map(str::to_owned).collect();
+                // Elements come in any order, several in a line.
+                let words = ours.flat_map(|line| line.split(", ")).map(|word| {
+                    let word = word.trim_matches(|c: char| c.is_whitespace() || "{},".contains(c));
+                    word.trim_start_matches("elements = { ").to_owned()
+                });
+                let mut ours: Vec<_> = words.collect();
                 ours.sort();
                 ours
             });
             tables.concat()
         };
         let before = listing();
-        let chain = before.iter().find_map(|line| line.trim().strip_prefix("chain to-web"));
-        let chain = format!("to-web{}", chain.unwrap().trim_end_matches(" {"));
+        let chain = before.iter().find_map(|line| line.strip_prefix("chain to-web"));
+        let chain = format!("to-web{}", chain.unwrap());
+        let slot = before.iter().find(|line| line.starts_with("10.1.0.200 . tcp . 81 . ")).unwrap();
+        let (key, _) = slot.split_once(" : ").unwrap();
         for edit in [
             "nft flush ruleset".into(),
             "nft delete table inet weft-services".into(),
             "nft delete table bridge weft-services".into(),
             "nft flush chain inet weft-services prerouting".into(),
             "nft insert rule inet weft-services prerouting counter accept".into(),
-            "nft flush map inet weft-services ports4".into(),
+            "nft flush map inet weft-services port-keepers4".into(),
+            "nft flush map inet weft-services port-slots6".into(),
+            format!("nft delete element inet weft-services port-slots4 {{ {key} }}"),
+            format!(
+                "nft 'delete element inet weft-services port-slots4 {{ {key} }}; \
+                 add element inet weft-services port-slots4 {{ {key} : 10.1.0.66 . 6666 }}'"
+            ),
+            "nft add element inet weft-services port-slots4 \
+                { 10.1.0.77 . tcp . 80 . 7 : 10.1.0.66 . 6666 }"
+                .into(),
+            "nft add element inet weft-services port-slots4 \
+                { 10.1.0.77 . sctp . 80 . 7 : 10.1.0.66 . 6666 }"
+                .into(),
+            "nft flush set inet weft-services port-connections4".into(),
             "nft flush set bridge weft-services port-replies4".into(),
             "nft delete element bridge weft-services clients \
                 { $(nft list set bridge weft-services clients | grep -o 02:[0-9a-f:]* | head -1) }"
                 .into(),
-            "nft add element inet weft-services ports4 { 10.1.0.77 . tcp . 80 : goto refuse }".into(),
+            "nft add element inet weft-services port-keepers4 { 10.1.0.77 . tcp . 80 : goto refuse }"
+                .into(),
             "nft add set inet weft-services mine '{ type ipv4_addr; }'".into(),
             "nft add chain inet weft-services mine '{ type filter hook forward priority 0; policy drop; }'"
                 .into(),
@@ -82,8 +105,8 @@ fn what_others_do_to_our_tables_is_undone_when_it_is_done() {
                 }
             })
             .await;
-            for vip in VIPS {
-                for answer in ask_often(lab.sandbox(1), Protocol::Tcp, (vip, 80), 5) {
+            for (vip, port) in VIPS.into_iter().flat_map(|vip| [(vip, 80), (vip, 81)]) {
+                for answer in ask_often(lab.sandbox(1), Protocol::Tcp, (vip, port), 5) {
                     answer.unwrap_or_else(|silence| panic!("{silence:?} after `{edit}`"));
                 }
             }

@@ -10,10 +10,11 @@ use crate::{
     expression::{self, LIST_ELEMENT},
     messages::{
         CHAIN_NAME, DELETE_ELEMENT, ELEMENT_DATA, ELEMENT_EXPRESSION, ELEMENT_EXPRESSIONS,
-        ELEMENT_KEY, ELEMENTS_LIST, ELEMENTS_SET, GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET,
-        GET_TABLE, Item, NEW_ELEMENT, RULE_CHAIN, RULE_USERDATA, SET_ANONYMOUS, SET_FLAGS,
-        SET_NAME, TABLE, Value, change_elements, drop_chain, drop_collection, empty_chain,
-        fill_chain, fill_collection, make_chain, make_collection, request,
+        ELEMENT_KEY, ELEMENTS_LIST, ELEMENTS_SET, GENERATION, GET_CHAIN, GET_ELEMENT,
+        GET_GENERATION, GET_RULE, GET_SET, GET_TABLE, Item, NEW_ELEMENT, RULE_CHAIN, RULE_USERDATA,
+        SET_ANONYMOUS, SET_FLAGS, SET_NAME, TABLE, Value, change_elements, drop_chain,
+        drop_collection, empty_chain, fill_chain, fill_collection, make_chain, make_collection,
+        request,
     },
     netfilter::{Netfilter, Request},
     parts::{Chain, Collection, counters},
@@ -71,6 +72,8 @@ struct Found {
 pub(crate) struct Kernel {
     pub(crate) namespace: Namespace,
     pub(crate) netfilter: Netfilter,
+    /// How many transactions this one has made.
+    pub(crate) commits: u32,
 }
 
 impl Change {
@@ -82,7 +85,7 @@ impl Change {
 impl Kernel {
     pub(crate) fn open(namespace: Namespace) -> Result<Self, BalanceError> {
         let netfilter = Netfilter::open(&namespace)?;
-        Ok(Self { namespace, netfilter })
+        Ok(Self { namespace, netfilter, commits: 0 })
     }
 
     /// Makes or mends what does not depend on services.
@@ -109,6 +112,13 @@ impl Kernel {
     /// Whether any of our tables is there.
     pub(crate) fn has_tables(&mut self) -> Result<bool, BalanceError> {
         Ok(!self.tables()?.is_empty())
+    }
+
+    /// The number of the last transaction in the namespace, whoever made it.
+    pub(crate) fn generation(&mut self) -> Result<u32, BalanceError> {
+        let answer = self.netfilter.ask(&request(GET_GENERATION, None, Writer::default()))?;
+        // Zero is the number of none.
+        Ok(attribute(&answer.body, GENERATION).and_then(wire::number).unwrap_or_default())
     }
 
     fn tables(&mut self) -> Result<BTreeSet<Table>, BalanceError> {
@@ -304,10 +314,11 @@ impl Kernel {
 
     fn commit(&mut self, batch: &mut Batch) -> Result<(), BalanceError> {
         let Batch { requests, .. } = std::mem::take(batch);
-        match requests.is_empty() {
-            true => Ok(()),
-            false => Ok(self.netfilter.commit(&requests)?),
+        if !requests.is_empty() {
+            self.netfilter.commit(&requests)?;
+            self.commits = self.commits.wrapping_add(1);
         }
+        Ok(())
     }
 }
 

@@ -183,6 +183,9 @@ pub(crate) const DELETE_SET: u16 = 11;
 pub(crate) const NEW_ELEMENT: u16 = 12;
 pub(crate) const GET_ELEMENT: u16 = 13;
 pub(crate) const DELETE_ELEMENT: u16 = 14;
+pub(crate) const GET_GENERATION: u16 = 16;
+/// How many transactions there have been.
+pub(crate) const GENERATION: u16 = 1;
 /// The table's name, in every message.
 pub(crate) const TABLE: u16 = 1;
 pub(crate) const CHAIN_NAME: u16 = 3;

@@ -41,6 +41,15 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
+impl Answer {
+    fn of(body: &[u8]) -> Self {
+        Self {
+            family: body.first().copied().unwrap_or_default(),
+            body: body.get(FAMILY_HEADER..).unwrap_or_default().to_vec(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Netfilter {
     socket: OwnedFd,
@@ -126,11 +135,30 @@ impl Netfilter {
         Ok(done)
     }
 
+    /// Reads the one object that `request` asks for.
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<Answer, NetfilterError> {
+        let Request { kind, flags, family, body } = request;
+        let mut bytes = Vec::new();
+        self.append(&mut bytes, *kind, NLM_F_REQUEST | flags, *family, 0, &body.0);
+        self.send(&bytes)?;
+        loop {
+            let length = self.receive()?;
+            for (header, body) in messages(&self.buffer[..length]) {
+                if header.sequence != self.sequence {
+                    continue;
+                }
+                let error = (header.kind == NLMSG_ERROR).then(|| errno(body)).flatten();
+                return match error {
+                    Some(errno) => Err(NetfilterError::Refused { errno, kind: kind & 0xff }),
+                    None => Ok(Answer::of(body)),
+                };
+            }
+        }
+    }
+
     /// Reads all objects that `request` asks for.
     pub(crate) fn dump(&mut self, request: &Request) -> Result<Vec<Answer>, NetfilterError> {
-        self.attempt(request, |answers: &mut Vec<Answer>, family, body| {
-            answers.push(Answer { family, body: body.to_vec() });
-        })
+        self.attempt(request, |answers: &mut Vec<_>, body| answers.push(Answer::of(body)))
     }
 
     /// As [`dump`](Self::dump), keeping what `keep` does of each.
@@ -139,17 +167,19 @@ impl Netfilter {
         request: &Request,
         keep: impl Fn(&mut T, &[u8]),
     ) -> Result<T, NetfilterError> {
-        self.attempt(request, |kept: &mut T, _, body| keep(kept, body))
+        self.attempt(request, |kept: &mut T, body| {
+            keep(kept, body.get(FAMILY_HEADER..).unwrap_or_default());
+        })
     }
 
     fn attempt<T: Default>(
         &mut self,
         request: &Request,
-        keep: impl Fn(&mut T, u8, &[u8]),
+        keep: impl Fn(&mut T, &[u8]),
     ) -> Result<T, NetfilterError> {
         for _ in 0..DUMP_ATTEMPTS {
             let mut kept = T::default();
-            match self.dump_once(request, |family, body| keep(&mut kept, family, body)) {
+            match self.dump_once(request, |body| keep(&mut kept, body)) {
                 Err(NetfilterError::Interrupted) => {}
                 other => return other.map(|()| kept),
             }
@@ -160,7 +190,7 @@ impl Netfilter {
     fn dump_once(
         &mut self,
         request: &Request,
-        mut keep: impl FnMut(u8, &[u8]),
+        mut keep: impl FnMut(&[u8]),
     ) -> Result<(), NetfilterError> {
         let Request { kind, flags, family, body } = request;
         let mut bytes = Vec::new();
@@ -187,10 +217,7 @@ impl Netfilter {
                             }
                         };
                     }
-                    _ => keep(
-                        body.first().copied().unwrap_or_default(),
-                        body.get(FAMILY_HEADER..).unwrap_or_default(),
-                    ),
+                    _ => keep(body),
                 }
             }
         }

@@ -30,6 +30,8 @@ pub(crate) struct NetworkKernel {
     holdings: Holdings,
     /// What is in the kernel, unless somebody else has changed it.
     known: Option<Arc<NetworkBalance>>,
+    /// How many transactions others have made in the namespace since some time, when it was read.
+    others: Option<u32>,
     /// Frontends that have gone, whose connections have not been looked at since.
     gone: BTreeSet<Frontend>,
     /// TCP connections that nobody had answered when they were looked at, and since when. One whose
@@ -59,6 +61,7 @@ impl NetworkKernel {
             seed,
             holdings: Holdings::new(seed),
             known: None,
+            others: None,
             gone: BTreeSet::new(),
             unanswered: BTreeMap::new(),
         })
@@ -71,6 +74,15 @@ impl NetworkKernel {
     /// Whether `balance` is what the kernel has, as far as is known without asking it.
     pub(crate) fn has(&self, balance: &Arc<NetworkBalance>) -> bool {
         self.known.as_ref().is_some_and(|known| Arc::ptr_eq(known, balance) || known == balance)
+    }
+
+    /// Whether nobody else has changed anything in the namespace since it was last read.
+    pub(crate) fn is_untouched(&mut self) -> bool {
+        self.others.is_some() && self.transactions_of_others().ok() == self.others
+    }
+
+    fn transactions_of_others(&mut self) -> Result<u32, BalanceError> {
+        Ok(self.kernel.generation()?.wrapping_sub(self.kernel.commits))
     }
 
     /// Brings the kernel from what is known to be in it to `desired`; `thorough`: from whatever is
@@ -107,6 +119,7 @@ impl NetworkKernel {
         let skeleton = Skeleton::new(desired.gateway_mac, &desired.gateways, self.seed);
         let mut outcome = Outcome::default();
         for attempt in 0.. {
+            self.others = Some(self.transactions_of_others()?);
             let actual = self.kernel.read()?;
             let Some(change) = self.holdings.compare(&actual, &skeleton) else {
                 match attempt {

@@ -264,7 +264,16 @@ enum Kind {
 impl Work {
     fn carry_out(self, wake: Wake) -> Done {
         let Self { mut kernel, target, macs } = self;
-        let thorough = matches!(wake, Wake::Foreign | Wake::Resync);
+        let thorough = match wake {
+            Wake::Foreign => true,
+            Wake::Resync => !kernel.is_untouched(),
+            _ => false,
+        };
+        let kind = if matches!(wake, Wake::Foreign | Wake::Resync) {
+            Kind::Repaired
+        } else {
+            Kind::Followed
+        };
         let (result, kind) = match (&target, wake) {
             (_, Wake::Query(query)) => {
                 query.answer(&mut kernel);
@@ -272,13 +281,11 @@ impl Work {
             }
             (None, _) => (kernel.clear().map(|()| Outcome::default()), Kind::Followed),
             (Some(_), Wake::Sweep) => (kernel.sweep(), Kind::Swept),
-            (Some(desired), _) if !thorough && kernel.has(desired) => {
-                (Ok(Outcome::default()), Kind::Asked)
+            (Some(desired), wake) if !thorough && kernel.has(desired) => {
+                let kind = if matches!(wake, Wake::Resync) { kind } else { Kind::Asked };
+                (Ok(Outcome::default()), kind)
             }
-            (Some(desired), _) => {
-                let kind = if thorough { Kind::Repaired } else { Kind::Followed };
-                (kernel.reconcile(desired, &macs, thorough), kind)
-            }
+            (Some(desired), _) => (kernel.reconcile(desired, &macs, thorough), kind),
         };
         Done { kernel, target, result, kind }
     }

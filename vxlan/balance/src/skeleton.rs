@@ -228,29 +228,55 @@ fn answers() -> Chain {
 
 /// Gives the gateway what backends send to this host's clients, which the bridge would hand them
 /// as it is: only the gateway knows whom they had asked.
-fn lift(gateway_mac: MacAddr) -> [Chain; 2] {
+fn lift(gateway_mac: MacAddr) -> Vec<Chain> {
     let mut rules = vec![
         // Whoever was sent something by a service has sent something to the gateway before.
-        format!(
-            "iifname != {{ \"vx0\", \"tap0\", \"rt0p\" }} ether daddr {gateway_mac} \
-             add @clients {{ ether saddr }}"
-        ),
-        "ether daddr != @clients accept".into(),
+        format!("{HERE} ether daddr {gateway_mac} update @clients {{ ether saddr }}"),
+        format!("ether daddr {gateway_mac} accept"),
+        "ether daddr != @clients goto requests".into(),
     ];
     for (ip, n) in FAMILIES {
         let address = format!("{ip} saddr . meta l4proto");
         rules.push(format!("{address} . th sport @port-replies{n} goto lift"));
         rules.push(format!("{address} @address-replies{n} goto lift"));
     }
-    // What is not the first of a packet's fragments has no port.
-    rules.push("ip frag-off & 0x1fff != 0 ip saddr . meta l4proto @fragments4 goto lift".into());
-    rules.push("frag frag-off != 0 ip6 saddr . meta l4proto @fragments6 goto lift".into());
+    // What is not the first of a packet's fragments has no port; and all of them must go one way.
+    for (ip, n, fragment) in FRAGMENTS {
+        rules.push(format!("{fragment} {ip} saddr . meta l4proto @fragments{n} goto lift"));
+    }
+    rules.push("goto requests".into());
     let hook = "type filter hook prerouting priority -200; policy accept;";
     let table = Table::Bridge;
     let up = vec![format!("ether daddr set {gateway_mac} meta pkttype set host")];
+    let mut chains = vec![Chain { table, name: "lift", hook: None, rules: up }];
+    chains.extend(lift_requests());
+    chains.push(Chain { table, name: "prerouting", hook: Some(hook), rules });
+    chains
+}
+
+/// Gives the gateway what this host's stations send to a backend itself. Otherwise it would take the
+/// answers for those of a connection from the same port to a virtual address, if there is one; now
+/// it knows both, and the later one gets another port.
+fn lift_requests() -> [Chain; 4] {
+    let [v4, v6] = FRAGMENTS.map(|(ip, n, fragment)| {
+        let address = format!("{ip} daddr . meta l4proto");
+        vec![
+            format!("{address} . th dport @port-replies{n} goto lift-request"),
+            format!("{address} @address-replies{n} goto lift-request"),
+            format!("{fragment} goto lift-request"),
+        ]
+    });
+    // One look-up for whoever is no backend.
+    let asked = FAMILIES
+        .map(|(ip, n)| format!("{HERE} {ip} daddr . meta l4proto @fragments{n} goto requests{n}"));
+    // The answers must go by the gateway as well.
+    let noted = vec!["update @clients { ether saddr }".into(), "goto lift".into()];
+    let chain = |name, rules| Chain { table: Table::Bridge, name, hook: None, rules };
     [
-        Chain { table, name: "lift", hook: None, rules: up },
-        Chain { table, name: "prerouting", hook: Some(hook), rules },
+        chain("lift-request", noted),
+        chain("requests4", v4),
+        chain("requests6", v6),
+        chain("requests", asked.into()),
     ]
 }
 
@@ -280,13 +306,21 @@ fn declaration(set: Set) -> String {
     };
     let counter = if set.is_counted() { "\t\tcounter\n" } else { "" };
     let written_by_rules = match set.key() {
-        Key::Mac => "\t\tsize 65536\n\t\tflags dynamic\n",
+        // Longer than the kernel tracks a connection in which nothing happens (five days).
+        Key::Mac => {
+            "\t\tsize 65536\n\t\tflags dynamic,timeout\n\t\ttimeout 6d\n\t\tgc-interval 1h\n"
+        }
         _ => "",
     };
     format!("\t{what} {set} {{\n\t\t{key}{value}\n{written_by_rules}{counter}\t}}\n")
 }
 
 const FAMILIES: [(&str, u8); 2] = [("ip", 4), ("ip6", 6)];
+/// With what matches a fragment, be it the first.
+const FRAGMENTS: [(&str, u8, &str); 2] =
+    [("ip", 4, "ip frag-off & 0x3fff != 0"), ("ip6", 6, "exthdr frag exists")];
+/// What comes from a station of this host.
+const HERE: &str = "iifname != { \"vx0\", \"tap0\" }";
 
 #[cfg(test)]
 mod tests {

@@ -95,24 +95,6 @@ fn a_service_of_every_port_keeps_the_port() {
 }
 
 #[test]
-fn what_goes_to_a_backend_itself_goes_on() {
-    in_lab(&[1, 2, 11], async |lab| {
-        serve(2, lab.sandbox(2), 8080);
-        serve(11, lab.sandbox(11), 8080);
-        lab.serve(&Service::new(80, 8080, &[2, 11]).balance(1)).await;
-        for station in [2, 11] {
-            for (family, ip) in ips(station).into_iter().enumerate() {
-                for protocol in PROTOCOLS {
-                    for answer in ask_often(lab.sandbox(1), protocol, (ip, 8080), 5) {
-                        assert_eq!(answer, Ok(Answer { station, client: ips(1)[family] }));
-                    }
-                }
-            }
-        }
-    });
-}
-
-#[test]
 fn packets_that_were_fragmented_come_back_whole() {
     in_lab(&[1, 2, 11], async |lab| {
         for station in [2, 11] {

@@ -11,6 +11,7 @@ mod site;
 mod talk;
 
 mod changes;
+mod direct;
 mod east_west;
 mod ingress;
 mod ports;

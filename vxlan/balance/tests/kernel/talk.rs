@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::{Domain, Socket, Type};
 use weft_model::Protocol;
 use weft_vxlan::{Namespace, NamespaceError};
 
@@ -100,8 +101,27 @@ impl Conversation {
         sandbox.run(|| Ok::<_, Failed>(Self::open(to.into()))).unwrap()
     }
 
+    /// From a port that others of the client's may have, too.
+    pub(crate) fn start_from(
+        sandbox: &Namespace,
+        source: u16,
+        to: (IpAddr, u16),
+    ) -> Result<Self, Silence> {
+        let to = SocketAddr::from(to);
+        let connected = || {
+            let socket = bound(Type::STREAM, source, to)?;
+            let outcome = socket.connect_timeout(&to.into(), PATIENCE);
+            Ok::<_, Failed>(outcome.map(|()| socket.into()))
+        };
+        let stream: io::Result<TcpStream> = sandbox.run(connected).unwrap();
+        Self::over(stream.map_err(|error| silence(&error))?)
+    }
+
     fn open(to: SocketAddr) -> Result<Self, Silence> {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(|e| silence(&e))?;
+        Self::over(TcpStream::connect_timeout(&to, PATIENCE).map_err(|e| silence(&e))?)
+    }
+
+    fn over(mut stream: TcpStream) -> Result<Self, Silence> {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut buffer = [0; 100];
         let length = stream.read(&mut buffer).map_err(|error| silence(&error))?;
@@ -132,6 +152,16 @@ impl Sender {
         sandbox.run(|| Ok::<_, Failed>(Self::open(to.into()).unwrap())).unwrap()
     }
 
+    /// From a port that others of the client's may have, too.
+    pub(crate) fn start_from(sandbox: &Namespace, source: u16, to: (IpAddr, u16)) -> Self {
+        let to = SocketAddr::from(to);
+        let socket = sandbox.run(|| Ok::<_, Failed>(bound(Type::DGRAM, source, to)?)).unwrap();
+        let socket = UdpSocket::from(socket);
+        socket.set_read_timeout(Some(PATIENCE / 10)).unwrap();
+        socket.connect(to).unwrap();
+        Self(socket)
+    }
+
     fn open(to: SocketAddr) -> Result<Self, Silence> {
         let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
         let socket = UdpSocket::bind((any, 0)).unwrap();
@@ -147,6 +177,14 @@ impl Sender {
         let length = self.0.recv(&mut buffer).map_err(|error| silence(&error))?;
         Ok(parse(&buffer[..length]))
     }
+}
+
+fn bound(kind: Type, source: u16, to: SocketAddr) -> io::Result<Socket> {
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let socket = Socket::new(Domain::for_address(to), kind, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::new(any, source).into())?;
+    Ok(socket)
 }
 
 fn parse(answer: &[u8]) -> Answer {

@@ -8,9 +8,9 @@ use weft_testbed::{Container, Daemon, Host, Lab, eventually};
 /// One way, and a row of the tables.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Way {
-    /// From container to container on another host, at the backend's own address.
+    /// From container to container on another host, at its own address.
     Direct,
-    /// The same, at the service's virtual address.
+    /// The same, to a backend at the service's virtual address.
     Vip,
     /// From outside to a container of another hand's, by a route through its host.
     Routed,

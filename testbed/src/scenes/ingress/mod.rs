@@ -44,23 +44,23 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let local = lab.host(1).address().to_string();
     publish(&lab, "near", &local)?;
     publish(&lab, "far", REMOTE)?;
-    // Each way has a client of its own: see the limits in docs/services.md.
-    let [client, beside] = ["client", "beside"].map(|name| lab.host(3).container(name));
-    let (client, beside) = (client?, beside?);
+    // What goes to a backend's own address goes by the gateway, too: this one serves nothing.
+    let bare = lab.host(2).container("bare")?;
+    let bare_ip = bare.attach("app", "")?.ip4.context("no IPv4 address")?.to_string();
+    let client = lab.host(3).container("client")?;
     client.attach("app", "")?;
-    beside.attach("app", "")?;
     let vip = virtual_address(&lab, &client, "far")?;
-    let servers = [&near, &far, &handmade.container].map(WebServer::start);
+    let servers = [&near, &far, &bare, &handmade.container].map(WebServer::start);
     let _servers = servers.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
 
     let outside = Place::Host(lab.host(3).clone());
-    let [inside, beside] = [client, beside].map(Place::Container);
+    let inside = Place::Container(client);
     let Handmade { container: routed, proxies: _proxies } = handmade;
-    let [near, far, routed] = [near, far, routed].map(Place::Container);
+    let [near, far, bare, routed] = [near, far, bare, routed].map(Place::Container);
     println!("near {near_ip}, far {far_ip} with the virtual address {vip}");
     let path = |way| {
         let (from, to, target) = match way {
-            Way::Direct => (&beside, &far, far_ip.as_str()),
+            Way::Direct => (&inside, &bare, bare_ip.as_str()),
             Way::Vip => (&inside, &far, vip.as_str()),
             Way::Routed => (&outside, &routed, Handmade::ADDRESS),
             Way::Ingress => (&outside, &near, local.as_str()),

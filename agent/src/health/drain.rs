@@ -461,7 +461,6 @@ mod tests {
             gateway_mac: weft_model::MacAddr::for_address(network.id, ip),
             gateways: BTreeSet::new(),
             frontends: BTreeMap::from([(frontend, Arc::new(pool))]),
-            transit: None,
         })
     }
 

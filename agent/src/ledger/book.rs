@@ -42,9 +42,6 @@ pub struct Book {
     /// kernel.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vips: BTreeMap<EndpointId, VipReservation>,
-    /// What this host marks the connections of other nodes' routers with; never zero.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub routers: BTreeMap<NodeId, u16>,
     /// Endpoints that get no new connections.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub draining: BTreeSet<EndpointId>,

@@ -287,25 +287,6 @@ impl Keeper {
         if self.book.services != services {
             Arc::make_mut(&mut self.book).services = services;
         }
-        self.number_routers();
-    }
-
-    /// Gives every node that has a part in ingress a number of its own on this host.
-    fn number_routers(&mut self) {
-        let networks = self.cluster.networks().filter(|n| self.cluster.has_ingress(n.id));
-        let nodes: BTreeSet<_> =
-            networks.flat_map(|network| self.cluster.carriers(network.id)).collect();
-        let fresh: Vec<_> =
-            nodes.into_iter().filter(|id| !self.book.routers.contains_key(id)).collect();
-        if fresh.is_empty() {
-            return;
-        }
-        let book = Arc::make_mut(&mut self.book);
-        // A number of a node that nobody remembers is free.
-        book.routers.retain(|node, _| self.cluster.member(*node).is_some());
-        let taken: BTreeSet<u16> = book.routers.values().copied().collect();
-        let free = (1..=u16::MAX).filter(|index| !taken.contains(index));
-        book.routers.extend(fresh.into_iter().zip(free));
     }
 
     /// Gives every network that is carried an uplink.

@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use weft_balance::{
-    Backend, Desired, Frontend, HostPort, HostPublish, NetworkBalance, Pool, Router, Transit,
-};
+use weft_balance::{Backend, Desired, Frontend, HostPort, HostPublish, NetworkBalance, Pool};
 use weft_model::{
     EndpointId, Family, Label, MacAddr, Network, NetworkId, Protocol, Publication, PublishMode,
     Source, Spread,
@@ -166,11 +164,10 @@ impl View<'_> {
     fn network(&self, network: &Network) -> (NetworkBalance, BTreeMap<HostPort, Way>) {
         let mut frontends = BTreeMap::new();
         let mut entrances = BTreeMap::new();
-        let mut transit = false;
         for service in self.cluster.services(network.id) {
             self.add_vips(&service, &mut frontends);
             if !network.internal {
-                transit |= self.add_entrances(&service, network, &mut entrances);
+                self.add_entrances(&service, &mut entrances);
             }
         }
         if !network.internal {
@@ -182,7 +179,6 @@ impl View<'_> {
             gateway_mac: MacAddr::for_gateway(network.id),
             gateways: network.pools.iter().map(|pool| pool.gateway).collect(),
             frontends,
-            transit: transit.then(|| self.transit(network.id)),
         };
         (balance, ports)
     }
@@ -216,21 +212,16 @@ impl View<'_> {
     fn add_entrances(
         &self,
         service: &ServiceView<'_>,
-        network: &Network,
         entrances: &mut BTreeMap<HostPort, Entrance>,
-    ) -> bool {
-        let Some(definition) = service.definition() else { return false };
+    ) {
+        let Some(definition) = service.definition() else { return };
         let here = service.backends().any(|backend| backend.node == self.context.me);
-        let mut handed_on = false;
         for publication in &definition.published {
             let local_only = is_local_only(publication);
             if local_only && !here {
                 continue;
             }
             let (source, _) = source_in_force(service, publication);
-            handed_on |= publication.mode == PublishMode::Ingress
-                && source == Source::Preserve
-                && !network.driver.is_local();
             let Publication { protocol, port, host_ip, .. } = *publication;
             for at in host_ports(host_ip, protocol, port.get()) {
                 let target = Some(publication.target.get());
@@ -245,7 +236,6 @@ impl View<'_> {
                 entrances.entry(at).or_insert(entrance);
             }
         }
-        handed_on
     }
 
     /// Adds the ports that lead to one endpoint of this host. They were there before any service's.
@@ -316,14 +306,6 @@ impl View<'_> {
                 Some((backend.endpoint.id, backend_of))
             })
             .collect()
-    }
-
-    fn transit(&self, network: NetworkId) -> Transit {
-        let routers = self.cluster.carriers(network).into_iter().filter_map(|node| {
-            let index = *self.book.routers.get(&node)?;
-            Some((node, Router { mac: MacAddr::for_router(network, node), index }))
-        });
-        Transit { own: self.context.me, routers: routers.collect() }
     }
 }
 

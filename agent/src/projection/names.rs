@@ -432,7 +432,6 @@ mod tests {
             gateway_mac: MacAddr::for_gateway(app.id),
             gateways: BTreeSet::new(),
             frontends: [(frontend, Arc::new(pool))].into(),
-            transit: None,
         };
         assert_eq!(named(Some(&balance)), set(&["10.1.0.200"]));
     }

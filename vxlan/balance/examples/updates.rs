@@ -213,7 +213,6 @@ fn services(count: u16) -> NetworkBalance {
         gateway_mac: MacAddr::for_gateway(net()),
         gateways: [GATEWAY].into(),
         frontends,
-        transit: None,
     }
 }
 

@@ -27,8 +27,6 @@ pub struct NetworkBalance {
     pub gateways: BTreeSet<IpAddr>,
     /// By where connections come to.
     pub frontends: BTreeMap<Frontend, Arc<Pool>>,
-    /// How connections from outside get to backends on other hosts; absent if none do.
-    pub transit: Option<Transit>,
 }
 
 /// Where connections come to: a virtual address of a service, or the network's end of the uplink.
@@ -66,24 +64,6 @@ pub struct Backend {
     pub node: NodeId,
     /// Whether that is this host.
     pub local: bool,
-}
-
-/// The routers that hand connections from outside to each other's backends.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Transit {
-    /// This node.
-    pub own: NodeId,
-    /// Every node that has the network, this one included.
-    pub routers: BTreeMap<NodeId, Router>,
-}
-
-/// One node's router of a network.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Router {
-    /// The MAC of its transit port.
-    pub mac: MacAddr,
-    /// What this host marks its connections with; never zero, and no two alike.
-    pub index: u16,
 }
 
 /// The published ports of the host.

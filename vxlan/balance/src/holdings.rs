@@ -325,7 +325,6 @@ mod tests {
             gateway_mac: MacAddr::for_gateway(NetworkId::from([1; 16])),
             gateways: gateway.then(|| IpAddr::from([10, 1, 0, 254])).into_iter().collect(),
             frontends,
-            transit: None,
         })
     }
 

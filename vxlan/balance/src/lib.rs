@@ -28,9 +28,7 @@ mod task;
 mod wire;
 
 pub use balancer::{Balancer, Config, StartError};
-pub use desired::{
-    Backend, Desired, Frontend, HostPort, HostPublish, NetworkBalance, Pool, Router, Transit,
-};
+pub use desired::{Backend, Desired, Frontend, HostPort, HostPublish, NetworkBalance, Pool};
 pub use error::BalanceError;
 pub use host::{
     holder::{HostPorts, PortError, Taken},

@@ -4,7 +4,7 @@ use weft_gossip::Liveness;
 use weft_model::{Condition, Service, ServicePort};
 
 use super::*;
-use crate::fixture::{Builder, book_with, endpoint, network, node_id, plane_context};
+use crate::fixture::{Builder, book_with, endpoint, network, plane_context};
 
 fn port(number: u16) -> NonZeroU16 {
     NonZeroU16::new(number).unwrap()
@@ -62,7 +62,7 @@ fn a_virtual_address_leads_to_ready_backends_by_every_port_or_by_some() {
     assert_eq!(shown, ["10.1.0.100/tcp", "10.1.0.100/udp"]);
     let pool = desired.networks[&app.id].frontends.values().next().unwrap();
     assert_eq!(backends(pool), ["10.1.0.8 here", "10.1.0.9"]);
-    assert!(desired.host.ports.is_empty() && desired.networks[&app.id].transit.is_none());
+    assert!(desired.host.ports.is_empty());
 
     let mut service = web(&app);
     service.ports =
@@ -92,10 +92,9 @@ fn a_host_that_just_started_takes_out_no_backend_that_it_has_not_heard_of_yet() 
 }
 
 #[test]
-fn a_port_of_every_host_leads_through_the_uplink_and_by_routers_to_all_backends() {
+fn a_port_of_every_host_leads_through_the_uplink_to_all_backends() {
     let app = network(1, "app");
-    let mut book = book_with(&app, "web", "10.1.0.8");
-    book.routers = BTreeMap::from([(node_id(1), 1), (node_id(2), 2)]);
+    let book = book_with(&app, "web", "10.1.0.8");
     let service = Service { published: vec![publication(8080, PublishMode::Ingress)], ..web(&app) };
     let cluster = two(&app).service(1, 1, &service).build();
     let desired = project(&cluster, &book, false);
@@ -105,9 +104,6 @@ fn a_port_of_every_host_leads_through_the_uplink_and_by_routers_to_all_backends(
     let balance = &desired.networks[&app.id];
     let frontend = Frontend { ip: to.ip(), protocol: Protocol::Tcp, port: Some(to.port()) };
     assert_eq!(backends(&balance.frontends[&frontend]), ["10.1.0.8:80 here", "10.1.0.9:80"]);
-    let transit = balance.transit.as_ref().unwrap();
-    assert_eq!(transit.routers.len(), 2);
-    assert_eq!(transit.routers[&node_id(2)].mac, MacAddr::for_router(app.id, node_id(2)));
 
     // A host without an endpoint carries the network all the same.
     let mut bare = Book::default();

@@ -278,7 +278,6 @@ impl Service {
             gateway_mac: MacAddr::for_gateway(net()),
             gateways: GATEWAYS.into(),
             frontends,
-            transit: None,
         }
     }
 }

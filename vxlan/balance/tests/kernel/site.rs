@@ -280,7 +280,6 @@ fn desired(host: u8, entrances: &[Entrance]) -> Desired {
         gateway_mac: MacAddr::for_gateway(net()),
         gateways: GATEWAYS.into(),
         frontends,
-        transit: None,
     };
     Desired { networks: [(net(), Arc::new(balance))].into(), host: Arc::new(publish) }
 }

@@ -238,6 +238,11 @@ const SEEN_REPLY: u32 = 1 << 1;
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
+    use nix::sched::{CloneFlags, unshare};
+    use weft_vxlan::Namespace;
+
     use super::*;
 
     fn udp(to: &str, from: &str) -> Connection {
@@ -304,5 +309,35 @@ mod tests {
         assert!(!left_over(vip, backend, Some(None)));
         assert!(!left_over(vip, vip, None));
         assert!(!left_over("10.1.0.200:54", backend, None));
+    }
+
+    #[test]
+    fn what_follows_a_refused_request_has_its_own_answers() {
+        let test = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("run the tests as root");
+            let mut netfilter = Netfilter::open(&Namespace::current().unwrap()).unwrap();
+            let mut missing = Writer::default();
+            missing.nest(TUPLE_ORIGINAL, |tuple| {
+                tuple.nest(TUPLE_IP, |addresses| {
+                    addresses.bytes(IP_V4_SOURCE, &[10, 1, 0, 1]);
+                    addresses.bytes(IP_V4_DESTINATION, &[10, 1, 0, 2]);
+                });
+                tuple.nest(TUPLE_PROTOCOL, |ports| {
+                    ports.bytes(PROTOCOL_NUMBER, &[17]);
+                    ports.bytes(SOURCE_PORT, &1000u16.to_be_bytes());
+                    ports.bytes(DESTINATION_PORT, &53u16.to_be_bytes());
+                });
+            });
+            let delete = |body| Request { kind: DELETE, flags: 0, family: AF_INET, body };
+            let requests = [(); 3].map(|()| delete(missing.clone()));
+            match netfilter.each(&requests, Errno::EEXIST) {
+                Err(NetfilterError::Refused { errno: Errno::ENOENT, .. }) => {}
+                other => panic!("{other:?}"),
+            }
+            // One that names no connection is about all of them, and succeeds.
+            let all = netfilter.each(&[delete(Writer::default())], Errno::ENOENT);
+            assert_eq!(all.unwrap(), 1);
+        };
+        thread::spawn(test).join().unwrap();
     }
 }

@@ -113,23 +113,25 @@ impl Netfilter {
                 self.append(&mut bytes, *kind, flags, *family, 0, &body.0);
             }
             self.send(&bytes)?;
-            let mut pending = chunk.len();
+            let (mut pending, mut refused) = (chunk.len(), None);
             while pending > 0 {
                 let length = self.receive()?;
                 for (header, body) in messages(&self.buffer[..length]) {
-                    if header.kind != NLMSG_ERROR {
+                    // What is left of requests that were given up is not counted.
+                    let age = self.sequence.wrapping_sub(header.sequence) as usize;
+                    if header.kind != NLMSG_ERROR || age >= chunk.len() {
                         continue;
                     }
                     pending -= 1;
                     match errno(body) {
                         None => done += 1,
                         Some(errno) if errno == ignore => {}
-                        Some(errno) => {
-                            let kind = chunk[0].kind & 0xff;
-                            return Err(NetfilterError::Refused { errno, kind });
-                        }
+                        Some(errno) => refused = refused.or(Some(errno)),
                     }
                 }
+            }
+            if let Some(errno) = refused {
+                return Err(NetfilterError::Refused { errno, kind: chunk[0].kind & 0xff });
             }
         }
         Ok(done)

@@ -3,8 +3,8 @@
 use weft_model::Protocol;
 
 use crate::{
-    lab::{Service, VIPS, in_lab, ips, run},
-    talk::{Answer, Conversation, Sender, ask_often, serve},
+    lab::{Service, VIPS, eventually, in_lab, ips, mac, run},
+    talk::{Answer, Conversation, Sender, ask, ask_often, serve},
 };
 
 #[test]
@@ -132,5 +132,48 @@ fn what_is_fragmented_on_its_way_to_a_backend_and_back_is_whole_there() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn the_gateway_remembers_a_station_for_days_after_its_last_request() {
+    in_lab(&[1, 2], async |lab| {
+        serve(2, lab.sandbox(2), 8080);
+        lab.serve(&Service::new(80, 8080, &[2]).balance(1)).await;
+        let inside = lab.one.network_namespace();
+        // Of the only client, in milliseconds.
+        let left = || -> u64 {
+            let listing = run(&inside, "nft list set bridge weft-services clients");
+            let mine = listing.split(mac(1).to_string().as_str()).nth(1);
+            let expires = mine.and_then(|rest| rest.split("expires ").nth(1));
+            let expires = expires.unwrap_or_else(|| panic!("{listing}"));
+            let text = expires.split([',', ' ', '}']).next().unwrap();
+            let mut sum = 0;
+            let mut rest = text;
+            for (unit, factor) in
+                [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)]
+            {
+                let at = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+                let (number, tail) = rest.split_at(at);
+                let whole = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+                if &tail[..whole] == unit {
+                    sum += number.parse::<u64>().unwrap() * factor;
+                    rest = &tail[whole..];
+                }
+            }
+            assert!(rest.is_empty(), "{text}");
+            sum
+        };
+        let request = || ask(lab.sandbox(1), Protocol::Tcp, (VIPS[0], 80)).unwrap();
+        request();
+        let first = left();
+        assert!(first > 5 * 86_400_000, "{first}");
+        eventually("some of the time has gone", async || match left() {
+            now if now + 200 < first => Ok(()),
+            now => Err(now.to_string()),
+        })
+        .await;
+        request();
+        assert!(left() + 200 > first, "{} {first}", left());
     });
 }

@@ -13,6 +13,7 @@ use crate::{
     kernel::{Actual, Change, rule_label},
     parts::{Chain, Collection, Parts},
     set::{Element, Kind, Set, Table},
+    shortcut,
     skeleton::Skeleton,
     slots::{Slots, Turnover, slots},
 };
@@ -28,6 +29,8 @@ pub(crate) struct Holdings {
     /// Nobody's any more, but connections that were made before may need them.
     pub(crate) lingering: BTreeSet<Element>,
     gateways: BTreeSet<IpAddr>,
+    /// Whose connections may pass the gateway by, by their marks.
+    marks: BTreeMap<u32, Frontend>,
     seed: u32,
 }
 
@@ -47,6 +50,9 @@ impl Holdings {
         for frontend in gone {
             if let Some((pool, parts)) = self.frontends.remove(&frontend) {
                 counts.sub(&parts);
+                if let Some(mark) = self.mark(&frontend) {
+                    self.marks.remove(&mark);
+                }
                 change.gone_elements.extend(parts.keeper.map(|keeper| keeper.entry));
                 let before = slots(frontend, &pool, self.seed);
                 change.turnovers.push(Turnover::new(frontend, &before, &Slots::new()));
@@ -56,7 +62,12 @@ impl Holdings {
         for (frontend, pool) in changed {
             let gateway =
                 desired.gateways.iter().any(|ip| Family::of(*ip) == Family::of(frontend.ip));
-            let parts = Parts::of(frontend, pool, self.seed, gateway);
+            let mut parts = Parts::of(frontend, pool, self.seed, gateway);
+            if let Some(mark) = shortcut::mark(frontend)
+                && *self.marks.entry(mark).or_insert(frontend) == frontend
+            {
+                parts.elements.extend(shortcut::elements(frontend, mark));
+            }
             counts.add(&parts);
             let after = slots(frontend, pool, self.seed);
             let held = self.frontends.insert(frontend, (Arc::clone(pool), parts.clone()));
@@ -80,6 +91,11 @@ impl Holdings {
         change.turnovers.retain(|turnover| !turnover.is_empty());
         self.settle(counts, &mut change);
         change
+    }
+
+    /// The mark of a frontend that has one.
+    pub(crate) fn mark(&self, frontend: &Frontend) -> Option<u32> {
+        shortcut::mark(*frontend).filter(|mark| self.marks.get(mark) == Some(frontend))
     }
 
     /// The frontends that are none of `desired`, and those that are not as they are there; `anew`:

@@ -18,7 +18,7 @@ use crate::{
     },
     netfilter::{Netfilter, Request},
     parts::{Chain, Collection, counters},
-    set::{Element, Set, Table},
+    set::{Element, Lasting, Set, Table},
     skeleton::{Skeleton, USER},
     slots::{self, Slots, Turnover},
     wire::{self, Writer, attribute, attributes, nested},
@@ -64,6 +64,7 @@ pub(crate) struct Tally {
 /// An element as the kernel tells of it.
 struct Found {
     key: Vec<u8>,
+    data: Vec<u8>,
     chain: Option<String>,
     tally: Tally,
 }
@@ -170,9 +171,9 @@ impl Kernel {
                     actual.sets.insert(set);
                     if set.has_slots() {
                         self.read_slots(set, actual)?;
-                    } else {
-                        for Found { key, chain, .. } in self.read_elements(set)? {
-                            actual.elements.insert(Element { set, key }, chain);
+                    } else if !matches!(set.learnt(), Some(Lasting::Seconds(_))) {
+                        for Found { key, data, chain, .. } in self.read_elements(set)? {
+                            actual.elements.insert(Element { set, key, data }, chain);
                         }
                     }
                 }
@@ -191,7 +192,9 @@ impl Kernel {
             found.extend(elements(body).filter_map(|element| {
                 let key = nested(element, &[ELEMENT_KEY, expression::DATA_VALUE])?.to_vec();
                 let chain = nested(element, &[ELEMENT_DATA, 2, 2]).map(wire::text);
-                Some(Found { key, chain, tally: tally(element) })
+                let data = nested(element, &[ELEMENT_DATA, expression::DATA_VALUE]);
+                let data = data.unwrap_or_default().to_vec();
+                Some(Found { key, data, chain, tally: tally(element) })
             }));
         };
         Ok(self.netfilter.gather(&all_of(set), gather)?)
@@ -213,7 +216,9 @@ impl Kernel {
             }
         };
         let (slots, strange) = self.netfilter.gather(&all_of(set), gather)?;
-        actual.elements.extend(strange.into_iter().map(|key| (Element { set, key }, None)));
+        actual
+            .elements
+            .extend(strange.into_iter().map(|key| (Element { set, key, data: Vec::new() }, None)));
         actual.slots.extend(slots.into_iter().map(|(frontend, mut slots)| {
             slots.sort_unstable();
             (frontend, slots)
@@ -242,15 +247,14 @@ impl Kernel {
         batch.requests.extend(chains.flat_map(fill_chain));
 
         // A frontend is found as soon as it counts: its table is there by then.
-        let (mut heads, other): (BTreeMap<_, _>, BTreeMap<_, _>) = edits(change)
-            .into_iter()
-            .partition(|(element, edit)| element.set.is_head() && !edit.gone);
+        let (mut heads, other): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            edits(change).into_iter().partition(|((set, _), edit)| set.is_head() && !edit.gone);
         self.edit(&mut batch, other)?;
         for turnovers in change.turnovers.chunks(TABLES_EACH) {
             self.turn_over(&mut batch, turnovers)?;
             let frontends = turnovers.iter().map(|turnover| counters(turnover.frontend));
-            let heads = frontends.filter_map(|[head, ..]| heads.remove_entry(&head)).collect();
-            self.edit(&mut batch, heads)?;
+            let now = frontends.filter_map(|[head, ..]| heads.remove_entry(&(head.set, head.key)));
+            self.edit(&mut batch, now.collect())?;
         }
         self.edit(&mut batch, heads)?;
 
@@ -267,7 +271,7 @@ impl Kernel {
     fn turn_over(&mut self, batch: &mut Batch, turnovers: &[Turnover]) -> Result<(), BalanceError> {
         let (mut gone, mut new) = (Items::new(), Items::new());
         for turnover in turnovers {
-            let Element { set, key } = slots::base(turnover.frontend);
+            let Element { set, key, .. } = slots::base(turnover.frontend);
             let key = |slot: u32| [key.as_slice(), &slots::tail(slot)].concat();
             let items = turnover.gone.iter().map(|slot| (key(*slot), Value::None));
             gone.entry(set).or_default().extend(items);
@@ -280,12 +284,12 @@ impl Kernel {
     fn edit(
         &mut self,
         batch: &mut Batch,
-        edits: BTreeMap<&Element, Edit<'_>>,
+        edits: BTreeMap<Place, Edit<'_>>,
     ) -> Result<(), BalanceError> {
         let edits: Vec<_> = edits.into_iter().collect();
         for edits in edits.chunks(AT_ONCE) {
             let (mut gone, mut new) = (Items::new(), Items::new());
-            for (Element { set, key }, edit) in edits {
+            for ((set, key), edit) in edits {
                 if edit.gone {
                     gone.entry(*set).or_default().push((key.clone(), Value::None));
                 }
@@ -332,6 +336,9 @@ struct Batch {
 
 type Items<'a> = BTreeMap<Set, Vec<Item<'a>>>;
 
+/// A key of a set.
+type Place = (Set, Vec<u8>);
+
 /// What is done to one element.
 #[derive(Default)]
 struct Edit<'a> {
@@ -339,14 +346,18 @@ struct Edit<'a> {
     new: Option<Value<'a>>,
 }
 
-fn edits(change: &Change) -> BTreeMap<&Element, Edit<'_>> {
+fn edits(change: &Change) -> BTreeMap<Place, Edit<'_>> {
     let mut edits: BTreeMap<_, Edit<'_>> = BTreeMap::new();
-    for element in &change.gone_elements {
-        edits.entry(element).or_default().gone = true;
+    for Element { set, key, .. } in &change.gone_elements {
+        edits.entry((*set, key.clone())).or_default().gone = true;
     }
-    for (element, lead) in &change.new_elements {
-        let value = lead.as_deref().map_or(Value::None, Value::Lead);
-        edits.entry(element).or_default().new = Some(value);
+    for (Element { set, key, data }, lead) in &change.new_elements {
+        let value = match lead {
+            Some(chain) => Value::Lead(chain),
+            None if data.is_empty() => Value::None,
+            None => Value::Data(data),
+        };
+        edits.entry((*set, key.clone())).or_default().new = Some(value);
     }
     edits
 }

@@ -21,6 +21,7 @@ mod netfilter;
 mod network;
 mod parts;
 mod set;
+mod shortcut;
 mod skeleton;
 mod slots;
 mod status;

@@ -103,6 +103,7 @@ pub(crate) enum Value<'a> {
     /// The chain that it leads to.
     Lead(&'a str),
     Target(Target),
+    Data(&'a [u8]),
 }
 
 pub(crate) type Item<'a> = (Vec<u8>, Value<'a>);
@@ -126,6 +127,11 @@ pub(crate) fn change_elements(
                         Value::None => {}
                         Value::Lead(chain) => {
                             element.nest(ELEMENT_DATA, |data| expression::goto(data, chain));
+                        }
+                        Value::Data(bytes) => {
+                            element.nest(ELEMENT_DATA, |data| {
+                                data.bytes(expression::DATA_VALUE, bytes);
+                            });
                         }
                         Value::Target(target) => {
                             let bytes = target.bytes();

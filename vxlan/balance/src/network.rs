@@ -196,25 +196,32 @@ impl NetworkKernel {
     /// What the frontends' traffic has come to since they are there.
     pub(crate) fn counters(&mut self) -> Result<BTreeMap<Frontend, Counters>, BalanceError> {
         let Some(balance) = self.known.clone() else { return Ok(BTreeMap::new()) };
-        let mut tallies: BTreeMap<Element, Tally> = BTreeMap::new();
+        let mut tallies: BTreeMap<(Set, Vec<u8>), Tally> = BTreeMap::new();
         for set in Set::all().filter(|set| set.is_counted()) {
             let found = self.kernel.tallies(set)?;
-            tallies.extend(found.into_iter().map(|(key, tally)| (Element { set, key }, tally)));
+            tallies.extend(found.into_iter().map(|(key, tally)| ((set, key), tally)));
         }
+        let tally = |Element { set, key, .. }: Element| {
+            let tally = tallies.get(&(set, key)).copied().unwrap_or_default();
+            Traffic { packets: tally.packets, bytes: tally.bytes }
+        };
         let counters = |frontend: &Frontend| {
             let Frontend { ip, protocol, port } = *frontend;
             let of = |with, without| {
                 let kind = if port.is_some() { with } else { without };
-                let key = Element::new(kind, ip, protocol, port.unwrap_or_default());
-                tallies.get(&key).copied().unwrap_or_default()
+                tally(Element::new(kind, ip, protocol, port.unwrap_or_default()))
             };
-            let traffic = |Tally { packets, bytes }| Traffic { packets, bytes };
-            let connections = of(Kind::PortConnections, Kind::AddressConnections).packets;
-            Counters {
-                connections,
-                requests: traffic(of(Kind::PortRequests, Kind::AddressRequests)),
-                answers: traffic(of(Kind::PortAnswers, Kind::AddressAnswers)),
+            let mut counters = Counters {
+                connections: of(Kind::PortConnections, Kind::AddressConnections).packets,
+                requests: of(Kind::PortRequests, Kind::AddressRequests),
+                answers: of(Kind::PortAnswers, Kind::AddressAnswers),
+            };
+            if let Some(mark) = self.holdings.mark(frontend) {
+                // What passes the gateway by.
+                counters.requests += of(Kind::PortMarks, Kind::AddressMarks);
+                counters.answers += tally(Element::of_mark(Kind::Vips, mark, Vec::new()));
             }
+            counters
         };
         Ok(balance.frontends.keys().map(|frontend| (*frontend, counters(frontend))).collect())
     }

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr};
 
 use weft_model::{Family, MacAddr, Protocol};
 
-use crate::expression::number_of;
+use crate::{expression::number_of, shortcut};
 
 /// A table of nftables.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -50,6 +50,23 @@ pub(crate) enum Kind {
     Fragments,
     /// The MACs of this host's stations that ever sent anything to the gateway.
     Clients,
+    /// Address, protocol and port of a frontend to its mark; counts packets from clients.
+    PortMarks,
+    /// Address and protocol of a frontend of all ports to its mark; counts packets from clients.
+    AddressMarks,
+    /// A frontend's mark to its address; counts packets to clients that pass the gateway by.
+    Vips,
+    /// A frontend's mark to its port.
+    VipPorts,
+    /// The backend of a connection, by client and mark; its port.
+    PortWays,
+    PortTargets,
+    /// The backend of a connection to a frontend of all ports.
+    AddressWays,
+    /// The mark of a connection, by backend and client.
+    AnswerWays,
+    /// A backend's address to its MAC.
+    Neighbours,
 }
 
 /// Something in a set, or a key of a map.
@@ -57,6 +74,8 @@ pub(crate) enum Kind {
 pub(crate) struct Element {
     pub(crate) set: Set,
     pub(crate) key: Vec<u8>,
+    /// What a map of values has for the key; nothing in others.
+    pub(crate) data: Vec<u8>,
 }
 
 impl Table {
@@ -86,15 +105,38 @@ pub(crate) enum Key {
     AddressProtocolPortSlot,
     AddressProtocolSlot,
     AddressAddress,
+    Address,
     Mac,
+    Mark,
+    PortWay,
+    AddressWay,
+    AnswerWay,
+}
+
+/// What the keys of a map lead to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Data {
+    Chain,
+    Slot,
+    Mark,
+    Address,
+    Port,
+    Mac,
+}
+
+/// How long a rule remembers what it writes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Lasting {
+    Seconds(u32),
+    Days(u32),
 }
 
 impl Set {
     /// All of them.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let both = |kind| [Family::V4, Family::V6].map(|family| Self { kind, family });
-        let clients = Self { kind: Kind::Clients, family: Family::V4 };
-        KINDS.iter().copied().flat_map(both).chain([clients])
+        let one = |kind: &Kind| Self { kind: *kind, family: Family::V4 };
+        KINDS.iter().copied().flat_map(both).chain(SINGLE.iter().map(one))
     }
 
     pub(crate) fn named(name: &str, table: Table) -> Option<Self> {
@@ -103,19 +145,39 @@ impl Set {
 
     pub(crate) fn table(self) -> Table {
         match self.kind {
-            Kind::Replies | Kind::AddressReplies | Kind::Fragments | Kind::Clients => Table::Bridge,
+            Kind::Replies | Kind::AddressReplies | Kind::Fragments => Table::Bridge,
+            kind if SINGLE.contains(&kind) => Table::Bridge,
             _ => Table::Inet,
         }
     }
 
-    /// Whether a key leads to a chain.
-    pub(crate) fn leads_to_chains(self) -> bool {
-        matches!(self.kind, Kind::PortKeepers | Kind::AddressKeepers)
+    /// What its keys lead to, if it is a map.
+    pub(crate) fn data(self) -> Option<Data> {
+        match self.kind {
+            Kind::PortKeepers | Kind::AddressKeepers => Some(Data::Chain),
+            Kind::PortSlots | Kind::AddressSlots => Some(Data::Slot),
+            Kind::PortMarks | Kind::AddressMarks | Kind::AnswerWays => Some(Data::Mark),
+            Kind::Vips | Kind::PortWays | Kind::AddressWays => Some(Data::Address),
+            Kind::VipPorts | Kind::PortTargets => Some(Data::Port),
+            Kind::Neighbours => Some(Data::Mac),
+            _ => None,
+        }
+    }
+
+    /// How long what rules write to it stays, if they do.
+    pub(crate) fn learnt(self) -> Option<Lasting> {
+        match self.kind {
+            // Longer than the kernel tracks a connection in which nothing happens (five days).
+            Kind::Clients => Some(Lasting::Days(6)),
+            Kind::PortWays | Kind::AddressWays | Kind::AnswerWays => Some(shortcut::WAYS_LAST),
+            Kind::PortTargets | Kind::Neighbours => Some(shortcut::TARGETS_LAST),
+            _ => None,
+        }
     }
 
     /// Whether it has the tables of frontends.
     pub(crate) fn has_slots(self) -> bool {
-        matches!(self.kind, Kind::PortSlots | Kind::AddressSlots)
+        self.data() == Some(Data::Slot)
     }
 
     /// Whether new connections to frontends are looked for in it first.
@@ -132,6 +194,9 @@ impl Set {
                 | Kind::AddressRequests
                 | Kind::PortAnswers
                 | Kind::AddressAnswers
+                | Kind::PortMarks
+                | Kind::AddressMarks
+                | Kind::Vips
         )
     }
 
@@ -147,17 +212,24 @@ impl Set {
             | Kind::PortRequests
             | Kind::PortAnswers
             | Kind::Masked
-            | Kind::Replies => Key::AddressProtocolPort,
+            | Kind::Replies
+            | Kind::PortMarks => Key::AddressProtocolPort,
             Kind::AddressKeepers
             | Kind::AddressConnections
             | Kind::AddressRequests
             | Kind::AddressAnswers
             | Kind::AddressReplies
-            | Kind::Fragments => Key::AddressProtocol,
+            | Kind::Fragments
+            | Kind::AddressMarks => Key::AddressProtocol,
             Kind::PortSlots => Key::AddressProtocolPortSlot,
             Kind::AddressSlots => Key::AddressProtocolSlot,
             Kind::Hairpins => Key::AddressAddress,
             Kind::Clients => Key::Mac,
+            Kind::Vips | Kind::VipPorts => Key::Mark,
+            Kind::PortWays | Kind::PortTargets => Key::PortWay,
+            Kind::AddressWays => Key::AddressWay,
+            Kind::AnswerWays => Key::AnswerWay,
+            Kind::Neighbours => Key::Address,
         }
     }
 }
@@ -180,13 +252,22 @@ impl fmt::Display for Set {
             Kind::Replies => "port-replies",
             Kind::AddressReplies => "address-replies",
             Kind::Fragments => "fragments",
-            Kind::Clients => return f.write_str("clients"),
+            Kind::Clients => "clients",
+            Kind::PortMarks => "port-marks",
+            Kind::AddressMarks => "address-marks",
+            Kind::Vips => "vips",
+            Kind::VipPorts => "vip-ports",
+            Kind::PortWays => "port-ways",
+            Kind::PortTargets => "port-targets",
+            Kind::AddressWays => "address-ways",
+            Kind::AnswerWays => "answer-ways",
+            Kind::Neighbours => "neighbours",
         };
-        let family = match self.family {
-            Family::V4 => 4,
-            Family::V6 => 6,
-        };
-        write!(f, "{name}{family}")
+        match self.family {
+            _ if SINGLE.contains(&self.kind) => f.write_str(name),
+            Family::V4 => write!(f, "{name}4"),
+            Family::V6 => write!(f, "{name}6"),
+        }
     }
 }
 
@@ -206,14 +287,26 @@ impl Element {
                 key.extend([number_of(protocol), 0, 0, 0]);
             }
             Key::AddressAddress => key.extend(octets(ip)),
-            Key::Mac => {}
+            Key::Address | Key::Mac | Key::Mark => {}
+            Key::PortWay | Key::AddressWay | Key::AnswerWay => {}
         }
-        Self { set, key }
+        Self { set, key, data: Vec::new() }
+    }
+
+    /// An element of a map whose keys are marks.
+    pub(crate) fn of_mark(kind: Kind, mark: u32, data: Vec<u8>) -> Self {
+        let set = Set { kind, family: Family::V4 };
+        // As the kernel keeps it.
+        Self { set, key: mark.to_ne_bytes().to_vec(), data }
+    }
+
+    pub(crate) fn with(self, data: Vec<u8>) -> Self {
+        Self { data, ..self }
     }
 
     pub(crate) fn client(mac: MacAddr) -> Self {
         let set = Set { kind: Kind::Clients, family: Family::V4 };
-        Self { set, key: mac.octets().to_vec() }
+        Self { set, key: mac.octets().to_vec(), data: Vec::new() }
     }
 }
 
@@ -241,4 +334,18 @@ const KINDS: &[Kind] = &[
     Kind::Replies,
     Kind::AddressReplies,
     Kind::Fragments,
+];
+
+/// Those that are there once.
+const SINGLE: &[Kind] = &[
+    Kind::Clients,
+    Kind::PortMarks,
+    Kind::AddressMarks,
+    Kind::Vips,
+    Kind::VipPorts,
+    Kind::PortWays,
+    Kind::PortTargets,
+    Kind::AddressWays,
+    Kind::AnswerWays,
+    Kind::Neighbours,
 ];

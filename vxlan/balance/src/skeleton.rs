@@ -10,7 +10,8 @@ use sha2::{Digest as _, Sha256};
 use weft_model::{Family, MacAddr, Spread};
 
 use crate::{
-    set::{Key, Set, Table},
+    set::{Data, Key, Lasting, Set, Table},
+    shortcut,
     slots::Class,
 };
 
@@ -24,11 +25,11 @@ pub(crate) struct Skeleton {
 
 /// A chain of the skeleton.
 #[derive(Clone, Debug, Eq, PartialEq)]
-struct Chain {
-    table: Table,
-    name: &'static str,
-    hook: Option<&'static str>,
-    rules: Vec<String>,
+pub(crate) struct Chain {
+    pub(crate) table: Table,
+    pub(crate) name: &'static str,
+    pub(crate) hook: Option<&'static str>,
+    pub(crate) rules: Vec<String>,
 }
 
 impl Skeleton {
@@ -36,6 +37,7 @@ impl Skeleton {
         let mut chains = vec![refuse()];
         chains.extend(choices(seed));
         chains.extend([dispatch(), requests(), translate(gateways), answers()]);
+        chains.extend(shortcut::chains());
         chains.extend(lift(gateway_mac));
         let mut hash = Sha256::new();
         for Chain { table, name, hook, rules } in &chains {
@@ -204,7 +206,7 @@ fn translate(gateways: &BTreeSet<IpAddr>) -> Chain {
 
 /// Counts what clients send, as they sent it.
 fn requests() -> Chain {
-    let mut rules = Vec::new();
+    let mut rules = vec![shortcut::IS_COUNTED.into()];
     for (ip, n) in FAMILIES {
         let address = format!("{ip} daddr . meta l4proto");
         rules.push(format!("{address} . th dport @port-requests{n} return"));
@@ -230,10 +232,10 @@ fn answers() -> Chain {
 /// as it is: only the gateway knows whom they had asked.
 fn lift(gateway_mac: MacAddr) -> Vec<Chain> {
     let mut rules = vec![
+        format!("ether daddr {gateway_mac} goto {}", shortcut::REQUESTS),
         // Whoever was sent something by a service has sent something to the gateway before.
-        format!("{HERE} ether daddr {gateway_mac} update @clients {{ ether saddr }}"),
-        format!("ether daddr {gateway_mac} accept"),
         "ether daddr != @clients goto requests".into(),
+        shortcut::ANSWERS.into(),
     ];
     for (ip, n) in FAMILIES {
         let address = format!("{ip} saddr . meta l4proto");
@@ -287,11 +289,17 @@ fn declaration(set: Set) -> String {
     };
     // A slot is a number like any that is drawn: there is no name for its type.
     let slot = "numgen random mod 2";
+    let way = format!("type {address} . inet_service");
     let key = match set.key() {
         Key::AddressProtocolPort => format!("type {address} . inet_proto . inet_service"),
         Key::AddressProtocol => format!("type {address} . inet_proto"),
         Key::AddressAddress => format!("type {address} . {address}"),
+        Key::Address => format!("type {address}"),
         Key::Mac => "type ether_addr".into(),
+        Key::Mark => "type mark".into(),
+        Key::PortWay => format!("{way} . mark"),
+        Key::AddressWay => format!("{way} . mark . inet_service"),
+        Key::AnswerWay => format!("{way} . {address} . inet_service"),
         Key::AddressProtocolPortSlot => {
             format!("typeof {ip} daddr . meta l4proto . th dport . {slot} : {ip} daddr . th dport")
         }
@@ -299,20 +307,23 @@ fn declaration(set: Set) -> String {
             format!("typeof {ip} daddr . meta l4proto . {slot} : {ip} daddr")
         }
     };
-    let (what, value) = match (set.leads_to_chains(), set.has_slots()) {
-        (true, _) => ("map", " : verdict"),
-        (false, true) => ("map", ""),
-        (false, false) => ("set", ""),
+    let (what, value) = match set.data() {
+        None => ("set", ""),
+        Some(Data::Slot) => ("map", ""),
+        Some(Data::Chain) => ("map", " : verdict"),
+        Some(Data::Mark) => ("map", " : mark"),
+        Some(Data::Address) => ("map", " : ipv4_addr"),
+        Some(Data::Port) => ("map", " : inet_service"),
+        Some(Data::Mac) => ("map", " : ether_addr"),
     };
     let counter = if set.is_counted() { "\t\tcounter\n" } else { "" };
-    let written_by_rules = match set.key() {
-        // Longer than the kernel tracks a connection in which nothing happens (five days).
-        Key::Mac => {
-            "\t\tsize 65536\n\t\tflags dynamic,timeout\n\t\ttimeout 6d\n\t\tgc-interval 1h\n"
-        }
-        _ => "",
+    let written = "\t\tsize 65536\n\t\tflags dynamic,timeout\n\t\ttimeout";
+    let learnt = match set.learnt() {
+        None => String::new(),
+        Some(Lasting::Seconds(seconds)) => format!("{written} {seconds}s\n"),
+        Some(Lasting::Days(days)) => format!("{written} {days}d\n\t\tgc-interval 1h\n"),
     };
-    format!("\t{what} {set} {{\n\t\t{key}{value}\n{written_by_rules}{counter}\t}}\n")
+    format!("\t{what} {set} {{\n\t\t{key}{value}\n{learnt}{counter}\t}}\n")
 }
 
 const FAMILIES: [(&str, u8); 2] = [("ip", 4), ("ip6", 6)];

@@ -206,7 +206,7 @@ mod tests {
             (frontend("fd00:1::200", None), "fd00:1::7"),
         ] {
             let target = Target { ip: to.parse().unwrap(), port: frontend.port.map(|_| 5353) };
-            let Element { set, mut key } = base(frontend);
+            let Element { set, mut key, .. } = base(frontend);
             key.extend(tail(131_075));
             assert_eq!(parse(set, &key, &target.bytes()), Some((frontend, 131_075, target)));
             assert_eq!(parse(set, &key[1..], &target.bytes()), None);

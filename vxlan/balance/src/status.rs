@@ -68,3 +68,10 @@ pub struct Traffic {
     pub packets: u64,
     pub bytes: u64,
 }
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, more: Self) {
+        self.packets += more.packets;
+        self.bytes += more.bytes;
+    }
+}

@@ -16,3 +16,4 @@ mod east_west;
 mod ingress;
 mod ports;
 mod repair;
+mod shortcut;

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
@@ -26,6 +26,8 @@ pub(crate) enum Silence {
     Refused,
     /// Nobody said anything.
     TimedOut,
+    /// The client's port belongs to a connection that has ended.
+    PortResting,
 }
 
 /// Answers every connection and every packet to `port` of `sandbox`; connections stay open, and
@@ -117,6 +119,13 @@ impl Conversation {
         Self::over(stream.map_err(|error| silence(&error))?)
     }
 
+    /// Ends it, and waits until the server has as well.
+    pub(crate) fn close(mut self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest).unwrap();
+    }
+
     fn open(to: SocketAddr) -> Result<Self, Silence> {
         Self::over(TcpStream::connect_timeout(&to, PATIENCE).map_err(|e| silence(&e))?)
     }
@@ -199,6 +208,7 @@ fn silence(error: &io::Error) -> Silence {
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Silence::Refused,
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Silence::TimedOut,
+        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Silence::PortResting,
         other => panic!("{other:?}: {error}"),
     }
 }

@@ -1,0 +1,172 @@
+use std::collections::BTreeMap;
+
+use weft_balance::{Counters, Frontend};
+use weft_model::Protocol;
+use weft_vxlan::Namespace;
+
+use crate::{
+    lab::{Lab, Service, VIPS, eventually, in_lab, ips, net, run},
+    talk::{Conversation, serve},
+};
+
+/// Exchanges after which a connection has lasted.
+const LASTED: u32 = 40;
+
+/// How the tests' connections find their backend.
+const KINDS: [Option<u16>; 2] = [Some(80), None];
+
+fn service(port: Option<u16>, stations: &[u8]) -> Service {
+    let target = port.map(|_| 8080);
+    Service { port, target, ..Service::new(0, 0, stations) }
+}
+
+/// The port at which clients find a service of `port`.
+fn asked(port: Option<u16>) -> u16 {
+    port.unwrap_or(8080)
+}
+
+fn talk(conversation: &mut Conversation, exchanges: u32) {
+    for n in 0..exchanges {
+        conversation.goes_on().unwrap_or_else(|silence| panic!("exchange {n}: {silence:?}"));
+    }
+}
+
+/// How many packets of TCP to virtual addresses the gateway has seen.
+fn seen_by_gateway(inside: &Namespace) -> u64 {
+    let found = run(
+        inside,
+        "nft list set inet weft-services port-requests4; \
+         nft list set inet weft-services address-requests4",
+    );
+    // … tcp . 80 counter packets 12 bytes 600
+    let elements = found.split([',', '\n']).filter(|element| element.contains("tcp"));
+    let packets = elements.filter_map(|element| {
+        element.split_whitespace().skip_while(|word| *word != "packets").nth(1)?.parse::<u64>().ok()
+    });
+    packets.sum()
+}
+
+async fn counted(lab: &Lab) -> Counters {
+    let counters: BTreeMap<Frontend, Counters> = lab.one.balancer.counters(net()).await.unwrap();
+    let tcp = |frontend: &Frontend| frontend.ip == VIPS[0] && frontend.protocol == Protocol::Tcp;
+    counters.into_iter().find(|(frontend, _)| tcp(frontend)).unwrap().1
+}
+
+#[test]
+fn a_connection_that_has_lasted_passes_the_gateway_by_and_is_counted() {
+    in_lab(&[1, 2, 11], async |lab| {
+        for station in [2, 11] {
+            serve(station, lab.sandbox(station), 8080);
+        }
+        let inside = lab.one.network_namespace();
+        for port in KINDS {
+            for backend in [2, 11] {
+                lab.one.serve(&service(port, &[backend]).balance(1)).await;
+                let to = (VIPS[0], asked(port));
+                let mut conversation = Conversation::start(lab.sandbox(1), to).unwrap();
+                assert_eq!(conversation.answer.client, ips(1)[0]);
+                talk(&mut conversation, LASTED);
+
+                let (before, counted_before) = (seen_by_gateway(&inside), counted(&lab).await);
+                talk(&mut conversation, 500);
+                let (after, counted_after) = (seen_by_gateway(&inside), counted(&lab).await);
+                // Ways are forgotten every few seconds.
+                assert!(after - before < 50, "{port:?} {backend}: {before} {after}");
+                for (before, after) in [
+                    (counted_before.requests, counted_after.requests),
+                    (counted_before.answers, counted_after.answers),
+                ] {
+                    let packets = after.packets - before.packets;
+                    assert!((500..2000).contains(&packets), "{port:?} {backend}: {packets}");
+                    let bytes = after.bytes - before.bytes;
+                    assert!(bytes >= 500 * (5 + 52), "{port:?} {backend}: {bytes}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_connection_whose_way_is_forgotten_goes_by_the_gateway_and_gets_another_way() {
+    in_lab(&[1, 11], async |lab| {
+        serve(11, lab.sandbox(11), 8080);
+        let inside = lab.one.network_namespace();
+        for port in KINDS {
+            lab.one.serve(&service(port, &[11]).balance(1)).await;
+            let to = (VIPS[0], asked(port));
+            let mut conversation = Conversation::start(lab.sandbox(1), to).unwrap();
+            talk(&mut conversation, 200);
+            let repairs = lab.one.status().repairs;
+            for forgotten in ["port-ways", "address-ways", "answer-ways"] {
+                let before = seen_by_gateway(&inside);
+                run(&inside, &format!("nft flush map bridge weft-services {forgotten}"));
+                talk(&mut conversation, 200);
+                let after = seen_by_gateway(&inside);
+                assert!(after - before < 50, "{port:?} {forgotten}: {before} {after}");
+            }
+            // All at once, as time does it; the sequence numbers are far from what is known.
+            let flush = "nft flush map bridge weft-services";
+            run(&inside, &format!("{flush} port-ways; {flush} address-ways; {flush} answer-ways"));
+            talk(&mut conversation, 200);
+            assert_eq!(lab.one.status().repairs, repairs);
+        }
+    });
+}
+
+#[test]
+fn the_next_connection_of_the_same_ports_may_have_another_backend() {
+    in_lab(&[1, 2, 11], async |lab| {
+        for station in [2, 11] {
+            serve(station, lab.sandbox(station), 8080);
+        }
+        let client = lab.sandbox(1);
+        // After a second.
+        run(client, "sysctl -qw net.ipv4.tcp_tw_reuse=1");
+        for port in KINDS {
+            let to = (VIPS[0], asked(port));
+            for backend in [2, 11, 2] {
+                lab.one.serve(&service(port, &[backend]).balance(1)).await;
+                eventually("the port may be used again", async || {
+                    match Conversation::start_from(client, 40_000, to) {
+                        Ok(mut conversation) => {
+                            assert_eq!(conversation.answer.station, backend);
+                            talk(&mut conversation, 100);
+                            conversation.close();
+                            Ok(())
+                        }
+                        Err(silence) => Err(format!("{port:?} {backend}: {silence:?}")),
+                    }
+                })
+                .await;
+                let noted = run(
+                    &lab.one.network_namespace(),
+                    "for map in port-ways address-ways answer-ways; do
+                         nft list map bridge weft-services $map
+                     done",
+                );
+                assert!(!noted.contains("elements"), "{noted}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_connection_with_a_way_outlives_its_backends_place_and_its_service() {
+    in_lab(&[1, 2, 11], async |lab| {
+        for station in [2, 11] {
+            serve(station, lab.sandbox(station), 8080);
+        }
+        for port in KINDS {
+            lab.one.serve(&service(port, &[11]).balance(1)).await;
+            let to = (VIPS[0], asked(port));
+            let mut conversation = Conversation::start(lab.sandbox(1), to).unwrap();
+            talk(&mut conversation, 100);
+            for stations in [&[2][..], &[]] {
+                lab.one.serve(&service(port, stations).balance(1)).await;
+                talk(&mut conversation, 100);
+            }
+            lab.one.serve(&Service::new(9, 9, &[2]).balance(1)).await;
+            talk(&mut conversation, 100);
+        }
+    });
+}

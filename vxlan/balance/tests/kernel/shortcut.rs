@@ -31,19 +31,18 @@ fn talk(conversation: &mut Conversation, exchanges: u32) {
     }
 }
 
-/// How many packets of TCP to virtual addresses the gateway has seen.
+/// Has the gateway count what it sees of TCP to the virtual address.
+fn watch(inside: &Namespace) {
+    let rule = format!("ip daddr {} meta l4proto tcp counter", VIPS[0]);
+    run(inside, &format!("nft add rule inet weft-user prerouting {rule}"));
+}
+
+/// How many packets that were.
 fn seen_by_gateway(inside: &Namespace) -> u64 {
-    let found = run(
-        inside,
-        "nft list set inet weft-services port-requests4; \
-         nft list set inet weft-services address-requests4",
-    );
-    // … tcp . 80 counter packets 12 bytes 600
-    let elements = found.split([',', '\n']).filter(|element| element.contains("tcp"));
-    let packets = elements.filter_map(|element| {
-        element.split_whitespace().skip_while(|word| *word != "packets").nth(1)?.parse::<u64>().ok()
-    });
-    packets.sum()
+    // … counter packets 12 bytes 600
+    let rule = run(inside, "nft list chain inet weft-user prerouting");
+    let mut words = rule.split_whitespace().skip_while(|word| *word != "packets");
+    words.nth(1).and_then(|packets| packets.parse().ok()).unwrap_or_else(|| panic!("{rule}"))
 }
 
 async fn counted(lab: &Lab) -> Counters {
@@ -59,6 +58,8 @@ fn a_connection_that_has_lasted_passes_the_gateway_by_and_is_counted() {
             serve(station, lab.sandbox(station), 8080);
         }
         let inside = lab.one.network_namespace();
+        lab.one.serve(&service(None, &[2]).balance(1)).await;
+        watch(&inside);
         for port in KINDS {
             for backend in [2, 11] {
                 lab.one.serve(&service(port, &[backend]).balance(1)).await;
@@ -91,6 +92,8 @@ fn a_connection_whose_way_is_forgotten_goes_by_the_gateway_and_gets_another_way(
     in_lab(&[1, 11], async |lab| {
         serve(11, lab.sandbox(11), 8080);
         let inside = lab.one.network_namespace();
+        lab.one.serve(&service(None, &[11]).balance(1)).await;
+        watch(&inside);
         for port in KINDS {
             lab.one.serve(&service(port, &[11]).balance(1)).await;
             let to = (VIPS[0], asked(port));
@@ -168,5 +171,23 @@ fn a_connection_with_a_way_outlives_its_backends_place_and_its_service() {
             lab.one.serve(&Service::new(9, 9, &[2]).balance(1)).await;
             talk(&mut conversation, 100);
         }
+    });
+}
+
+#[test]
+fn who_takes_the_mark_away_sees_every_packet() {
+    in_lab(&[1, 11], async |lab| {
+        serve(11, lab.sandbox(11), 8080);
+        let inside = lab.one.network_namespace();
+        lab.one.serve(&service(Some(80), &[11]).balance(1)).await;
+        let rule = "ip daddr 10.1.0.11 'meta mark & 0x80000000 != 0' meta mark set 0";
+        run(&inside, &format!("nft insert rule inet weft-user forward {rule}"));
+        watch(&inside);
+        let mut conversation = Conversation::start(lab.sandbox(1), (VIPS[0], 80)).unwrap();
+        talk(&mut conversation, LASTED);
+        let before = seen_by_gateway(&inside);
+        talk(&mut conversation, 200);
+        let after = seen_by_gateway(&inside);
+        assert!(after - before >= 200, "{before} {after}");
     });
 }

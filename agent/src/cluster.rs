@@ -2,6 +2,7 @@
 //!
 //! Pure. Every node derives the same from the same records, so conflicts need no negotiation.
 
+mod fitness;
 mod services;
 
 use std::{
@@ -15,7 +16,10 @@ use weft_model::{
 };
 
 pub(crate) use self::services::supersedes;
-pub use self::services::{Backend, BackendState, ServiceView};
+pub use self::{
+    fitness::BackendState,
+    services::{Backend, ServiceView},
+};
 
 /// The cluster as this node understands it. Immutable.
 #[derive(Clone, Debug)]

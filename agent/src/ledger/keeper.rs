@@ -391,7 +391,8 @@ impl Keeper {
         let plane = Arc::clone(&self.plane_status.borrow_and_update());
         let me = self.context.me;
         let balance = Arc::clone(&self.links.balance.status.borrow());
-        let kernel = Kernel { plane: &plane, balance: &balance };
+        let warming_up = self.is_warming_up();
+        let kernel = Kernel { plane: &plane, balance: &balance, warming_up };
         let directory = self.names.directory(me, &self.cluster, &self.book, kernel);
         self.links.directory.send_replace(Arc::new(directory));
     }

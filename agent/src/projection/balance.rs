@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     api::types::PublishedPort,
-    cluster::{BackendState, Cluster, ServiceView},
+    cluster::{Cluster, ServiceView},
     ledger::book::{Book, EndpointState, LocalEndpoint},
 };
 
@@ -301,11 +301,7 @@ impl View<'_> {
         local_only: bool,
     ) -> BTreeMap<EndpointId, Backend> {
         let me = self.context.me;
-        let ready = service.backends().filter(|backend| match backend.state {
-            BackendState::Ready => true,
-            BackendState::Unreachable => self.warming_up && service.is_fit(backend),
-            BackendState::Starting | BackendState::Unhealthy(_) | BackendState::Draining => false,
-        });
+        let ready = service.backends().filter(|own| service.gets_connections(own, self.warming_up));
         let ready = ready.filter(|backend| !local_only || backend.node == me);
         ready
             .filter_map(|backend| {

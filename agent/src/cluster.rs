@@ -2,6 +2,7 @@
 //!
 //! Pure. Every node derives the same from the same records, so conflicts need no negotiation.
 
+mod addresses;
 mod fitness;
 mod services;
 

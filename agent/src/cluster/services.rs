@@ -13,6 +13,7 @@ use weft_model::{
 
 use super::{
     Cluster, Place, Placed,
+    addresses::confirmed,
     fitness::{BackendState, condition, fitness, state},
 };
 
@@ -269,7 +270,7 @@ fn add_backends(
     }
 }
 
-/// Lets a virtual address count if its holder has it on loan, and neither an endpoint nor a service
+/// Lets a virtual address count if its holder's grant of it is confirmed, and neither an endpoint nor a service
 /// before it in the alphabet has it.
 fn confirm_vips(
     view: &ClusterView,
@@ -291,9 +292,8 @@ fn confirm_vips(
         };
         let Some(service) = defined(record) else { continue };
         let holder = service.lease.map_or(record.writer, |lease| lease.node);
-        let confirmed =
-            |grant: &&AddressGrant| weft_ipam::accepts(network, holder, grant, registers);
-        let ips = service.vips.iter().filter(confirmed).map(|grant| grant.ip);
+        let counts = |grant: &&AddressGrant| confirmed(view, network, holder, grant, registers);
+        let ips = service.vips.iter().filter(counts).map(|grant| grant.ip);
         derived.vips = ips.filter(|ip| taken.insert(*ip)).collect();
     }
 }

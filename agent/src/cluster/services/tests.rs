@@ -1,4 +1,4 @@
-use weft_model::{Check, EndpointId, Probe, Verdict};
+use weft_model::{Check, EndpointId, Hold, HoldRecord, Probe, Unit, Verdict};
 
 use super::*;
 use crate::fixture::{Builder, endpoint, network, node_id};
@@ -149,6 +149,33 @@ fn a_virtual_address_counts_if_its_holder_has_it_and_no_endpoint_does() {
     assert_eq!(vips(2, 2, false), 1);
     assert_eq!(vips(2, 1, false), 0);
     assert_eq!(vips(2, 2, true), 0);
+}
+
+#[test]
+fn a_virtual_address_outlives_the_records_of_its_lender_and_its_holder() {
+    let app = Network { lenders: vec![node_id(3)], ..network(1, "app") };
+    // Node 3 lends and node 2 holds; node 1, and perhaps others, repeat what it said.
+    let vips = |gone: &[u8], held: Option<(Unit, u64)>| {
+        let mut service = web(&app);
+        let mut cluster = nodes(4).network(1, &app).vip(2, &app, &mut service, "10.1.0.8");
+        cluster = cluster.service(2, 1, &service).service(1, 1, &service);
+        cluster = cluster.change(4, |member| {
+            let hold = |seq| Hold { seq, ceded: BTreeSet::new() };
+            let held = held.into_iter().map(|(unit, seq)| (unit, hold(seq))).collect();
+            member.holds.insert(app.id, HoldRecord { held, released: BTreeMap::new() });
+        });
+        let mut view = ClusterView::clone(&cluster.view());
+        view.members.retain(|id, _| !gone.iter().any(|n| node_id(*n) == *id));
+        let cluster = Cluster::resolve(view.into(), &BTreeMap::new(), &BTreeSet::new());
+        cluster.service(app.id, &label("web")).unwrap().vips.len()
+    };
+    for gone in [&[][..], &[2], &[3], &[2, 3]] {
+        assert_eq!(vips(gone, None), 1, "{gone:?}");
+    }
+    let address = Unit::Address("10.1.0.8".parse().unwrap());
+    assert_eq!(vips(&[2, 3], Some((address, 2))), 0);
+    let other = Unit::Address("10.1.0.9".parse().unwrap());
+    assert_eq!(vips(&[2, 3], Some((other, 2))), 1);
 }
 
 #[test]

@@ -266,6 +266,31 @@ fn a_port_has_one_owner_who_is_named() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_port_of_a_process_is_refused_and_a_thousand_are_taken_at_once() -> anyhow::Result<()> {
+    let lab = Lab::cluster(2)?;
+    lab.create_network("app --subnet 10.40.0.0/24")?;
+    let host = lab.host(1);
+    let process = host.inside(|| Ok(std::net::TcpListener::bind("0.0.0.0:20500")?))?;
+    host.weft("service create web --network app --vip none")?.ok()?;
+    host.weft("publish web 7000 --port 20500")?.refused(1, &["20500", "in use"])?;
+    let container = host.container("lone")?;
+    let many = "-p 20000-20999:20000-20999";
+    container.try_attach("app", many)?.refused(1, &["20500", "in use"])?;
+    container.try_attach("app", "-p 20000-21100:20000-21100")?.refused(2, &["1101", "1024"])?;
+    drop(process);
+    let start = std::time::Instant::now();
+    container.attach("app", many)?;
+    let took = start.elapsed();
+    ensure!(took < SOON, "1,000 ports after {took:?}");
+    let _echo = Echo::start(&container, 20_999)?;
+    let client = lab.underlay_namespace();
+    let at = SocketAddr::new(host.address(), 20_999);
+    eventually(SOON, "the last port is open", || By::Tcp.ask(&client, at))?;
+    lab.finish();
+    Ok(())
+}
+
+#[test]
 fn a_port_of_one_container_is_open_on_its_own_host_alone() -> anyhow::Result<()> {
     let lab = Lab::cluster(2)?;
     lab.create_network("app --subnet 10.40.0.0/24")?;

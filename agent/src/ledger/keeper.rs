@@ -17,10 +17,10 @@ use weft_vxlan::{DataPlane, Desired, Gone, Parents, Status};
 
 use super::{
     Command, Snapshot, Snapshots, Verdicts,
-    admission::{Answer, Waiting},
     balance::Balancing,
     book::{Book, BookError, BookFile},
     ports::{Finished, KernelWork, Release},
+    waiting::{Answer, Waiting},
 };
 use crate::{
     chain::Chain,

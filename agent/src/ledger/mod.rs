@@ -15,6 +15,8 @@ mod ports;
 mod published;
 mod services;
 mod spaces;
+mod survey;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use weft_balance::PortError;
 use weft_ipam::Ask;
 use weft_model::{
     EndpointId, Family, Label, Network, NetworkId, Protocol, Publication, PublishMode, Service,
@@ -15,13 +14,13 @@ use weft_model::{
 
 use super::{
     NETWORK_DEADLINE,
-    admission::Obstacle,
     book::{Book, VipReservation},
     keeper::Keeper,
+    survey::{Sight, Survey},
+    waiting::Obstacle,
 };
 use crate::{
     api::types::{CreateService, UpdateService, Vip},
-    chain::Chain,
     cluster::{Cluster, ServiceView, supersedes},
     declaration::{Change, changed, check, ports_of},
     projection::{host_ports, overlap},
@@ -87,6 +86,7 @@ impl Keeper {
         &mut self,
         id: EndpointId,
         order: &ServiceOrder,
+        survey: &Survey,
     ) -> Result<ServiceKey, Obstacle> {
         let name = order.name();
         let network = self.network_of(&name, order)?;
@@ -99,7 +99,7 @@ impl Keeper {
         };
         check(&service, &vip, &network)?;
         let before = standing.as_ref().map_or(&[][..], |standing| &standing.published);
-        self.check_ports_of(&service, before)?;
+        self.check_ports_of(&service, before, survey)?;
         self.take_vips(id, &vip, &network, &mut service)?;
         if service.lease.is_some_and(|lease| lease.id == id) {
             let reservation = VipReservation { network: network.id, service: service.name.clone() };
@@ -217,38 +217,34 @@ impl Keeper {
     }
 
     /// Refuses ports that somebody else has. Those of `before` are held for the service already.
-    fn check_ports_of(&self, service: &Service, before: &[Publication]) -> Result<(), Refusal> {
+    fn check_ports_of(
+        &self,
+        service: &Service,
+        before: &[Publication],
+        survey: &Survey,
+    ) -> Result<(), Obstacle> {
         for port in ports_of(service) {
             if let Some(owner) = self.owner_of_port(&port, Some((service.network, &service.name))) {
-                return Err(Refusal::conflict("published", taken(&port, &owner)));
+                return Err(Refusal::conflict("published", taken(&port, &owner)).into());
             }
         }
         // At hosts that have a backend only, this one may have no part.
         let everywhere = |publication: &&Publication| publication.mode == PublishMode::Ingress;
         let fresh = service.published.iter().filter(|its| !before.contains(its));
+        let mut unseen = BTreeSet::new();
         for publication in fresh.filter(everywhere) {
             let Publication { host_ip, protocol, port, .. } = *publication;
             for port in host_ports(host_ip, protocol, port.get()) {
-                self.check_processes(&port, "published")?;
+                match survey.sight(&port) {
+                    Sight::Free => {}
+                    Sight::Taken(why) => return Err(Refusal::conflict("published", why).into()),
+                    Sight::Unseen => drop(unseen.insert(port)),
+                }
             }
         }
-        Ok(())
-    }
-
-    /// Refuses a port that a process of this host has.
-    pub(super) fn check_processes(
-        &self,
-        port: &weft_balance::HostPort,
-        field: &'static str,
-    ) -> Result<(), Refusal> {
-        match self.links.balance.ports.check(port) {
-            Ok(()) => Ok(()),
-            Err(PortError::Taken(taken)) => Err(Refusal::conflict(field, taken.to_string())),
-            // An address that is not this host's, for one.
-            Err(error) => {
-                tracing::debug!(%port, error = %Chain(&error), "cannot look at a port");
-                Ok(())
-            }
+        match unseen.is_empty() {
+            true => Ok(()),
+            false => Err(Obstacle::Unseen(unseen)),
         }
     }
 

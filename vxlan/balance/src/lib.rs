@@ -31,7 +31,7 @@ pub use desired::{
 };
 pub use error::BalanceError;
 pub use host::{
-    holder::{HostPorts, PortError, Taken},
+    holder::{HostPorts, Taken},
     owner::Owner,
 };
 pub use maglev::maglev;

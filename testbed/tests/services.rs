@@ -7,6 +7,8 @@ use serde_json::Value;
 use weft_testbed::{Answer, By, Container, Echo, Lab, Stop, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
+/// What an agent knows of the others, on the disk of a host.
+const REMEMBERED: &str = "/var/lib/weft/remembered.json";
 /// Where the containers serve.
 const TARGET: u16 = 7000;
 
@@ -235,6 +237,39 @@ fn services_go_on_without_their_agents_and_with_the_next_ones() -> anyhow::Resul
     site.lab.wait_all_alive(Duration::from_secs(30))?;
     site.settle(target, 3)?;
     ensure!(site.vips("web")?.contains(&target.ip()), "another address");
+    site.lab.finish();
+    Ok(())
+}
+
+#[test]
+fn a_host_that_has_acknowledged_a_drain_keeps_its_word_whatever_it_remembers() -> anyhow::Result<()>
+{
+    let site = Site::build("")?;
+    let (drained, host) = (site.lab.host(1), site.lab.host(3));
+    host.weft("service create web --network app --port 80:7000")?.ok()?;
+    let target = SocketAddr::new(site.vips("web")?[0], 80);
+    site.settle(target, 3)?;
+    host.sh(&format!("cp {REMEMBERED} {REMEMBERED}.before"))?;
+    drained.weft("drain web1")?.ok()?;
+
+    // Both end before the one has written down what the other said last.
+    host.stop_agent(Stop::Killed)?;
+    drained.stop_agent(Stop::Killed)?;
+    host.sh(&format!("cp {REMEMBERED}.before {REMEMBERED}"))?;
+    host.start_agent()?;
+    let inside = site.backends[2].0.namespace()?;
+    let start = std::time::Instant::now();
+    let mut answers = BTreeMap::new();
+    while start.elapsed() < Duration::from_secs(5) {
+        let Answer { name, .. } = By::Tcp.ask(&inside, target)?;
+        ensure!(name != "web1", "a new connection after {:?}: {answers:?}", start.elapsed());
+        *answers.entry(name).or_insert(0) += 1;
+    }
+    ensure!(answers.len() == 2, "{answers:?}");
+    drained.start_agent()?;
+    site.lab.wait_all_alive(Duration::from_secs(30))?;
+    drained.weft("drain web1 --undo")?.ok()?;
+    site.settle(target, 3)?;
     site.lab.finish();
     Ok(())
 }

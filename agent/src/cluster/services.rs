@@ -46,12 +46,12 @@ impl<'a> ServiceView<'a> {
         })
     }
 
-    /// Whether a backend gets new connections. While this agent is `warming_up`, one whose node has
-    /// not been heard counts as it was remembered.
-    pub fn gets_connections(&self, backend: &Backend<'_>, warming_up: bool) -> bool {
+    /// Whether a backend gets new connections. One whose node is not heard counts `as_remembered`, or
+    /// not at all.
+    pub fn gets_connections(&self, backend: &Backend<'_>, as_remembered: bool) -> bool {
         match backend.state {
             BackendState::Ready => true,
-            BackendState::Unreachable => warming_up && self.is_fit(backend),
+            BackendState::Unreachable => as_remembered && self.is_fit(backend),
             BackendState::Starting | BackendState::Unhealthy(_) | BackendState::Draining => false,
         }
     }

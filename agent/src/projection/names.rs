@@ -67,7 +67,7 @@ impl NamesProjection {
         for network in cluster.networks() {
             let carried = active.contains(&network.id).then(|| kernel.carried(network.id));
             let warming_up = kernel.warming_up;
-            let contents = Reach { me, cluster, carried, warming_up }.contents(network.id);
+            let contents = Reach { me, cluster, book, carried, warming_up }.contents(network.id);
             let names = match self.built.remove(&network.id) {
                 Some((before, names)) if before == contents => names,
                 _ => Arc::new(names(network, &contents)),
@@ -105,6 +105,7 @@ struct Carried<'a> {
 struct Reach<'a> {
     me: NodeId,
     cluster: &'a Cluster,
+    book: &'a Book,
     carried: Option<Carried<'a>>,
     warming_up: bool,
 }
@@ -174,7 +175,8 @@ impl Reach<'_> {
 
     /// As the balancer sees it.
     fn is_ready(&self, service: ServiceView<'_>, backend: &cluster::Backend<'_>) -> bool {
-        service.gets_connections(backend, self.warming_up)
+        let as_remembered = self.warming_up && !self.book.has_drained(backend.endpoint);
+        service.gets_connections(backend, as_remembered)
     }
 
     fn has_endpoint(&self, node: NodeId, endpoint: &Endpoint) -> bool {
@@ -343,7 +345,8 @@ mod tests {
     }
 
     fn contents(cluster: &Cluster, app: &Network, carried: Option<Carried<'_>>) -> Contents {
-        Reach { me: node_id(1), cluster, carried, warming_up: false }.contents(app.id)
+        let book = &Book::default();
+        Reach { me: node_id(1), cluster, book, carried, warming_up: false }.contents(app.id)
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod names;
 mod networks;
 mod ports;
 mod published;
+mod repeated;
 mod services;
 mod spaces;
 mod survey;

@@ -1,10 +1,6 @@
 //! Services that are declared here, what this node repeats of others', and virtual addresses.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use weft_ipam::Ask;
 use weft_model::{
@@ -14,13 +10,15 @@ use weft_model::{
 
 use super::{
     NETWORK_DEADLINE,
-    book::{Book, VipReservation},
+    book::VipReservation,
     keeper::Keeper,
+    repeated::{next_revision, repeated},
     survey::{Sight, Survey},
     waiting::Obstacle,
 };
 use crate::{
     api::types::{CreateService, UpdateService, Vip},
+    clock,
     cluster::{Cluster, ServiceView, supersedes},
     declaration::{Change, changed, check, ports_of},
     projection::{host_ports, overlap},
@@ -151,10 +149,10 @@ impl Keeper {
     }
 
     fn write_service(&mut self, key: &ServiceKey, state: ServiceState) {
-        let before = self.record(key).map_or(0, |record| record.revision);
+        let before = self.record(key).map(|record| record.revision);
         let record = ServiceRecord {
             name: key.name.clone(),
-            revision: before + 1,
+            revision: next_revision(before, clock::unix_seconds()),
             writer: self.context.me,
             state,
         };
@@ -279,7 +277,8 @@ impl Keeper {
 
     /// Takes over what holds by now of the services that this node speaks of.
     pub(super) fn follow_services(&mut self) {
-        let services = followed(&self.book, &self.cluster, self.context.me);
+        let (me, now) = (self.context.me, clock::unix_seconds());
+        let services = repeated(&self.book, &self.cluster, me, now);
         if self.book.services != services {
             Arc::make_mut(&mut self.book).services = services;
         }
@@ -359,40 +358,6 @@ impl Keeper {
         let applied = status.networks.get(&network).and_then(|status| status.applied.as_ref());
         applied.is_some_and(|applied| applied.frontends.keys().any(|at| ips.contains(&at.ip)))
     }
-}
-
-/// What this node says about services: what it wrote, what it holds the addresses of, and what is
-/// said of networks in which it has endpoints. Of each name, the revision that holds.
-fn followed(
-    book: &Book,
-    cluster: &Cluster,
-    me: weft_model::NodeId,
-) -> BTreeMap<NetworkId, BTreeMap<Label, ServiceRecord>> {
-    let active = book.active();
-    let is_mine = |network: NetworkId, record: &ServiceRecord| {
-        let lease = match &record.state {
-            ServiceState::Defined(service) => service.lease,
-            ServiceState::Removed => None,
-        };
-        active.contains(&network)
-            || record.writer == me
-            || lease.is_some_and(|lease| lease.node == me)
-    };
-    let mut services = BTreeMap::new();
-    for network in cluster.networks().map(|network| network.id) {
-        let mut known = book.services.get(&network).cloned().unwrap_or_default();
-        for heard in cluster.service_records(network) {
-            match known.get(&heard.name) {
-                Some(written) if !supersedes(heard, written) => {}
-                _ => drop(known.insert(heard.name.clone(), heard.clone())),
-            }
-        }
-        known.retain(|_, record| is_mine(network, record));
-        if !known.is_empty() {
-            services.insert(network, known);
-        }
-    }
-    services
 }
 
 /// The one network that has a service of that name; with `by_members`, also where nobody declared

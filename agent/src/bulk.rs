@@ -21,3 +21,12 @@ pub(crate) fn refuse_bulk(field: &'static str, bytes: usize) -> Result<(), Refus
 pub(crate) fn label_bytes(labels: &Labels) -> usize {
     labels.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
+/// How many ports of the host may lead to one endpoint: the agent holds each by a socket a family.
+pub(crate) const MOST_PORTS: usize = 1024;
+
+/// Says that there are more.
+pub(crate) fn too_many_ports(count: usize) -> String {
+    format!(
+        "{count} ports of the host for one container, each of which takes the agent a descriptor: give at most {MOST_PORTS}"
+    )
+}

@@ -2,6 +2,8 @@
 //!
 //! Pure. Every node derives the same from the same records, so conflicts need no negotiation.
 
+mod addresses;
+mod fitness;
 mod services;
 
 use std::{
@@ -15,7 +17,10 @@ use weft_model::{
 };
 
 pub(crate) use self::services::supersedes;
-pub use self::services::{Backend, BackendState, ServiceView};
+pub use self::{
+    fitness::BackendState,
+    services::{Backend, ServiceView},
+};
 
 /// The cluster as this node understands it. Immutable.
 #[derive(Clone, Debug)]

@@ -39,7 +39,7 @@ use crate::{
     ledger::{self, Balancing, BookFile, Keeper, Ledger, Links, Start, Verdicts},
     listeners::{Listeners, sandboxes::SandboxListeners},
     metrics,
-    projection::{Drained, NamesProjection, PlaneContext, carried, own_records},
+    projection::{NamesProjection, PlaneContext, carried, own_records},
     remembered::{self, Remembered},
     renewal, roster,
     state_dir::StateLock,
@@ -174,7 +174,7 @@ impl Agent {
         let lost = book.mark_lost(&present);
         tracing::info!(endpoints = book.endpoints.len(), lost, "took up the book");
         let spaces = ledger::restore_spaces(&book, me, timing, clock::unix_seconds())?;
-        let own = own_records(me, &node_updates.borrow(), &book, &spaces, &Drained::new());
+        let own = own_records(me, &node_updates.borrow(), &book, &spaces);
 
         let view: ViewCell = Arc::default();
         // Nobody is revoked in this version: removal of nodes is not there yet.

@@ -67,6 +67,9 @@ pub struct Forward {
     pub query: Vec<u8>,
     /// Bytes that the client takes in one answer.
     pub limit: usize,
+    /// Whether the name may be one of ours that is not known yet: nobody else may say that there is
+    /// none.
+    pub doubtful: bool,
 }
 
 /// What became of a query that was answered at once.
@@ -77,7 +80,7 @@ pub enum Outcome {
     NxDomain,
     /// FORMERR, NOTIMP, BADVERS or REFUSED.
     Refused,
-    /// SERVFAIL: the directory does not know the listener's network yet.
+    /// SERVFAIL: the directory does not know the listener's network yet, or not all names.
     Failed,
 }
 
@@ -113,7 +116,7 @@ pub fn answer(
     }
     let Some(view) = view else {
         if asker.falls_through {
-            return Reply::Forward(query.forward(asker.transport));
+            return Reply::Forward(query.forward(asker.transport, true));
         }
         return draft.empty(OptRcode::SERVFAIL, Outcome::Failed);
     };
@@ -123,7 +126,15 @@ pub fn answer(
         _ => view.find(&name, rng),
     };
     match found {
-        Finding::Foreign if forwards => Reply::Forward(query.forward(asker.transport)),
+        Finding::Foreign if forwards => {
+            Reply::Forward(query.forward(asker.transport, view.is_doubtful(&name)))
+        }
+        Finding::Foreign if view.is_doubtful(&name) => {
+            draft.empty(OptRcode::SERVFAIL, Outcome::Failed)
+        }
+        Finding::Missing { .. } | Finding::Empty { .. } if view.is_incomplete() => {
+            draft.empty(OptRcode::SERVFAIL, Outcome::Failed)
+        }
         Finding::Foreign => draft.empty(OptRcode::NXDOMAIN, Outcome::NxDomain),
         finding => draft.found(finding, view.domain(), asker.transport),
     }
@@ -137,6 +148,11 @@ pub(crate) fn servfail(query: &[u8]) -> Vec<u8> {
 /// An answer to `query` that says no more than that the client should come again by TCP.
 pub(crate) fn truncated(query: &[u8]) -> Vec<u8> {
     without_records(query, OptRcode::NOERROR, true)
+}
+
+/// Whether it says that there is no such name.
+pub(crate) fn denies(reply: &[u8]) -> bool {
+    Message::from_slice(reply).is_ok_and(|message| message.header().rcode() == Rcode::NXDOMAIN)
 }
 
 /// Whether the TC bit is set.
@@ -272,14 +288,14 @@ impl<'a> Query<'a> {
         }
     }
 
-    fn forward(&self, transport: Transport) -> Forward {
+    fn forward(&self, transport: Transport, doubtful: bool) -> Forward {
         let mut query = self.message.as_slice().to_vec();
         if let Some(edns) = self.edns.filter(|edns| edns.payload > UDP_PAYLOAD) {
             // The payload size lies behind the root's one byte and the type's two.
             let at = edns.offset + 3;
             query[at..at + 2].copy_from_slice(&UDP_PAYLOAD.to_be_bytes());
         }
-        Forward { query, limit: self.limit(transport) }
+        Forward { query, limit: self.limit(transport), doubtful }
     }
 
     /// The rightmost `labels` labels of the name that was asked for.

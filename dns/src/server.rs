@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_model::NetworkId;
 
 use crate::{
-    answer::{Asker, Forward, Outcome, Reply, Transport, answer, is_truncated, servfail},
+    answer::{Asker, Forward, Outcome, Reply, Transport, answer, denies, is_truncated, servfail},
     counters::{Counters, QueryCounters},
     fallback::Fallback,
     gate::{Gate, Permit},
@@ -333,7 +333,7 @@ impl Service {
             Some(fallback) => upstream.fall_through(fallback, &forward, transport, permit).await,
             None => upstream.resolve(&forward, transport, permit).await,
         };
-        match resolved {
+        match resolved.filter(|reply| !(forward.doubtful && denies(reply))) {
             Some(reply) => {
                 self.counters.forwarded.increment();
                 if transport == Transport::Udp && is_truncated(&reply) {

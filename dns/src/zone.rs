@@ -31,6 +31,10 @@ pub struct Directory {
     /// Who asks: the networks of the sandbox that has this address in this network on this host,
     /// that network first. An address that is not listed sees only the network it asks in.
     pub askers: BTreeMap<(NetworkId, IpAddr), Vec<NetworkId>>,
+    /// Whether there may be names that the agent has not heard of since it started. Nothing is
+    /// denied meanwhile: who asks for a name that is missing gets SERVFAIL, which is asked again and
+    /// kept by nobody as the word that there is none.
+    pub incomplete: bool,
     domain: DnsName,
     domain_key: Key,
 }
@@ -39,7 +43,8 @@ impl Directory {
     /// Returns a directory without networks for the cluster domain `domain`.
     pub fn new(domain: DnsName) -> Self {
         let domain_key = Key::of(domain.labels());
-        Self { networks: BTreeMap::new(), askers: BTreeMap::new(), domain, domain_key }
+        let (networks, askers) = (BTreeMap::new(), BTreeMap::new());
+        Self { networks, askers, incomplete: false, domain, domain_key }
     }
 
     pub fn domain(&self) -> &DnsName {
@@ -287,6 +292,18 @@ impl View<'_> {
                 None => self.find_outside(name, rng),
             },
         }
+    }
+
+    /// Whether a name that nobody knows here may be one of ours all the same, by its form alone:
+    /// `<name>`, `tasks.<name>`, or either behind `_port._protocol`.
+    pub(crate) fn is_doubtful(&self, name: &Key) -> bool {
+        let owner = ported(name.as_str()).map_or(name.as_str(), |(owner, ..)| owner);
+        let bare = owner.strip_suffix(".tasks").unwrap_or(owner);
+        self.directory.incomplete && !bare.contains('.')
+    }
+
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.directory.incomplete
     }
 
     /// Looks for the backends of a service: `<service>`, `tasks.<service>`, or either behind

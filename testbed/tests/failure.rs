@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use weft_testbed::{
-    Container, Flow, Host, Lab, NetworkView, PingStream, Pinger, Question, Stop, eventually,
-    holds_for, query, transfer,
+    Container, DnsReply, Flow, Host, Lab, NetworkView, PingStream, Pinger, Question, Stop,
+    eventually, holds_for, query, transfer,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -164,6 +164,73 @@ fn names_of_a_lost_host_vanish_and_return() -> anyhow::Result<()> {
         transfer(&three, new, ip.parse()?, 100_000).context("to the right host")?;
     }
     one.reaches("c3", SOON)?;
+    lab.finish();
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_starts_again_denies_no_name_that_there_is() -> anyhow::Result<()> {
+    let lab = Lab::cluster(2)?;
+    lab.create_network("app --subnet 10.40.0.0/24")?;
+    let one = attached(lab.host(1), "c1", "")?;
+    let two = attached(lab.host(2), "c2", "--service web --ip 10.40.0.77")?;
+    lab.host(2).weft("service create web --network app --port 80 --vip 10.40.0.200")?.ok()?;
+    let known = [("c2", "10.40.0.77"), ("tasks.web", "10.40.0.77"), ("web.app", "10.40.0.200")];
+    for (name, ip) in known {
+        resolves_to(&one, name, &[ip], SOON)?;
+    }
+    let socket = resolver_of(&one)?;
+    let ask = |name: &str| query(&socket, name, Question::A, Duration::from_millis(200));
+
+    // What no agent answers is asked again by every resolver library, so silence is no denial.
+    let host = lab.host(1);
+    for _ in 0..3 {
+        let start = std::thread::scope(|scope| {
+            let restart = scope.spawn(|| {
+                host.stop_agent(Stop::Killed)?;
+                host.start_agent()
+            });
+            let mut asked = Asked::default();
+            while !restart.is_finished() || asked.since.elapsed() < Duration::from_secs(4) {
+                for (name, ip) in known {
+                    asked.note(name, ip, ask(name).ok())?;
+                }
+            }
+            restart.join().map_err(|_| anyhow::anyhow!("the restart panicked"))??;
+            anyhow::Ok(asked)
+        })?;
+        ensure!(start.answered > 100, "{start:?}");
+    }
+
+    // A host that hears nobody: it knows what it knew, until that is too long ago.
+    host.stop_agent(Stop::Killed)?;
+    lab.cut(1)?;
+    host.start_agent()?;
+    let started = Instant::now();
+    let mut asked = Asked::default();
+    while started.elapsed() < Duration::from_secs(5) {
+        for (name, ip) in known {
+            asked.note(name, ip, ask(name).ok())?;
+        }
+        for unknown in ["new.app", "new.weft.internal"] {
+            let Ok(reply) = ask(unknown) else { continue };
+            ensure!(reply.rcode == 2, "{unknown} after {:?}: {reply:?}", started.elapsed());
+            asked.undenied += 1;
+        }
+    }
+    ensure!(asked.answered > 100 && asked.undenied > 100, "{asked:?}");
+    resolves_to(&one, "c2", &[], Duration::from_secs(20))?;
+    eventually(SOON, "the name is denied", || {
+        let reply = ask("c2.app")?;
+        ensure!(reply.rcode == 3, "{reply:?}");
+        Ok::<_, anyhow::Error>(())
+    })?;
+    report("start without anybody to names gone", started.elapsed());
+    lab.mend(1)?;
+    for (name, ip) in known {
+        resolves_to(&one, name, &[ip], Duration::from_secs(20))?;
+    }
+    two.reaches("c1", SOON)?;
     lab.finish();
     Ok(())
 }
@@ -346,6 +413,41 @@ fn address(container: &Container) -> anyhow::Result<IpAddr> {
     Ok(container.on("app")?.ip4.context("no IPv4 address")?.into())
 }
 
+/// What was answered while an agent started.
+#[derive(Debug)]
+struct Asked {
+    since: Instant,
+    answered: u32,
+    undenied: u32,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self { since: Instant::now(), answered: 0, undenied: 0 }
+    }
+}
+
+impl Asked {
+    /// Takes silence and the right address, and nothing else.
+    fn note(&mut self, name: &str, ip: &str, reply: Option<DnsReply>) -> anyhow::Result<()> {
+        let Some(reply) = reply else { return Ok(()) };
+        let right = reply.rcode == 0 && reply.addresses == [ip.parse::<IpAddr>()?];
+        ensure!(right, "{name} after {:?}: {reply:?}", self.since.elapsed());
+        self.answered += 1;
+        Ok(())
+    }
+}
+
+/// A socket to the gateway that answers a container's names.
+fn resolver_of(from: &Container) -> anyhow::Result<UdpSocket> {
+    let gateway = *from.on("app")?.gateways.first().context("no gateway")?;
+    from.inside(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(SocketAddr::new(gateway, 53))?;
+        Ok(socket)
+    })
+}
+
 /// Asks the gateway itself until it answers `addresses`, an empty list being "no such name".
 fn resolves_to(
     from: &Container,
@@ -353,12 +455,7 @@ fn resolves_to(
     addresses: &[&str],
     deadline: Duration,
 ) -> anyhow::Result<()> {
-    let gateway = *from.on("app")?.gateways.first().context("no gateway")?;
-    let socket = from.inside(|| {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.connect(SocketAddr::new(gateway, 53))?;
-        Ok(socket)
-    })?;
+    let socket = resolver_of(from)?;
     let wanted: Vec<IpAddr> =
         addresses.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     eventually(deadline, &format!("{} resolves {name} to {addresses:?}", from.name()), || {

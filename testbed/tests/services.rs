@@ -7,6 +7,8 @@ use serde_json::Value;
 use weft_testbed::{Answer, By, Container, Echo, Lab, Stop, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
+/// What an agent knows of the others, on the disk of a host.
+const REMEMBERED: &str = "/var/lib/weft/remembered.json";
 /// Where the containers serve.
 const TARGET: u16 = 7000;
 
@@ -240,6 +242,39 @@ fn services_go_on_without_their_agents_and_with_the_next_ones() -> anyhow::Resul
 }
 
 #[test]
+fn a_host_that_has_acknowledged_a_drain_keeps_its_word_whatever_it_remembers() -> anyhow::Result<()>
+{
+    let site = Site::build("")?;
+    let (drained, host) = (site.lab.host(1), site.lab.host(3));
+    host.weft("service create web --network app --port 80:7000")?.ok()?;
+    let target = SocketAddr::new(site.vips("web")?[0], 80);
+    site.settle(target, 3)?;
+    host.sh(&format!("cp {REMEMBERED} {REMEMBERED}.before"))?;
+    drained.weft("drain web1")?.ok()?;
+
+    // Both end before the one has written down what the other said last.
+    host.stop_agent(Stop::Killed)?;
+    drained.stop_agent(Stop::Killed)?;
+    host.sh(&format!("cp {REMEMBERED}.before {REMEMBERED}"))?;
+    host.start_agent()?;
+    let inside = site.backends[2].0.namespace()?;
+    let start = std::time::Instant::now();
+    let mut answers = BTreeMap::new();
+    while start.elapsed() < Duration::from_secs(5) {
+        let Answer { name, .. } = By::Tcp.ask(&inside, target)?;
+        ensure!(name != "web1", "a new connection after {:?}: {answers:?}", start.elapsed());
+        *answers.entry(name).or_insert(0) += 1;
+    }
+    ensure!(answers.len() == 2, "{answers:?}");
+    drained.start_agent()?;
+    site.lab.wait_all_alive(Duration::from_secs(30))?;
+    drained.weft("drain web1 --undo")?.ok()?;
+    site.settle(target, 3)?;
+    site.lab.finish();
+    Ok(())
+}
+
+#[test]
 fn a_port_has_one_owner_who_is_named() -> anyhow::Result<()> {
     let site = Site::build("")?;
     let (one, two) = (site.lab.host(1), site.lab.host(2));
@@ -262,6 +297,31 @@ fn a_port_has_one_owner_who_is_named() -> anyhow::Result<()> {
     one.weft("unpublish web 7000")?.ok()?;
     eventually(SOON, "the port is free", || two.weft("publish db 7000 --port 8080")?.ok())?;
     site.lab.finish();
+    Ok(())
+}
+
+#[test]
+fn a_port_of_a_process_is_refused_and_a_thousand_are_taken_at_once() -> anyhow::Result<()> {
+    let lab = Lab::cluster(2)?;
+    lab.create_network("app --subnet 10.40.0.0/24")?;
+    let host = lab.host(1);
+    let process = host.inside(|| Ok(std::net::TcpListener::bind("0.0.0.0:20500")?))?;
+    host.weft("service create web --network app --vip none")?.ok()?;
+    host.weft("publish web 7000 --port 20500")?.refused(1, &["20500", "in use"])?;
+    let container = host.container("lone")?;
+    let many = "-p 20000-20999:20000-20999";
+    container.try_attach("app", many)?.refused(1, &["20500", "in use"])?;
+    container.try_attach("app", "-p 20000-21100:20000-21100")?.refused(2, &["1101", "1024"])?;
+    drop(process);
+    let start = std::time::Instant::now();
+    container.attach("app", many)?;
+    let took = start.elapsed();
+    ensure!(took < SOON, "1,000 ports after {took:?}");
+    let _echo = Echo::start(&container, 20_999)?;
+    let client = lab.underlay_namespace();
+    let at = SocketAddr::new(host.address(), 20_999);
+    eventually(SOON, "the last port is open", || By::Tcp.ask(&client, at))?;
+    lab.finish();
     Ok(())
 }
 

@@ -163,6 +163,7 @@ pub enum Probe {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ServiceRecord {
     pub name: Label,
+    /// When it was written, in seconds since the Unix epoch; more where one before was as late.
     pub revision: u64,
     /// Who wrote this revision; others repeat it.
     pub writer: NodeId,

@@ -4,7 +4,10 @@ use std::{net::IpAddr, num::NonZeroU16, ops::RangeInclusive};
 
 use weft_model::{Probe, Protocol, Publication, PublishMode, ServicePort, Source, Spread};
 
-use crate::api::types::{PortRequest, Vip};
+use crate::{
+    api::types::{PortRequest, Vip},
+    bulk::{MOST_PORTS, too_many_ports},
+};
 
 /// Reads `PORT[:TARGET][/PROTOCOL]`: a port of a virtual address, and the backends'.
 pub(super) fn service_port(text: &str) -> Result<ServicePort, String> {
@@ -80,6 +83,9 @@ pub(super) fn port_requests(text: &str) -> Result<Vec<PortRequest>, String> {
         Some(before) => host_part(before)?,
     };
     let count = container.len();
+    if count > MOST_PORTS {
+        return Err(too_many_ports(count));
+    }
     let requests = container.enumerate().map(|(nth, container_port)| {
         let request = PortRequest {
             host_ip,
@@ -293,6 +299,9 @@ mod tests {
         {
             assert!(asked(bad).is_err(), "{bad}: {:?}", asked(bad));
         }
+        assert_eq!(asked("1-1024:1-1024").map(|requests| requests.len()), Ok(1024));
+        let refused = asked("1-65535").unwrap_err();
+        assert!(refused.contains("65535") && refused.contains("at most 1024"), "{refused}");
     }
 
     #[test]

@@ -5,13 +5,17 @@ use std::{
     net::IpAddr,
 };
 
-use weft_gossip::{ClusterView, Liveness, Member};
+use weft_gossip::{ClusterView, Liveness};
 use weft_model::{
     AddressGrant, Condition, Endpoint, Label, Network, NetworkId, NodeId, PublishMode, Service,
-    ServiceRecord, ServiceState, Verdict,
+    ServiceRecord, ServiceState,
 };
 
-use super::{Cluster, Place, Placed};
+use super::{
+    Cluster, Place, Placed,
+    addresses::confirmed,
+    fitness::{BackendState, condition, fitness, state},
+};
 
 /// A service of a network, as every node understands it.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +46,18 @@ impl<'a> ServiceView<'a> {
         })
     }
 
+    /// Whether a backend gets new connections. One whose node is not heard counts `as_remembered`, or
+    /// not at all.
+    pub fn gets_connections(&self, backend: &Backend<'_>, as_remembered: bool) -> bool {
+        match backend.state {
+            BackendState::Ready => true,
+            BackendState::Unreachable => as_remembered && self.is_fit(backend),
+            BackendState::Starting | BackendState::Unhealthy(_) | BackendState::Draining => false,
+        }
+    }
+
     /// Whether a backend would be ready if only its node were heard.
-    pub fn is_fit(&self, backend: &Backend<'_>) -> bool {
+    fn is_fit(&self, backend: &Backend<'_>) -> bool {
         let Some(member) = self.cluster.member(backend.node) else { return false };
         let condition = condition(member, backend.endpoint);
         fitness(condition, self.name, self.definition()).is_ready()
@@ -62,36 +76,6 @@ pub struct Backend<'a> {
     pub node: NodeId,
     pub endpoint: &'a Endpoint,
     pub state: &'a BackendState,
-}
-
-/// Whether a backend gets new connections, and why it does not.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum BackendState {
-    Ready,
-    /// The service has a check, and no verdict has come yet.
-    Starting,
-    /// With the check's reason, for people.
-    Unhealthy(String),
-    Draining,
-    /// Its node is not heard.
-    Unreachable,
-}
-
-impl BackendState {
-    pub fn is_ready(&self) -> bool {
-        *self == Self::Ready
-    }
-
-    /// The word in status and metrics.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Starting => "starting",
-            Self::Unhealthy(_) => "unhealthy",
-            Self::Draining => "draining",
-            Self::Unreachable => "unreachable",
-        }
-    }
 }
 
 /// What was derived of one service.
@@ -286,36 +270,7 @@ fn add_backends(
     }
 }
 
-/// A check that is declared fails closed: without a verdict there are no connections.
-fn state(
-    member: &Member,
-    endpoint: &Endpoint,
-    name: &Label,
-    service: Option<&Service>,
-) -> BackendState {
-    match member.liveness {
-        Liveness::Alive => fitness(condition(member, endpoint), name, service),
-        Liveness::Suspect | Liveness::Left => BackendState::Unreachable,
-    }
-}
-
-fn fitness(condition: Option<&Condition>, name: &Label, service: Option<&Service>) -> BackendState {
-    let checked = service.is_some_and(|service| service.check.is_some());
-    let verdict = condition.and_then(|condition| condition.verdicts.get(name));
-    match verdict {
-        _ if condition.is_some_and(|condition| condition.draining) => BackendState::Draining,
-        _ if !checked => BackendState::Ready,
-        None => BackendState::Starting,
-        Some(Verdict::Healthy) => BackendState::Ready,
-        Some(Verdict::Unhealthy(reason)) => BackendState::Unhealthy(reason.clone()),
-    }
-}
-
-fn condition<'a>(member: &'a Member, endpoint: &Endpoint) -> Option<&'a Condition> {
-    member.conditions.get(&endpoint.network)?.get(&endpoint.id)
-}
-
-/// Lets a virtual address count if its holder has it on loan, and neither an endpoint nor a service
+/// Lets a virtual address count if its holder's grant of it is confirmed, and neither an endpoint nor a service
 /// before it in the alphabet has it.
 fn confirm_vips(
     view: &ClusterView,
@@ -337,212 +292,11 @@ fn confirm_vips(
         };
         let Some(service) = defined(record) else { continue };
         let holder = service.lease.map_or(record.writer, |lease| lease.node);
-        let confirmed =
-            |grant: &&AddressGrant| weft_ipam::accepts(network, holder, grant, registers);
-        let ips = service.vips.iter().filter(confirmed).map(|grant| grant.ip);
+        let counts = |grant: &&AddressGrant| confirmed(view, network, holder, grant, registers);
+        let ips = service.vips.iter().filter(counts).map(|grant| grant.ip);
         derived.vips = ips.filter(|ip| taken.insert(*ip)).collect();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use weft_model::{Check, EndpointId, Probe};
-
-    use super::*;
-    use crate::fixture::{Builder, endpoint, network, node_id};
-
-    fn label(name: &str) -> Label {
-        name.parse().unwrap()
-    }
-
-    fn web(network: &Network) -> Service {
-        Service::bare(label("web"), network.id)
-    }
-
-    fn nodes(count: u8) -> Builder {
-        (1..=count).fold(Builder::default(), Builder::node)
-    }
-
-    fn checked(network: &Network) -> Service {
-        let check = Check { probe: Probe::Engine, interval: 1, timeout: 1, rise: 1, fall: 1 };
-        Service { check: Some(check), ..web(network) }
-    }
-
-    fn states(cluster: &Cluster, network: &Network) -> Vec<(String, BackendState)> {
-        let service = cluster.service(network.id, &label("web")).unwrap();
-        let states = service.backends();
-        states.map(|b| (b.endpoint.name.to_string(), b.state.clone())).collect()
-    }
-
-    #[test]
-    fn the_highest_revision_holds_and_of_two_alike_the_higher_writers() {
-        let app = network(1, "app");
-        let said = |first: u64, second: u64| {
-            let of = |affinity| Service { affinity: Some(affinity), ..web(&app) };
-            let cluster = nodes(3).network(1, &app);
-            let cluster = cluster.service(2, first, &of(2)).service(3, second, &of(3)).build();
-            let view = cluster.service(app.id, &label("web")).unwrap();
-            view.definition().unwrap().affinity.unwrap()
-        };
-        assert_eq!((said(1, 2), said(2, 1), said(1, 1)), (3, 2, 3));
-        // Nobody has the last word.
-        assert_eq!(said(1, u64::MAX), 2);
-    }
-
-    #[test]
-    fn a_removal_is_a_revision_too_and_is_told() {
-        let app = network(1, "app");
-        let removed = |revision| {
-            let cluster = nodes(3).network(1, &app).service(2, 2, &web(&app));
-            cluster
-                .service_record(3, app.id, &label("web"), revision, ServiceState::Removed)
-                .build()
-        };
-        assert!(removed(1).service(app.id, &label("web")).is_some());
-        let gone = removed(3);
-        assert!(gone.service(app.id, &label("web")).is_none());
-        assert_eq!(gone.service_record(app.id, &label("web")).unwrap().revision, 3);
-        assert_eq!(gone.service_records(app.id).count(), 1);
-    }
-
-    #[test]
-    fn what_is_said_of_another_name_or_network_does_not_count() {
-        let (app, db) = (network(1, "app"), network(2, "db"));
-        for foreign in [Service { name: label("api"), ..web(&app) }, web(&db)] {
-            let state = ServiceState::Defined(Box::new(foreign));
-            let cluster = nodes(2).network(1, &app).network(1, &db);
-            let cluster = cluster.service_record(2, app.id, &label("web"), 1, state).build();
-            assert_eq!(cluster.services(app.id).count(), 0);
-        }
-    }
-
-    #[test]
-    fn an_endpoint_serves_what_it_says_and_without_a_word_what_it_is_called() {
-        let app = network(1, "app");
-        let cluster = nodes(2)
-            .network(1, &app)
-            .service(1, 1, &web(&app))
-            .endpoint(1, &app, "web", "10.1.0.8")
-            .endpoint(1, &app, "alias", "10.1.0.9")
-            .endpoint(2, &app, "member", "10.1.0.10")
-            .endpoint(2, &app, "web", "10.1.0.11")
-            .change_endpoint(1, &app, "10.1.0.9", |own| own.aliases.push("web".parse().unwrap()))
-            .change_endpoint(2, &app, "10.1.0.10", |own| own.service = Some(label("web")))
-            .change_endpoint(2, &app, "10.1.0.11", |own| own.service = Some(label("other")))
-            .build();
-        let mut names: Vec<_> = states(&cluster, &app).into_iter().map(|(name, _)| name).collect();
-        names.sort();
-        assert_eq!(names, ["alias", "member", "web"]);
-        let other = cluster.service(app.id, &label("other")).unwrap();
-        assert!(other.definition().is_none() && other.record.is_none());
-        assert_eq!(other.backends().count(), 1);
-    }
-
-    #[test]
-    fn a_backend_is_ready_only_if_nothing_speaks_against_it() {
-        let app = network(1, "app");
-        let id = endpoint(&app, "web", "10.1.0.8").id;
-        let state = |service: &Service, liveness, draining, verdict: Option<Verdict>| {
-            let verdicts = verdict.into_iter().map(|verdict| (label("web"), verdict)).collect();
-            let cluster = nodes(2)
-                .network(1, &app)
-                .service(1, 1, service)
-                .endpoint(2, &app, "web", "10.1.0.8")
-                .condition(2, &app, Condition { endpoint: id, draining, verdicts })
-                .change(2, |member| member.liveness = liveness)
-                .build();
-            states(&cluster, &app).remove(0).1
-        };
-        let (bare, checked) = (web(&app), checked(&app));
-        let bad = || Some(Verdict::Unhealthy("refused".into()));
-        let alive = Liveness::Alive;
-        assert_eq!(state(&bare, alive, false, None), BackendState::Ready);
-        assert_eq!(state(&bare, alive, false, bad()), BackendState::Ready);
-        assert_eq!(state(&checked, alive, false, None), BackendState::Starting);
-        assert_eq!(state(&checked, alive, false, Some(Verdict::Healthy)), BackendState::Ready);
-        let unhealthy = BackendState::Unhealthy("refused".into());
-        assert_eq!(state(&checked, alive, false, bad()), unhealthy);
-        assert_eq!(state(&bare, alive, true, None), BackendState::Draining);
-        assert_eq!(state(&bare, Liveness::Suspect, true, None), BackendState::Unreachable);
-    }
-
-    #[test]
-    fn nobody_speaks_for_the_endpoints_of_another_node() {
-        let app = network(1, "app");
-        let endpoint = endpoint(&app, "web", "10.1.0.8").id;
-        let lie = Condition { endpoint, draining: true, verdicts: BTreeMap::new() };
-        let cluster = nodes(3)
-            .network(1, &app)
-            .service(1, 1, &web(&app))
-            .endpoint(2, &app, "web", "10.1.0.8")
-            .condition(3, &app, lie)
-            .build();
-        assert_eq!(states(&cluster, &app), [("web".to_owned(), BackendState::Ready)]);
-    }
-
-    #[test]
-    fn a_virtual_address_counts_if_its_holder_has_it_and_no_endpoint_does() {
-        let app = network(1, "app");
-        let vips = |holder: u8, said: u8, taken: bool| {
-            let mut service = web(&app);
-            let mut cluster = nodes(3).network(1, &app);
-            cluster = cluster.vip(holder, &app, &mut service, "10.1.0.8");
-            service.lease =
-                service.lease.map(|lease| weft_model::VipLease { node: node_id(said), ..lease });
-            if taken {
-                cluster = cluster.endpoint(holder, &app, "box", "10.1.0.8");
-            }
-            // Whoever changes a service last need not hold its addresses.
-            let cluster = cluster.service(3, 1, &service).build();
-            cluster.service(app.id, &label("web")).unwrap().vips.len()
-        };
-        assert_eq!(vips(2, 2, false), 1);
-        assert_eq!(vips(2, 1, false), 0);
-        assert_eq!(vips(2, 2, true), 0);
-    }
-
-    #[test]
-    fn of_two_services_with_one_address_the_first_by_name_has_it() {
-        let app = network(1, "app");
-        let mut service = web(&app);
-        let cluster = nodes(2).network(1, &app).vip(2, &app, &mut service, "10.1.0.8");
-        let other = Service { name: label("api"), ..service.clone() };
-        let cluster = cluster.service(2, 1, &service).service(2, 1, &other).build();
-        let has = |name: &str| !cluster.service(app.id, &label(name)).unwrap().vips.is_empty();
-        assert!(has("api") && !has("web"));
-    }
-
-    #[test]
-    fn every_node_carries_a_network_with_a_port_at_every_host() {
-        let app = network(1, "app");
-        let carriers = |mode: Option<PublishMode>| {
-            let mut service = web(&app);
-            service.published.extend(mode.map(|mode| weft_model::Publication {
-                protocol: weft_model::Protocol::Tcp,
-                port: 80.try_into().unwrap(),
-                target: 80.try_into().unwrap(),
-                mode,
-                host_ip: None,
-                source: weft_model::Source::Preserve,
-                proxy_protocol: false,
-            }));
-            let cluster = nodes(3).network(1, &app).endpoint(2, &app, "web", "10.1.0.8");
-            let cluster = cluster.change(3, |member| member.liveness = Liveness::Suspect);
-            cluster.service(1, 1, &service).build().carriers(app.id).len()
-        };
-        assert_eq!(carriers(None), 1);
-        assert_eq!(carriers(Some(PublishMode::Host)), 1);
-        assert_eq!(carriers(Some(PublishMode::Ingress)), 3);
-    }
-
-    #[test]
-    fn an_endpoint_that_nobody_confirms_serves_nothing() {
-        let app = network(1, "app");
-        let forged = endpoint(&app, "web", "10.1.0.9");
-        let cluster = nodes(2).network(1, &app).service(1, 1, &web(&app)).change(2, |member| {
-            let all: BTreeMap<EndpointId, Endpoint> = [(forged.id, forged.clone())].into();
-            member.endpoints.insert(app.id, all);
-        });
-        assert!(states(&cluster.build(), &app).is_empty());
-    }
-}
+mod tests;

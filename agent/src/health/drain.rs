@@ -326,7 +326,7 @@ mod tests {
     use crate::{
         fixture::{Builder, book_with, endpoint, network, node_id},
         ledger::book::Book,
-        projection::drained,
+        projection::{Acknowledged, drained},
     };
 
     #[test]
@@ -366,7 +366,8 @@ mod tests {
             let applied = applied.cloned();
             status.networks.insert(app.id, NetworkStatus { applied, ..NetworkStatus::default() });
             let before = before.then(|| (app.id, BTreeSet::from([web]))).into_iter().collect();
-            !drained(&cluster, &carried, &desired, &status, &before).is_empty()
+            let before = Acknowledged { drained: &before, held: false };
+            !drained(&cluster, &carried, &desired, &status, before).is_empty()
         };
         let other = balance(&app, &[endpoint(&app, "db", "10.1.0.9").id]);
         assert!(acknowledged(Some(&without), Some(&without), false));

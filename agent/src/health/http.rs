@@ -10,7 +10,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use memchr::memmem;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::failure::Failure;
 
@@ -30,7 +30,7 @@ pub(super) struct Wanted<'a> {
 ///
 /// The answer is not the one wanted, or there is none.
 pub(super) async fn get(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
     address: SocketAddr,
     wanted: Wanted<'_>,
 ) -> Result<(), Failure> {

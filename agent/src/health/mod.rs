@@ -11,6 +11,7 @@ mod engine;
 mod exec;
 mod failure;
 mod http;
+mod outlet;
 mod probe;
 mod tally;
 mod targets;
@@ -24,7 +25,7 @@ use weft_vxlan::DataPlane;
 pub use self::engine::{EngineContainer, EngineContainers, EngineHealth};
 use self::{
     checker::{Checker, Wanted},
-    probe::KernelProber,
+    probe::EndpointProber,
     targets::targets,
 };
 use crate::ledger::{Snapshot, Snapshots, Verdicts};
@@ -48,7 +49,7 @@ pub fn start(
 ) {
     let Sources { snapshots, containers, plane, programs } = sources;
     let (wanted, followed) = watch::channel(Arc::new(wanted(&snapshots.borrow())));
-    let prober = KernelProber::new(plane, programs);
+    let prober = EndpointProber::new(plane, programs);
     let checker = Checker::new(prober, containers, verdicts, tracker.clone());
     tracker.spawn(checker.run(followed, stop.child_token()));
     tracker.spawn(follow(snapshots, wanted, stop.child_token()));

@@ -1,23 +1,13 @@
-use std::{
-    net::{IpAddr, SocketAddr},
-    num::NonZeroU16,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
 
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    sync::Semaphore,
-    time,
-};
+use tokio::time;
 use weft_model::Probe;
-use weft_vxlan::DataPlane;
 
 use super::{
     exec::{self, Programs},
     failure::Failure,
     http,
+    outlet::{Outlet, Places},
     targets::{Engine, Target},
 };
 
@@ -27,17 +17,15 @@ pub(super) trait Prober: Send + Sync + 'static {
 }
 
 /// Asks the endpoint itself: over its own interface, as clients reach it.
-pub(super) struct KernelProber {
-    plane: DataPlane,
+pub(super) struct EndpointProber<O> {
+    outlet: O,
     programs: Programs,
-    /// A thread enters a namespace to make a socket there; so few of them live at a time.
-    threads: Arc<Semaphore>,
+    places: Places,
 }
 
-impl KernelProber {
-    pub(super) fn new(plane: DataPlane, programs: PathBuf) -> Self {
-        let threads = Arc::new(Semaphore::new(THREADS));
-        Self { plane, programs: Programs::new(programs), threads }
+impl<O: Outlet> EndpointProber<O> {
+    pub(super) fn new(outlet: O, programs: PathBuf) -> Self {
+        Self { outlet, programs: Programs::new(programs), places: Places::default() }
     }
 
     async fn attempt(&self, target: &Target) -> Result<(), Failure> {
@@ -50,11 +38,8 @@ impl KernelProber {
             }
             Probe::Exec { command } => {
                 let command = self.programs.command(command, &target.program)?;
-                let permit = self.threads.acquire().await;
-                let namespace = exec::namespace_of(&target.program)?;
-                let running = exec::start(command, Some(namespace)).await?;
-                drop(permit);
-                running.end().await
+                let start = self.outlet.start(command, &target.program);
+                self.places.for_program(start).await?.end().await
             }
             Probe::Engine => match &target.engine {
                 Some(Engine::Podman(container)) => {
@@ -71,46 +56,24 @@ impl KernelProber {
         &self,
         target: &Target,
         port: NonZeroU16,
-    ) -> Result<(TcpStream, SocketAddr), Failure> {
+    ) -> Result<(O::Stream, SocketAddr), Failure> {
         let mut failure = None;
         for (address, from) in target.at(port) {
-            match self.connect_to(target, address, from).await {
+            let socket = self.outlet.socket(target.network, address, from);
+            let connected = match self.places.for_socket(socket).await {
+                Ok(socket) => O::connect(socket, address).await,
+                Err(error) => Err(error),
+            };
+            match connected {
                 Ok(stream) => return Ok((stream, address)),
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
         Err(failure.expect("an endpoint has an address"))
     }
-
-    /// Asks from the network's own namespace, and by the gateway's address: a virtual address that
-    /// is there too would lead the answer astray.
-    async fn connect_to(
-        &self,
-        target: &Target,
-        address: SocketAddr,
-        from: IpAddr,
-    ) -> Result<TcpStream, Failure> {
-        let permit = self.threads.acquire().await;
-        let socket = self
-            .plane
-            .socket_in(target.network, move || {
-                let open = || {
-                    let socket = match address {
-                        SocketAddr::V4(_) => TcpSocket::new_v4(),
-                        SocketAddr::V6(_) => TcpSocket::new_v6(),
-                    }?;
-                    socket.bind(SocketAddr::new(from, 0))?;
-                    Ok(socket)
-                };
-                open().map_err(|error| Failure::connect(address, &error))
-            })
-            .await?;
-        drop(permit);
-        socket.connect(address).await.map_err(|error| Failure::connect(address, &error))
-    }
 }
 
-impl Prober for KernelProber {
+impl<O: Outlet> Prober for EndpointProber<O> {
     async fn probe(&self, target: &Target) -> Result<(), Failure> {
         let milliseconds = target.check.timeout;
         let limit = Duration::from_millis(milliseconds.into());
@@ -118,6 +81,3 @@ impl Prober for KernelProber {
         time::timeout(limit, self.attempt(target)).await.unwrap_or_else(late)
     }
 }
-
-/// Threads that make sockets at one time.
-const THREADS: usize = 16;

@@ -1,109 +1,36 @@
-//! From a request to an endpoint: checks, addresses, and the wait for a lender.
+//! From a request to an endpoint: checks, addresses and ports.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use tokio::time::Instant;
 use weft_ipam::Ask;
 use weft_model::{
     AddressGrant, Endpoint, EndpointId, Family, MacAddr, Network, NetworkId, SandboxId,
 };
 
 use super::{
-    GRANT_DEADLINE, NETWORK_DEADLINE, Reply, Reservation, ServiceKey, ServiceOrder,
+    GRANT_DEADLINE, NETWORK_DEADLINE, Reply,
     book::{EndpointState, LocalEndpoint},
     gateways,
     keeper::Keeper,
     macvlan,
-    ports::{KernelWork, Release},
+    survey::Survey,
+    waiting::{Errand, Obstacle},
 };
 use crate::{
     api::types::Attach,
-    bulk::{label_bytes, refuse_bulk},
+    bulk::{MOST_PORTS, label_bytes, refuse_bulk, too_many_ports},
     chain::Chain,
     definition::DEFAULT_BRIDGE,
     projection::{free_slot, uplink_capacity},
     refusal::{Refusal, RefusalKind, refuse},
 };
 
-/// A request that is not met yet.
-pub(super) struct Waiting {
-    id: EndpointId,
-    errand: Errand,
-    since: Instant,
-    /// What stood in the way at the last try.
-    reason: Refusal,
-    deadline: Instant,
-}
-
-/// What is asked for.
-enum Errand {
-    Attach {
-        claim: Box<Claim>,
-        reply: Reply<EndpointId>,
-    },
-    /// An address for an endpoint to come.
-    Reserve {
-        network: NetworkId,
-        ask: Ask,
-        reply: Reply<Reservation>,
-    },
-    Service {
-        order: Box<ServiceOrder>,
-        reply: Reply<ServiceKey>,
-    },
-}
-
 /// An attachment that is asked for.
-struct Claim {
+pub(super) struct Claim {
     request: Attach,
     sandbox: SandboxId,
     /// What was reserved for it.
     reserved: Vec<EndpointId>,
-}
-
-impl Errand {
-    /// Whether nobody waits any more.
-    fn is_closed(&self) -> bool {
-        match self {
-            Self::Attach { reply, .. } => reply.is_closed(),
-            Self::Reserve { reply, .. } => reply.is_closed(),
-            Self::Service { reply, .. } => reply.is_closed(),
-        }
-    }
-
-    fn refuse(self, refusal: Refusal) {
-        match self {
-            Self::Attach { reply, .. } => drop(reply.send(Err(refusal))),
-            Self::Reserve { reply, .. } => drop(reply.send(Err(refusal))),
-            Self::Service { reply, .. } => drop(reply.send(Err(refusal))),
-        }
-    }
-}
-
-/// An answer to give once disk and others have what it says.
-pub(super) enum Answer {
-    Attach(Reply<EndpointId>, Result<EndpointId, Refusal>),
-    Reserve(Reply<Reservation>, Reservation),
-    Service(Reply<ServiceKey>, ServiceKey),
-}
-
-impl Answer {
-    /// Returns the reservation that nobody waits for any more.
-    pub(super) fn send(self) -> Option<EndpointId> {
-        match self {
-            Self::Attach(reply, answer) => {
-                let _ = reply.send(answer);
-                None
-            }
-            Self::Service(reply, key) => {
-                let _ = reply.send(Ok(key));
-                None
-            }
-            Self::Reserve(reply, reservation) => {
-                reply.send(Ok(reservation)).err().map(|_| reservation.id)
-            }
-        }
-    }
 }
 
 impl Keeper {
@@ -123,89 +50,7 @@ impl Keeper {
         }
     }
 
-    pub(super) fn admit_reservation(
-        &mut self,
-        network: NetworkId,
-        ask: Ask,
-        reply: Reply<Reservation>,
-    ) {
-        self.wait_for(Errand::Reserve { network, ask, reply });
-    }
-
-    pub(super) fn admit_order(&mut self, order: ServiceOrder, reply: Reply<ServiceKey>) {
-        self.wait_for(Errand::Service { order: Box::new(order), reply });
-    }
-
-    fn wait_for(&mut self, errand: Errand) {
-        let since = Instant::now();
-        self.waiting.push(Waiting {
-            id: EndpointId::from(rand::random::<[u8; 16]>()),
-            errand,
-            since,
-            reason: Refusal::new(RefusalKind::Unavailable, "not tried yet"),
-            deadline: since + GRANT_DEADLINE,
-        });
-    }
-
-    /// Tries again all that waits.
-    pub(super) fn grant_waiting(&mut self) {
-        let now = Instant::now();
-        for mut waiting in std::mem::take(&mut self.waiting) {
-            if waiting.errand.is_closed() {
-                self.release_everywhere(waiting.id);
-                continue;
-            }
-            let id = waiting.id;
-            let Err((errand, obstacle)) = self.meet(id, waiting.errand) else { continue };
-            waiting.errand = errand;
-            match obstacle {
-                Obstacle::Refused(refusal) => {
-                    self.release_everywhere(id);
-                    waiting.errand.refuse(refusal);
-                }
-                Obstacle::Waits { reason, patience } => {
-                    waiting.reason = reason;
-                    waiting.deadline = waiting.since + patience;
-                    if waiting.deadline <= now {
-                        self.release_everywhere(id);
-                        waiting.errand.refuse(waiting.reason);
-                    } else {
-                        self.waiting.push(waiting);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Meets a request, or hands it back with what stands in the way.
-    fn meet(&mut self, id: EndpointId, errand: Errand) -> Result<(), (Errand, Obstacle)> {
-        match errand {
-            Errand::Attach { claim, reply } => match self.grant_endpoint(id, &claim) {
-                Ok(()) => {
-                    self.replies.entry(id).or_default().push(Release::Attach(reply));
-                    self.starts.push(KernelWork::Attach(id));
-                    Ok(())
-                }
-                Err(obstacle) => Err((Errand::Attach { claim, reply }, obstacle)),
-            },
-            Errand::Reserve { network, ask, reply } => match self.grant_address(id, network, ask) {
-                Ok(ip) => {
-                    self.answers.push(Answer::Reserve(reply, Reservation { id, ip }));
-                    Ok(())
-                }
-                Err(obstacle) => Err((Errand::Reserve { network, ask, reply }, obstacle)),
-            },
-            Errand::Service { order, reply } => match self.grant_service(id, &order) {
-                Ok(key) => {
-                    self.answers.push(Answer::Service(reply, key));
-                    Ok(())
-                }
-                Err(obstacle) => Err((Errand::Service { order, reply }, obstacle)),
-            },
-        }
-    }
-
-    fn grant_address(
+    pub(super) fn grant_address(
         &mut self,
         id: EndpointId,
         network: NetworkId,
@@ -224,7 +69,12 @@ impl Keeper {
     }
 
     /// Writes the endpoint into the book, if everything that it needs is there.
-    fn grant_endpoint(&mut self, id: EndpointId, claim: &Claim) -> Result<(), Obstacle> {
+    pub(super) fn grant_endpoint(
+        &mut self,
+        id: EndpointId,
+        claim: &Claim,
+        survey: &Survey,
+    ) -> Result<(), Obstacle> {
         let request = &claim.request;
         let Some(network) = self.cluster.find_network(&request.network).cloned() else {
             if request.network == DEFAULT_BRIDGE && !self.has_default_bridge() {
@@ -249,7 +99,7 @@ impl Keeper {
         let addresses = self.addresses(&network, id, request)?;
         let mac = request.mac.unwrap_or_else(|| MacAddr::for_address(network.id, addresses[0].ip));
         self.check_mac(&network, mac)?;
-        let ports = self.host_ports_for(&network, &request.ports)?;
+        let ports = self.host_ports_for(&network, &request.ports, survey)?;
         self.take_uplink(&network)?;
 
         let gateway_priority = gateways::priority(request, &network);
@@ -456,22 +306,6 @@ impl Keeper {
     }
 }
 
-/// Why a request is not met now.
-pub(super) enum Obstacle {
-    Refused(Refusal),
-    /// It may be met within `patience` of its arrival.
-    Waits {
-        reason: Refusal,
-        patience: std::time::Duration,
-    },
-}
-
-impl From<Refusal> for Obstacle {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
 /// Checks what the request says by itself, and finds its sandbox.
 fn check_request(request: &Attach) -> Result<SandboxId, Refusal> {
     let mut families = BTreeSet::new();
@@ -480,6 +314,9 @@ fn check_request(request: &Attach) -> Result<SandboxId, Refusal> {
             "addresses",
             format!("{ip} is the second {} address: give one a family", Family::of(*ip)),
         );
+    }
+    if request.ports.len() > MOST_PORTS {
+        return refuse("ports", too_many_ports(request.ports.len()));
     }
     let words = request.aliases.iter().map(|alias| alias.as_str().len());
     refuse_bulk("aliases", words.sum())?;
@@ -511,6 +348,23 @@ fn check_request(request: &Attach) -> Result<SandboxId, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_ports_than_the_limit_are_refused_with_both_numbers() {
+        let request = |count: usize| {
+            let port = |n: usize| serde_json::json!({"container_port": n, "host_port": n});
+            let ports: Vec<_> = (1..=count).map(port).collect();
+            let request = serde_json::json!({
+                "network": "app", "name": "web", "sandbox": {"path": "/nonexistent/netns"},
+                "ports": ports,
+            });
+            check_request(&serde_json::from_value(request).unwrap()).unwrap_err()
+        };
+        assert_eq!(request(MOST_PORTS).field, Some("sandbox"));
+        let refusal = request(MOST_PORTS + 1);
+        assert_eq!(refusal.field, Some("ports"));
+        assert!(refusal.message.contains("1025") && refusal.message.contains("1024"), "{refusal}");
+    }
 
     #[test]
     fn what_would_fill_a_record_is_refused_before_the_sandbox_is_looked_at() {

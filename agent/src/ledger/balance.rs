@@ -4,7 +4,7 @@ use tokio::sync::watch;
 use weft_balance::{Desired, HostPorts, Status};
 
 use super::keeper::Keeper;
-use crate::projection::{balance, carried, drained};
+use crate::projection::{Acknowledged, balance, carried, drained};
 
 /// The way to what translates in the kernel, and back.
 pub struct Balancing {
@@ -23,19 +23,21 @@ impl Keeper {
         if before != Some(&desired) {
             self.links.balance.desired.send_replace(Some(Arc::new(desired)));
         }
-        self.acknowledge();
     }
 
-    /// Takes note of what the kernel sends no new connection to any more; returns whether that has
-    /// changed.
+    /// Writes into the book what the kernel sends no new connection to any more; returns whether that
+    /// has changed. The others are told once it is on disk.
     pub(super) fn acknowledge(&mut self) -> bool {
         let status = Arc::clone(&self.links.balance.status.borrow_and_update());
         let desired = self.links.balance.desired.borrow().clone();
         let Some(desired) = desired else { return false };
         let carried = carried(&self.cluster, &self.book);
-        let drained = drained(&self.cluster, &carried, &desired, &status, &self.drained);
-        let changed = self.drained != drained;
-        self.drained = drained;
+        let before = Acknowledged { drained: &self.book.drained, held: self.is_warming_up() };
+        let drained = drained(&self.cluster, &carried, &desired, &status, before);
+        let changed = self.book.drained != drained;
+        if changed {
+            Arc::make_mut(&mut self.book).drained = drained;
+        }
         changed
     }
 }

@@ -48,6 +48,11 @@ pub struct Book {
     /// Whether no endpoint of this host gets any, those to come included.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drains_all: bool,
+    /// The draining endpoints, of any node, that this host's kernel sends no new connection to. Here
+    /// before anybody is told: an agent that starts again sends them none either, although what it
+    /// remembers of the others may be older.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub drained: BTreeMap<NetworkId, BTreeSet<EndpointId>>,
     /// What checks last found: an agent that starts again goes on from there.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub verdicts: BTreeMap<EndpointId, BTreeMap<Label, Verdict>>,
@@ -129,6 +134,11 @@ impl Book {
             }
             !ended
         });
+    }
+
+    /// Whether this host has acknowledged that it sends an endpoint no new connection.
+    pub fn has_drained(&self, endpoint: &Endpoint) -> bool {
+        self.drained.get(&endpoint.network).is_some_and(|gone| gone.contains(&endpoint.id))
     }
 
     /// The networks whose removal this node knows of by itself.

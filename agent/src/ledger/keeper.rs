@@ -17,10 +17,10 @@ use weft_vxlan::{DataPlane, Desired, Gone, Parents, Status};
 
 use super::{
     Command, Snapshot, Snapshots, Verdicts,
-    admission::{Answer, Waiting},
     balance::Balancing,
     book::{Book, BookError, BookFile},
     ports::{Finished, KernelWork, Release},
+    waiting::{Answer, Waiting},
 };
 use crate::{
     chain::Chain,
@@ -28,8 +28,7 @@ use crate::{
     encryption::Encryption,
     listeners::{Listeners, sandboxes::SandboxListeners},
     projection::{
-        Drained, Kernel, NamesProjection, OwnRecords, PlaneContext, own_records, plane,
-        with_private,
+        Kernel, NamesProjection, OwnRecords, PlaneContext, own_records, plane, with_private,
     },
     remembered::Remembered,
 };
@@ -93,8 +92,6 @@ pub struct Keeper {
     settled: (Instant, bool),
     /// Whether the cluster must be understood anew although the view is the same.
     pub(super) stale: bool,
-    /// The draining endpoints that this host's kernel sends no new connection to.
-    pub(super) drained: Drained,
     /// What was last told, to the others and to itself.
     own: OwnRecords,
     names: NamesProjection,
@@ -175,7 +172,6 @@ impl Keeper {
             started: Instant::now(),
             settled: (Instant::now(), true),
             stale: true,
-            drained: Drained::new(),
             own,
             names,
             snapshot,
@@ -320,9 +316,12 @@ impl Keeper {
             self.step_spaces();
             self.grant_waiting();
             self.give_back_vips();
+            self.acknowledge();
             self.save()?;
             self.project();
-            if !self.publish().await {
+            let told = self.publish().await;
+            // What is wanted now may be what the kernel has.
+            if !self.acknowledge() && !told {
                 break;
             }
         }
@@ -391,7 +390,8 @@ impl Keeper {
         let plane = Arc::clone(&self.plane_status.borrow_and_update());
         let me = self.context.me;
         let balance = Arc::clone(&self.links.balance.status.borrow());
-        let kernel = Kernel { plane: &plane, balance: &balance };
+        let warming_up = self.is_warming_up();
+        let kernel = Kernel { plane: &plane, balance: &balance, warming_up };
         let directory = self.names.directory(me, &self.cluster, &self.book, kernel);
         self.links.directory.send_replace(Arc::new(directory));
     }
@@ -401,7 +401,7 @@ impl Keeper {
     async fn publish(&mut self) -> bool {
         let node = self.links.node.borrow_and_update().clone();
         let OwnRecords { public: mut records, private } =
-            own_records(self.context.me, &node, &self.book, &self.spaces, &self.drained);
+            own_records(self.context.me, &node, &self.book, &self.spaces);
         let changed_here = self.own.private != private;
         self.own.private = private;
         self.stale |= changed_here;

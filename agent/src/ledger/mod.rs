@@ -13,8 +13,11 @@ mod names;
 mod networks;
 mod ports;
 mod published;
+mod repeated;
 mod services;
 mod spaces;
+mod survey;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

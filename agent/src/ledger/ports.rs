@@ -1,15 +1,20 @@
 //! Endpoints between book and kernel: what is started, what has finished, what is taken back.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
+use weft_balance::{HostPort, Taken};
 use weft_model::{EndpointId, Family, InterfaceName, NetworkId};
 use weft_vxlan::{AttachError, AttachSpec, Attached, DataPlane, Prefix};
 
 use super::{
     Description, Reply,
-    admission::Answer,
     book::{EndpointState, LocalEndpoint},
     keeper::Keeper,
+    waiting::Answer,
 };
 use crate::{
     api::types::{CreateNetwork, Sandbox},
@@ -51,6 +56,12 @@ pub(super) enum Finished {
         request: CreateNetwork,
         outcome: Result<Vec<IpAddr>, Refusal>,
         reply: Reply<NetworkId>,
+    },
+    /// Ports of this host were looked at for a request that waits.
+    Surveyed {
+        request: EndpointId,
+        ports: BTreeSet<HostPort>,
+        taken: BTreeMap<HostPort, Taken>,
     },
 }
 
@@ -353,6 +364,9 @@ impl Keeper {
             Finished::Detached { endpoint, outcome } => self.finish_detach(endpoint, outcome),
             Finished::Parent { parent, request, outcome, reply } => {
                 self.finish_parent(parent, request, outcome, reply);
+            }
+            Finished::Surveyed { request, ports, taken } => {
+                self.finish_survey(request, ports, &taken);
             }
         }
     }

@@ -1,12 +1,7 @@
 //! Services that are declared here, what this node repeats of others', and virtual addresses.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use weft_balance::PortError;
 use weft_ipam::Ask;
 use weft_model::{
     EndpointId, Family, Label, Network, NetworkId, Protocol, Publication, PublishMode, Service,
@@ -15,13 +10,15 @@ use weft_model::{
 
 use super::{
     NETWORK_DEADLINE,
-    admission::Obstacle,
-    book::{Book, VipReservation},
+    book::VipReservation,
     keeper::Keeper,
+    repeated::{next_revision, repeated},
+    survey::{Sight, Survey},
+    waiting::Obstacle,
 };
 use crate::{
     api::types::{CreateService, UpdateService, Vip},
-    chain::Chain,
+    clock,
     cluster::{Cluster, ServiceView, supersedes},
     declaration::{Change, changed, check, ports_of},
     projection::{host_ports, overlap},
@@ -87,6 +84,7 @@ impl Keeper {
         &mut self,
         id: EndpointId,
         order: &ServiceOrder,
+        survey: &Survey,
     ) -> Result<ServiceKey, Obstacle> {
         let name = order.name();
         let network = self.network_of(&name, order)?;
@@ -99,7 +97,7 @@ impl Keeper {
         };
         check(&service, &vip, &network)?;
         let before = standing.as_ref().map_or(&[][..], |standing| &standing.published);
-        self.check_ports_of(&service, before)?;
+        self.check_ports_of(&service, before, survey)?;
         self.take_vips(id, &vip, &network, &mut service)?;
         if service.lease.is_some_and(|lease| lease.id == id) {
             let reservation = VipReservation { network: network.id, service: service.name.clone() };
@@ -151,10 +149,10 @@ impl Keeper {
     }
 
     fn write_service(&mut self, key: &ServiceKey, state: ServiceState) {
-        let before = self.record(key).map_or(0, |record| record.revision);
+        let before = self.record(key).map(|record| record.revision);
         let record = ServiceRecord {
             name: key.name.clone(),
-            revision: before + 1,
+            revision: next_revision(before, clock::unix_seconds()),
             writer: self.context.me,
             state,
         };
@@ -217,38 +215,34 @@ impl Keeper {
     }
 
     /// Refuses ports that somebody else has. Those of `before` are held for the service already.
-    fn check_ports_of(&self, service: &Service, before: &[Publication]) -> Result<(), Refusal> {
+    fn check_ports_of(
+        &self,
+        service: &Service,
+        before: &[Publication],
+        survey: &Survey,
+    ) -> Result<(), Obstacle> {
         for port in ports_of(service) {
             if let Some(owner) = self.owner_of_port(&port, Some((service.network, &service.name))) {
-                return Err(Refusal::conflict("published", taken(&port, &owner)));
+                return Err(Refusal::conflict("published", taken(&port, &owner)).into());
             }
         }
         // At hosts that have a backend only, this one may have no part.
         let everywhere = |publication: &&Publication| publication.mode == PublishMode::Ingress;
         let fresh = service.published.iter().filter(|its| !before.contains(its));
+        let mut unseen = BTreeSet::new();
         for publication in fresh.filter(everywhere) {
             let Publication { host_ip, protocol, port, .. } = *publication;
             for port in host_ports(host_ip, protocol, port.get()) {
-                self.check_processes(&port, "published")?;
+                match survey.sight(&port) {
+                    Sight::Free => {}
+                    Sight::Taken(why) => return Err(Refusal::conflict("published", why).into()),
+                    Sight::Unseen => drop(unseen.insert(port)),
+                }
             }
         }
-        Ok(())
-    }
-
-    /// Refuses a port that a process of this host has.
-    pub(super) fn check_processes(
-        &self,
-        port: &weft_balance::HostPort,
-        field: &'static str,
-    ) -> Result<(), Refusal> {
-        match self.links.balance.ports.check(port) {
-            Ok(()) => Ok(()),
-            Err(PortError::Taken(taken)) => Err(Refusal::conflict(field, taken.to_string())),
-            // An address that is not this host's, for one.
-            Err(error) => {
-                tracing::debug!(%port, error = %Chain(&error), "cannot look at a port");
-                Ok(())
-            }
+        match unseen.is_empty() {
+            true => Ok(()),
+            false => Err(Obstacle::Unseen(unseen)),
         }
     }
 
@@ -283,7 +277,8 @@ impl Keeper {
 
     /// Takes over what holds by now of the services that this node speaks of.
     pub(super) fn follow_services(&mut self) {
-        let services = followed(&self.book, &self.cluster, self.context.me);
+        let (me, now) = (self.context.me, clock::unix_seconds());
+        let services = repeated(&self.book, &self.cluster, me, now);
         if self.book.services != services {
             Arc::make_mut(&mut self.book).services = services;
         }
@@ -344,40 +339,6 @@ impl Keeper {
         let applied = status.networks.get(&network).and_then(|status| status.applied.as_ref());
         applied.is_some_and(|applied| applied.frontends.keys().any(|at| ips.contains(&at.ip)))
     }
-}
-
-/// What this node says about services: what it wrote, what it holds the addresses of, and what is
-/// said of networks in which it has endpoints. Of each name, the revision that holds.
-fn followed(
-    book: &Book,
-    cluster: &Cluster,
-    me: weft_model::NodeId,
-) -> BTreeMap<NetworkId, BTreeMap<Label, ServiceRecord>> {
-    let active = book.active();
-    let is_mine = |network: NetworkId, record: &ServiceRecord| {
-        let lease = match &record.state {
-            ServiceState::Defined(service) => service.lease,
-            ServiceState::Removed => None,
-        };
-        active.contains(&network)
-            || record.writer == me
-            || lease.is_some_and(|lease| lease.node == me)
-    };
-    let mut services = BTreeMap::new();
-    for network in cluster.networks().map(|network| network.id) {
-        let mut known = book.services.get(&network).cloned().unwrap_or_default();
-        for heard in cluster.service_records(network) {
-            match known.get(&heard.name) {
-                Some(written) if !supersedes(heard, written) => {}
-                _ => drop(known.insert(heard.name.clone(), heard.clone())),
-            }
-        }
-        known.retain(|_, record| is_mine(network, record));
-        if !known.is_empty() {
-            services.insert(network, known);
-        }
-    }
-    services
 }
 
 /// The one network that has a service of that name; with `by_members`, also where nobody declared

@@ -10,9 +10,9 @@ use weft_model::{AddressGrant, EndpointId, Network, NetworkId, NodeId};
 
 use super::{
     GRANT_DEADLINE, SpaceUsage,
-    admission::Obstacle,
     book::{Book, BookError},
     keeper::Keeper,
+    waiting::Obstacle,
 };
 use crate::{
     api::types::SpaceStatus,

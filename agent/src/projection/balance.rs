@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     api::types::PublishedPort,
-    cluster::{BackendState, Cluster, ServiceView},
+    cluster::{Cluster, Placed, ServiceView},
     ledger::book::{Book, EndpointState, LocalEndpoint},
 };
 
@@ -75,6 +75,14 @@ pub(crate) fn carried(cluster: &Cluster, book: &Book) -> BTreeSet<NetworkId> {
     carried
 }
 
+/// What this host has acknowledged before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Acknowledged<'a> {
+    pub(crate) drained: &'a Drained,
+    /// Whether that goes before what is remembered of a node that has not been heard yet.
+    pub(crate) held: bool,
+}
+
 /// The draining endpoints that this host's kernel sends no new connection to: of the networks that
 /// are `carried` here, where what is in force is what was asked for last, and those of `before` that
 /// are still so.
@@ -83,7 +91,7 @@ pub(crate) fn drained(
     carried: &BTreeSet<NetworkId>,
     desired: &Desired,
     status: &weft_balance::Status,
-    before: &Drained,
+    before: Acknowledged<'_>,
 ) -> Drained {
     let mut drained = Drained::new();
     for id in carried {
@@ -95,13 +103,17 @@ pub(crate) fn drained(
             // Where nothing is wanted nothing will be put in force.
             (_, None) => true,
         };
-        let before = before.get(id);
-        let draining = cluster
-            .endpoints(*id)
-            .filter(|placed| cluster.condition(placed).is_some_and(|condition| condition.draining));
+        let Acknowledged { drained: before, held } = before;
+        let before =
+            |endpoint: &EndpointId| before.get(id).is_some_and(|before| before.contains(endpoint));
+        let is_draining = |placed: &Placed<'_>| {
+            cluster.condition(placed).is_some_and(|condition| condition.draining)
+                || held && !placed.alive && before(&placed.endpoint.id)
+        };
+        let draining = cluster.endpoints(*id).filter(is_draining);
         let gone: BTreeSet<EndpointId> = draining
             .map(|placed| placed.endpoint.id)
-            .filter(|id| settled || before.is_some_and(|before| before.contains(id)))
+            .filter(|id| settled || before(id))
             .filter(|id| !applied.into_iter().chain(wanted).any(|balance| is_backend(balance, *id)))
             .collect();
         if !gone.is_empty() {
@@ -291,10 +303,9 @@ impl View<'_> {
         local_only: bool,
     ) -> BTreeMap<EndpointId, Backend> {
         let me = self.context.me;
-        let ready = service.backends().filter(|backend| match backend.state {
-            BackendState::Ready => true,
-            BackendState::Unreachable => self.warming_up && service.is_fit(backend),
-            BackendState::Starting | BackendState::Unhealthy(_) | BackendState::Draining => false,
+        let ready = service.backends().filter(|own| {
+            let as_remembered = self.warming_up && !self.book.has_drained(own.endpoint);
+            service.gets_connections(own, as_remembered)
         });
         let ready = ready.filter(|backend| !local_only || backend.node == me);
         ready

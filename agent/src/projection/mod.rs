@@ -7,7 +7,7 @@ mod plane;
 mod records;
 
 pub(crate) use balance::{
-    balance, carried, drained, host_ports, is_local_only, overlap, source_in_force,
+    Acknowledged, balance, carried, drained, host_ports, is_local_only, overlap, source_in_force,
 };
 pub(crate) use names::weight;
 pub use names::{Kernel, NamesProjection};

@@ -10,7 +10,7 @@ use weft_model::{DnsName, Endpoint, EndpointId, Network, NetworkId, NodeId, Prot
 use weft_vxlan::OverlayNetwork;
 
 use crate::{
-    cluster::{Cluster, ServiceView},
+    cluster::{self, Cluster, ServiceView},
     ledger::book::Book,
 };
 
@@ -31,6 +31,9 @@ pub struct NamesProjection {
 pub struct Kernel<'a> {
     pub plane: &'a weft_vxlan::Status,
     pub balance: &'a weft_balance::Status,
+    /// Whether this agent may not have heard all others since it started. What its predecessor put
+    /// into the kernel is there, also before the reconcilers have looked.
+    pub warming_up: bool,
 }
 
 /// What a network's names are made of.
@@ -48,7 +51,8 @@ impl NamesProjection {
     /// The names of every network, and who may ask for which.
     ///
     /// In a network that this host carries, an endpoint of another host is named once the kernel
-    /// can reach it, and a virtual address once the kernel translates it.
+    /// can reach it, and a virtual address once the kernel translates it. While this agent is warming
+    /// up, names are answered as they were remembered, and none is denied.
     pub fn directory(
         &mut self,
         me: NodeId,
@@ -58,10 +62,12 @@ impl NamesProjection {
     ) -> Directory {
         let active = book.active();
         let mut directory = Directory::new(self.domain.clone());
+        directory.incomplete = kernel.warming_up;
         let mut built = BTreeMap::new();
         for network in cluster.networks() {
             let carried = active.contains(&network.id).then(|| kernel.carried(network.id));
-            let contents = Reach { me, cluster, carried }.contents(network.id);
+            let warming_up = kernel.warming_up;
+            let contents = Reach { me, cluster, book, carried, warming_up }.contents(network.id);
             let names = match self.built.remove(&network.id) {
                 Some((before, names)) if before == contents => names,
                 _ => Arc::new(names(network, &contents)),
@@ -77,7 +83,7 @@ impl NamesProjection {
 
 impl<'a> Kernel<'a> {
     fn carried(self, network: NetworkId) -> Carried<'a> {
-        let Self { plane, balance } = self;
+        let Self { plane, balance, .. } = self;
         let overlay = plane.networks.get(&network);
         let services = balance.networks.get(&network);
         Carried {
@@ -94,12 +100,14 @@ struct Carried<'a> {
     services: Option<&'a NetworkBalance>,
 }
 
-/// Decides what of one network may be answered: endpoints of nodes that are alive and, where the
-/// network is carried here, what the kernel has.
+/// Decides what of one network may be answered: endpoints of nodes that are alive, or may be, and,
+/// where the network is carried here, what the kernel has.
 struct Reach<'a> {
     me: NodeId,
     cluster: &'a Cluster,
+    book: &'a Book,
     carried: Option<Carried<'a>>,
+    warming_up: bool,
 }
 
 impl Reach<'_> {
@@ -115,12 +123,13 @@ impl Reach<'_> {
         let resting: BTreeSet<(EndpointId, &str)> = self
             .cluster
             .services(network)
-            .flat_map(|service| service.backends().map(move |backend| (service.name, backend)))
-            .filter(|(_, backend)| !backend.state.is_ready())
-            .map(|(name, backend)| (backend.endpoint.id, name.as_str()))
+            .flat_map(|service| service.backends().map(move |backend| (service, backend)))
+            .filter(|(service, backend)| !self.is_ready(*service, backend))
+            .map(|(service, backend)| (backend.endpoint.id, service.name.as_str()))
             .collect();
         let endpoints = self.cluster.endpoints(network);
-        let endpoints = endpoints.filter(|p| p.alive && self.has_endpoint(p.node, p.endpoint));
+        let endpoints = endpoints
+            .filter(|p| (p.alive || self.warming_up) && self.has_endpoint(p.node, p.endpoint));
         let mut entries: Vec<Entry> = endpoints
             .map(|placed| {
                 let mut entry = Entry::endpoint(placed.endpoint);
@@ -150,7 +159,7 @@ impl Reach<'_> {
 
     fn backends(&self, service: ServiceView<'_>) -> Vec<Backend> {
         let ready = service.backends().filter(|backend| {
-            backend.state.is_ready() && self.has_endpoint(backend.node, backend.endpoint)
+            self.is_ready(service, backend) && self.has_endpoint(backend.node, backend.endpoint)
         });
         ready
             .filter_map(|backend| {
@@ -164,10 +173,17 @@ impl Reach<'_> {
             .collect()
     }
 
+    /// As the balancer sees it.
+    fn is_ready(&self, service: ServiceView<'_>, backend: &cluster::Backend<'_>) -> bool {
+        let as_remembered = self.warming_up && !self.book.has_drained(backend.endpoint);
+        service.gets_connections(backend, as_remembered)
+    }
+
     fn has_endpoint(&self, node: NodeId, endpoint: &Endpoint) -> bool {
         match self.carried {
             None => true,
             Some(_) if node == self.me => true,
+            Some(Carried { overlay: None, .. }) if self.warming_up => true,
             Some(carried) => {
                 let station =
                     carried.overlay.and_then(|overlay| overlay.remotes.get(&endpoint.mac));
@@ -180,9 +196,10 @@ impl Reach<'_> {
     fn translates(&self, vip: IpAddr) -> bool {
         self.carried.is_none_or(|carried| {
             // The gateway must have taken the address on, too.
-            let taken_on = carried.overlay.is_some_and(|overlay| overlay.vips.contains(&vip));
-            let frontends = carried.services.into_iter().flat_map(|own| own.frontends.keys());
-            taken_on && frontends.into_iter().any(|frontend| frontend.ip == vip)
+            let taken_on =
+                carried.overlay.map_or(self.warming_up, |overlay| overlay.vips.contains(&vip));
+            let is_in = |own: &NetworkBalance| own.frontends.keys().any(|at| at.ip == vip);
+            taken_on && carried.services.map_or(self.warming_up, is_in)
         })
     }
 }
@@ -328,7 +345,8 @@ mod tests {
     }
 
     fn contents(cluster: &Cluster, app: &Network, carried: Option<Carried<'_>>) -> Contents {
-        Reach { me: node_id(1), cluster, carried }.contents(app.id)
+        let book = &Book::default();
+        Reach { me: node_id(1), cluster, book, carried, warming_up: false }.contents(app.id)
     }
 
     #[test]
@@ -346,7 +364,7 @@ mod tests {
 
         let named = |status: &weft_vxlan::Status| -> Vec<String> {
             let balance = weft_balance::Status::default();
-            let kernel = Kernel { plane: status, balance: &balance };
+            let kernel = Kernel { plane: status, balance: &balance, warming_up: false };
             let found = contents(&cluster, &app, Some(kernel.carried(app.id)));
             found.entries.iter().map(|entry| entry.names[0].to_string()).collect()
         };
@@ -358,6 +376,29 @@ mod tests {
         both.sort();
         assert_eq!(both, ["far", "web"]);
         assert_eq!(contents(&cluster, &app, None).entries.len(), 2);
+    }
+
+    #[test]
+    fn an_agent_that_warms_up_answers_names_as_they_were_remembered() {
+        let app = network(1, "app");
+        let built = declared(cluster(&app), definition(&app, "web", Some("10.1.0.200")));
+        let built = built.change(2, |member| member.liveness = Liveness::Suspect).build();
+        let book = book_with(&app, "one", "10.1.0.8");
+        let (plane, balance) = Default::default();
+        let directory = |warming_up| {
+            let kernel = Kernel { plane: &plane, balance: &balance, warming_up };
+            let mut names = NamesProjection::new("weft.internal".parse().unwrap());
+            let directory = names.directory(node_id(1), &built, &book, kernel);
+            let (contents, _) = &names.built[&app.id];
+            (directory.incomplete, answers(contents))
+        };
+        let (incomplete, held) = directory(true);
+        assert!(incomplete);
+        assert_eq!(held["web"], set(&["10.1.0.200"]));
+        assert_eq!(held["tasks.web"], set(&["10.1.0.8", "10.1.0.9", "10.1.0.10"]));
+        assert_eq!(held["two"], set(&["10.1.0.9"]));
+        let (incomplete, cold) = directory(false);
+        assert!(!incomplete && !cold.contains_key("two") && cold["web"].is_empty(), "{cold:?}");
     }
 
     #[test]

@@ -29,7 +29,6 @@ pub fn own_records(
     node: &Node,
     book: &Book,
     spaces: &BTreeMap<NetworkId, Ipam>,
-    drained: &Drained,
 ) -> OwnRecords {
     let is_private = |key: &Key| {
         let network = key.network().and_then(|id| book.networks.get(&id));
@@ -38,7 +37,7 @@ pub fn own_records(
     let mut all = all_records(me, node, book, spaces);
     all.extend(service_records(book));
     let is_known = |id: &NetworkId| book.networks.contains_key(id);
-    let drained = drained.iter().filter(|(id, _)| is_known(id));
+    let drained = book.drained.iter().filter(|(id, _)| is_known(id));
     all.extend(drained.map(|(id, gone)| (Key::Drained(*id), Record::Drained(gone.clone()))));
     let all = all.into_iter();
     let (private, public) = all.partition(|(key, _)| is_private(key));
@@ -150,7 +149,7 @@ mod tests {
         let space = Ipam::new(Arc::new(local.clone()), node_id(1), Default::default());
         let node = view.members[&node_id(1)].node.clone().unwrap();
         let spaces = BTreeMap::from([(local.id, space)]);
-        let own = own_records(node_id(1), &node, &book, &spaces, &Drained::new());
+        let own = own_records(node_id(1), &node, &book, &spaces);
         assert!(own.public.keys().all(|key| key.network() != Some(local.id)), "{own:?}");
         assert!(own.public.contains_key(&Key::Node));
         assert!(own.private.keys().all(|key| key.network() == Some(local.id)), "{own:?}");

@@ -328,3 +328,35 @@ fn a_forwarded_query_offers_no_more_than_fits_the_overlay() {
     };
     assert_eq!((forward.query, forward.limit), (plain, 512));
 }
+
+#[test]
+fn nothing_is_denied_while_names_may_be_missing() {
+    let asked = |incomplete: bool, name: &str, rtype, at: u8, address: &str| {
+        let mut directory = directory();
+        directory.incomplete = incomplete;
+        match ask(&query(name, rtype), &directory, at, address) {
+            Reply::Answer { message, .. } => {
+                line_of(&message).split(' ').next().unwrap_or_default().to_owned()
+            }
+            Reply::Forward(forward) => format!("forwarded, doubtful: {}", forward.doubtful),
+            Reply::Drop => "dropped".into(),
+        }
+    };
+    let (app, vault) = ((APP, "10.32.0.3"), (VAULT, "10.34.0.99"));
+    for (name, (at, address), before, after) in [
+        ("new.app", app, "SERVFAIL", "NXDOMAIN"),
+        ("new.weft.internal", app, "SERVFAIL", "NXDOMAIN"),
+        ("new", vault, "SERVFAIL", "NXDOMAIN"),
+        ("tasks.new", vault, "SERVFAIL", "NXDOMAIN"),
+        ("example.com", vault, "NXDOMAIN", "NXDOMAIN"),
+        ("new", app, "forwarded, doubtful: true", "forwarded, doubtful: false"),
+        ("_http._tcp.tasks.new", app, "forwarded, doubtful: true", "forwarded, doubtful: false"),
+        ("example.com", app, "forwarded, doubtful: false", "forwarded, doubtful: false"),
+        ("db", app, "10.32.0.9", "10.32.0.9"),
+    ] {
+        assert_eq!(asked(true, name, Rtype::A, at, address), before, "{name}");
+        assert_eq!(asked(false, name, Rtype::A, at, address), after, "{name}");
+    }
+    // What is known to have no such address is said to have none.
+    assert_eq!(asked(true, "db", Rtype::AAAA, APP, "10.32.0.3"), "NODATA");
+}

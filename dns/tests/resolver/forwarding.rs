@@ -43,6 +43,26 @@ async fn a_foreign_name_is_answered_by_the_upstream_server() {
 }
 
 #[tokio::test]
+async fn nobody_upstream_denies_a_name_that_may_be_ours() {
+    let stub = Stub::start();
+    let bench = Bench::start(Config::default(), vec![stub.address]);
+    let nxdomain = |query: &[u8]| reply(query, Rcode::NXDOMAIN);
+    for (incomplete, name, denied) in
+        [(true, "new", "SERVFAIL"), (true, "example.com", "NXDOMAIN"), (false, "new", "NXDOMAIN")]
+    {
+        let mut directory = directory();
+        directory.incomplete = incomplete;
+        bench.directory.send_replace(std::sync::Arc::new(directory));
+        let packet = query(name, Rtype::A);
+        let (got, _) = tokio::join!(bench.ask_udp(&packet), stub.serve_udp(nxdomain));
+        assert_eq!(line_of(&got), denied, "{name}");
+        let known = |query: &[u8]| reply(query, Rcode::NOERROR);
+        let (got, _) = tokio::join!(bench.ask_udp(&packet), stub.serve_udp(known));
+        assert_eq!(line_of(&got), "192.0.2.1", "{name}");
+    }
+}
+
+#[tokio::test]
 async fn every_query_has_a_random_id_and_port() {
     let stub = Stub::start();
     let bench = Bench::start(Config::default(), vec![stub.address]);

@@ -32,7 +32,7 @@ pub use balancer::{Balancer, Config, StartError};
 pub use desired::{Backend, Desired, Frontend, HostPort, HostPublish, NetworkBalance, Pool};
 pub use error::BalanceError;
 pub use host::{
-    holder::{HostPorts, PortError, Taken},
+    holder::{HostPorts, Taken},
     owner::Owner,
 };
 pub use maglev::maglev;

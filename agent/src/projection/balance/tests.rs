@@ -200,12 +200,40 @@ fn a_drain_is_acknowledged_once_what_was_asked_for_last_is_in_force() {
         let mut status = weft_balance::Status::default();
         status.networks.entry(app.id).or_default().applied =
             Some(Arc::clone(&applied.networks[&app.id]));
+        let before = Acknowledged { drained: before, held: false };
         drained(&cluster, &BTreeSet::from([app.id]), &wanted, &status, before)
     };
     let gone = Drained::from([(app.id, BTreeSet::from([id]))]);
     assert!(acknowledged(&before, &Drained::new()).is_empty());
     assert_eq!(acknowledged(&wanted, &Drained::new()), gone);
     assert!(acknowledged(&before, &gone).is_empty());
+}
+
+#[test]
+fn what_was_acknowledged_is_not_undone_by_an_older_memory_of_its_node() {
+    let app = network(1, "app");
+    let mut book = book_with(&app, "web", "10.1.0.8");
+    let far = endpoint(&app, "web", "10.1.0.9").id;
+    let mut service = web(&app);
+    // As it was remembered before it drained: fit.
+    let cluster = two(&app).vip(1, &app, &mut service, "10.1.0.100").service(1, 1, &service);
+    let heard = cluster.change(2, |member| member.liveness = Liveness::Suspect).build();
+    let count = |book: &Book| {
+        let desired = balance(plane_context(), &heard, book, None, true);
+        desired.networks[&app.id].frontends.values().next().unwrap().backends.len()
+    };
+    assert_eq!(count(&book), 2);
+    book.drained = Drained::from([(app.id, BTreeSet::from([far]))]);
+    assert_eq!(count(&book), 1);
+
+    let desired = balance(plane_context(), &heard, &book, None, true);
+    let acknowledged = |held| {
+        let before = Acknowledged { drained: &book.drained, held };
+        let status = weft_balance::Status::default();
+        drained(&heard, &BTreeSet::from([app.id]), &desired, &status, before)
+    };
+    assert_eq!(acknowledged(true), book.drained);
+    assert!(acknowledged(false).is_empty());
 }
 
 #[test]

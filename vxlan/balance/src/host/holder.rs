@@ -2,7 +2,7 @@
 //! taken.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
@@ -23,17 +23,6 @@ pub struct Taken {
     pub owner: Option<Owner>,
 }
 
-/// Why a port could not be looked at.
-#[derive(Debug, thiserror::Error)]
-pub enum PortError {
-    #[error(transparent)]
-    Taken(#[from] Taken),
-    #[error("failed to look at port {port} of this host")]
-    Bind { port: HostPort, source: io::Error },
-    #[error("failed to look at the ports of this host")]
-    Namespace(#[from] NamespaceError),
-}
-
 /// The ports of the host, for whoever wants to publish one.
 #[derive(Clone, Debug)]
 pub struct HostPorts {
@@ -46,30 +35,36 @@ impl HostPorts {
         Self { namespace, board }
     }
 
-    /// Whether `port` could be published now, as far as other processes go: two services that want
-    /// the same port are no matter of the kernel's. Blocks for about 0.2 ms, and for as long as it
-    /// takes to look through all processes if the port is taken.
+    /// Those of `ports` that could not be published now, as far as other processes go: two services
+    /// that want the same port are no matter of the kernel's.
+    ///
+    /// Blocks: for some 10 us a port, and once, if one is taken, for as long as it takes to look
+    /// through all processes, milliseconds to seconds.
     ///
     /// # Errors
     ///
-    /// Somebody has it, or that cannot be found out.
-    pub fn check(&self, port: &HostPort) -> Result<(), PortError> {
-        let ours = |own: &HostPort| {
-            let HostPort { family, protocol, port: number, .. } = *own;
-            (family, protocol, number) == (port.family, port.protocol, port.port)
-        };
-        if self.board.subscribe().borrow().host.open.iter().any(ours) {
-            return Ok(());
-        }
-        self.namespace.run(|| match bind(port) {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match owner::find(port) {
-                Holding::Connections => Ok(()),
-                Holding::Serving(owner) => Err(Taken { port: *port, owner }.into()),
-                Holding::Silent => Err(Taken { port: *port, owner: None }.into()),
-            },
-            Err(source) => Err(PortError::Bind { port: *port, source }),
-        })
+    /// The host's namespace cannot be entered.
+    pub fn survey(
+        &self,
+        ports: &BTreeSet<HostPort>,
+    ) -> Result<BTreeMap<HostPort, Taken>, NamespaceError> {
+        let place = |port: &HostPort| (port.family, port.protocol, port.port);
+        let ours: BTreeSet<_> =
+            self.board.subscribe().borrow().host.open.iter().map(place).collect();
+        let others: Vec<HostPort> =
+            ports.iter().filter(|port| !ours.contains(&place(port))).copied().collect();
+        let attempts = self.namespace.run(|| Ok::<_, NamespaceError>(attempt(&others, bind)))?;
+        let taken = attempts.into_iter().filter_map(|(port, attempt)| match attempt.err()? {
+            (Some(Holding::Serving(owner)), _) => Some((port, Taken { port, owner })),
+            (Some(Holding::Silent), _) => Some((port, Taken { port, owner: None })),
+            (Some(Holding::Connections), _) => None,
+            // An address that is not this host's, for one.
+            (None, error) => {
+                tracing::debug!(%port, %error, "cannot look at a port");
+                None
+            }
+        });
+        Ok(taken.collect())
     }
 }
 
@@ -103,21 +98,15 @@ impl Holder {
         namespace: &Namespace,
         wanted: impl Iterator<Item = &'a HostPort> + Clone,
     ) -> Result<Held, NamespaceError> {
-        let mut missing: Vec<_> = wanted.copied().collect();
-        self.held.retain(|port, _| missing.contains(port));
-        missing.retain(|port| !self.held.contains_key(port));
+        let wanted: BTreeSet<_> = wanted.copied().collect();
+        self.held.retain(|port, _| wanted.contains(port));
+        let missing: Vec<_> =
+            wanted.into_iter().filter(|port| !self.held.contains_key(port)).collect();
         let mut held = Held::default();
         if missing.is_empty() {
             return Ok(held);
         }
-        let attempts: Vec<_> = namespace.run(|| {
-            let attempt = |port: &HostPort| {
-                let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-                bind(port).map_err(|error| (in_use(&error).then(|| owner::find(port)), error))
-            };
-            let attempts = missing.iter().map(|port| (*port, attempt(port)));
-            Ok::<_, NamespaceError>(attempts.collect())
-        })?;
+        let attempts = namespace.run(|| Ok::<_, NamespaceError>(attempt(&missing, bind)))?;
         for (port, attempt) in attempts {
             match attempt {
                 Ok(socket) => drop(self.held.insert(port, socket)),
@@ -137,6 +126,27 @@ impl Holder {
         }
         Ok(held)
     }
+}
+
+/// A port, and the socket that it was given; else why not, and who has it where it is in use.
+pub(super) type Attempt<S> = (HostPort, Result<S, (Option<Holding>, io::Error)>);
+
+/// Tries to `open` a socket at each port, in the calling thread's namespace, and looks once for who
+/// has those that are in use.
+pub(super) fn attempt<S>(
+    ports: &[HostPort],
+    open: impl Fn(&HostPort) -> io::Result<S>,
+) -> Vec<Attempt<S>> {
+    let opened: Vec<_> = ports.iter().map(|port| (*port, open(port))).collect();
+    let in_use = |(port, opened): &(HostPort, io::Result<S>)| {
+        let error = opened.as_ref().err()?;
+        (error.kind() == io::ErrorKind::AddrInUse).then_some(*port)
+    };
+    let mut holdings = owner::find(&opened.iter().filter_map(in_use).collect());
+    let attempts = opened.into_iter();
+    attempts
+        .map(|(port, opened)| (port, opened.map_err(|error| (holdings.remove(&port), error))))
+        .collect()
 }
 
 /// Binds a socket to the port, and does no more: nobody else gets it, and nobody who asks there is

@@ -1,6 +1,7 @@
 //! Who has a port of the host: found in `/proc`, for people.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
@@ -32,28 +33,39 @@ pub(super) enum Holding {
     Silent,
 }
 
-/// Looks for what keeps the calling thread's namespace from giving `port` to anybody else.
-pub(super) fn find(port: &HostPort) -> Holding {
-    let files: &[&str] = match (port.protocol, port.family) {
-        (Protocol::Tcp, Family::V4) => &["tcp", "tcp6"],
-        (Protocol::Tcp, Family::V6) => &["tcp6"],
-        (Protocol::Udp, Family::V4) => &["udp", "udp6"],
-        (Protocol::Udp, Family::V6) => &["udp6"],
-    };
-    let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
-    let text: String = files.iter().filter_map(|file| read(file).ok()).collect();
-    let sockets: Vec<_> = text.lines().filter_map(Socket::parse).collect();
-    let near = |socket: &&Socket| {
-        let ip = socket.ip;
-        socket.port == port.port && (ip.is_unspecified() || port.ip.is_none_or(|own| own == ip))
-    };
-    let mut near = sockets.iter().filter(near).peekable();
-    let any = near.peek().is_some();
-    match near.find(|socket| socket.serves) {
-        Some(socket) => Holding::Serving(owner(socket.inode)),
+/// Looks for what keeps the calling thread's namespace from giving `ports` to anybody else. Each table
+/// of the kernel is read once at most, and so is what each process has open: on a large host that is
+/// dear.
+pub(super) fn find(ports: &BTreeSet<HostPort>) -> BTreeMap<HostPort, Holding> {
+    let mut tables = BTreeMap::new();
+    let mut found = BTreeMap::new();
+    for port in ports {
+        let files: &[&str] = match (port.protocol, port.family) {
+            (Protocol::Tcp, Family::V4) => &["tcp", "tcp6"],
+            (Protocol::Tcp, Family::V6) => &["tcp6"],
+            (Protocol::Udp, Family::V4) => &["udp", "udp6"],
+            (Protocol::Udp, Family::V6) => &["udp6"],
+        };
+        for file in files {
+            tables.entry(*file).or_insert_with(|| Socket::table(file));
+        }
+        let of_port =
+            files.iter().flat_map(|file| tables[file].get(&port.port).into_iter().flatten());
+        let near = of_port.filter(|socket| {
+            socket.ip.is_unspecified() || port.ip.is_none_or(|own| own == socket.ip)
+        });
+        let mut near = near.peekable();
+        let any = near.peek().is_some();
+        found.insert(*port, (any, near.find(|socket| socket.serves).map(|socket| socket.inode)));
+    }
+    let inodes: BTreeSet<u64> = found.values().filter_map(|(_, serving)| *serving).collect();
+    let owners = owners(&inodes);
+    let holding = |(any, serving): (bool, Option<u64>)| match serving {
+        Some(inode) => Holding::Serving(owners.get(&inode).cloned()),
         None if any => Holding::Connections,
         None => Holding::Silent,
-    }
+    };
+    found.into_iter().map(|(port, sight)| (port, holding(sight))).collect()
 }
 
 /// A line of `/proc/net/tcp` and its like (`proc_net_tcp.txt` of the kernel).
@@ -66,6 +78,16 @@ struct Socket {
 }
 
 impl Socket {
+    /// The sockets of a table of the calling thread's namespace, by their ports.
+    fn table(file: &str) -> BTreeMap<u16, Vec<Self>> {
+        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+        let mut by_port: BTreeMap<u16, Vec<Self>> = BTreeMap::new();
+        for socket in text.lines().filter_map(Self::parse) {
+            by_port.entry(socket.port).or_default().push(socket);
+        }
+        by_port
+    }
+
     fn parse(line: &str) -> Option<Self> {
         let fields: Vec<_> = line.split_whitespace().collect();
         let [_, local, remote, state, _, _, _, _, _, inode, ..] = *fields else { return None };
@@ -95,19 +117,34 @@ fn address(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Of the processes that have the socket open the one that the others have it from.
-fn owner(inode: u64) -> Option<Owner> {
-    let wanted = format!("socket:[{inode}]");
-    let has = |process: &Path| {
-        let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-        open.map(|entry| fs::read_link(entry.path()))
-            .any(|link| link.is_ok_and(|link| link.as_os_str() == wanted.as_str()))
-    };
-    let processes = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        has(&entry.path()).then_some(pid)
-    });
-    let holders: Vec<u32> = processes.collect();
+/// Who has which sockets open.
+fn owners(inodes: &BTreeSet<u64>) -> BTreeMap<u64, Owner> {
+    let mut holders: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+    if inodes.is_empty() {
+        return BTreeMap::new();
+    }
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let open = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let sockets = open.filter_map(|entry| inode(&fs::read_link(entry.path()).ok()?));
+        let wanted: BTreeSet<u64> = sockets.filter(|inode| inodes.contains(inode)).collect();
+        for inode in wanted {
+            holders.entry(inode).or_default().push(pid);
+        }
+    }
+    let owned = holders.into_iter();
+    owned.filter_map(|(inode, holders)| Some((inode, first(&holders)?))).collect()
+}
+
+/// The inode of `socket:[INODE]`.
+fn inode(link: &Path) -> Option<u64> {
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Of the processes that have a socket open the one that the others have it from.
+fn first(holders: &[u32]) -> Option<Owner> {
     let read = |pid: u32, file: &str| {
         fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default()
     };

@@ -23,8 +23,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_vxlan::{Namespace, NamespaceError};
 
 use super::{
-    holder::{Held, Taken, address_of},
-    owner::{self, Holding},
+    holder::{Held, Taken, address_of, attempt},
+    owner::Holding,
 };
 use crate::HostPort;
 
@@ -68,21 +68,24 @@ impl Proxies {
     ) -> Result<Held, NamespaceError> {
         self.listeners.retain(|port, _| wanted.contains_key(port));
         let mut held = Held::default();
+        let mut missing = Vec::new();
         for (&port, &to) in wanted {
-            if let Some(Listening { to: current }) = self.listeners.get(&port) {
-                current.send_if_modified(|current| std::mem::replace(current, to) != to);
-                continue;
+            match self.listeners.get(&port) {
+                Some(Listening { to: current }) => {
+                    current.send_if_modified(|current| std::mem::replace(current, to) != to);
+                }
+                None => missing.push(port),
             }
-            let opened = self
-                .namespace
-                .run_async(move || {
-                    let failed = |error: io::Error| {
-                        let in_use = error.kind() == io::ErrorKind::AddrInUse;
-                        (in_use.then(|| owner::find(&port)), error)
-                    };
-                    Ok::<_, NamespaceError>(listen(&port).map_err(failed))
-                })
-                .await?;
+        }
+        if missing.is_empty() {
+            return Ok(held);
+        }
+        let attempts = self
+            .namespace
+            .run_async(move || Ok::<_, NamespaceError>(attempt(&missing, listen)))
+            .await?;
+        for (port, opened) in attempts {
+            let to = wanted[&port];
             let listener = opened
                 .and_then(|socket| TcpListener::from_std(socket).map_err(|error| (None, error)));
             match listener {

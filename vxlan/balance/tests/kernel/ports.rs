@@ -1,8 +1,12 @@
 //! Published ports that others have, or want.
 
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, TcpListener, UdpSocket},
+    time::{Duration, Instant},
+};
 
-use weft_balance::{HostPort, PortError};
+use weft_balance::HostPort;
 use weft_model::{Family, Protocol};
 use weft_vxlan::Namespace;
 
@@ -36,7 +40,8 @@ fn nobody_else_gets_a_published_port() {
             assert!(receive(&gate.namespace, at).is_err(), "{at} udp");
         }
         // It is this host's own, for whoever declares services.
-        gate.balancer.host_ports().check(&host_port(Protocol::Tcp, Family::V4)).unwrap();
+        let own = BTreeSet::from([host_port(Protocol::Tcp, Family::V4)]);
+        assert_eq!(gate.balancer.host_ports().survey(&own).unwrap(), BTreeMap::new());
         gate.open(&[]);
         gate.is_open().await;
         listen(&gate.namespace, "::").unwrap();
@@ -53,8 +58,10 @@ fn a_port_that_somebody_has_is_told_with_its_owner_and_taken_up_when_it_is_free(
         let own = std::process::id().to_string();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let port = host_port(protocol, Family::V4);
-            let refused = gate.balancer.host_ports().check(&port);
-            let Err(PortError::Taken(taken)) = refused else { panic!("{refused:?}") };
+            let both = BTreeSet::from([port, host_port(protocol, Family::V6)]);
+            let mut refused = gate.balancer.host_ports().survey(&both).unwrap();
+            let taken = refused.remove(&port).unwrap();
+            assert_eq!(refused, BTreeMap::new());
             assert_eq!(
                 taken.owner.as_ref().map(|owner| owner.pid.to_string()),
                 Some(own.clone()),
@@ -63,7 +70,6 @@ fn a_port_that_somebody_has_is_told_with_its_owner_and_taken_up_when_it_is_free(
             let text = taken.to_string();
             let named = format!("0.0.0.0:{PORT}/{protocol} of this host is in use by kernel-");
             assert!(text.contains(&named), "{text}");
-            gate.balancer.host_ports().check(&host_port(protocol, Family::V6)).unwrap();
         }
 
         // A service that wants it all the same leaves it to its owner, and gets the rest.
@@ -83,6 +89,39 @@ fn a_port_that_somebody_has_is_told_with_its_owner_and_taken_up_when_it_is_free(
         .await;
         assert_eq!(ask(&site.client, Protocol::Tcp, (v4, PORT)).unwrap().station, 2);
         assert_eq!(ask(&site.client, Protocol::Udp, (v4, PORT)).unwrap().station, 2);
+    });
+}
+
+#[test]
+fn hundreds_of_ports_that_others_have_are_looked_for_in_one_walk_through_the_processes() {
+    on_site(async |site| {
+        let gate = &site.hosts[&1];
+        let bind = |port| {
+            let bound = gate.namespace.run(|| Ok::<_, Failed>(TcpListener::bind(("::", port))?));
+            bound.unwrap()
+        };
+        let first = 20_000;
+        let listeners: Vec<_> = (first..first + 400).map(bind).collect();
+        let ports = |count: u16| -> BTreeSet<HostPort> {
+            let numbers = first..first + count;
+            let (ip, family, protocol) = (None, Family::V6, Protocol::Tcp);
+            numbers.map(|port| HostPort { ip, family, protocol, port }).collect()
+        };
+        let survey = |count: u16| {
+            let start = Instant::now();
+            let taken = gate.balancer.host_ports().survey(&ports(count)).unwrap();
+            let took = start.elapsed();
+            let own = std::process::id();
+            let is_own = |taken: &weft_balance::Taken| {
+                taken.owner.as_ref().is_some_and(|owner| owner.pid == own)
+            };
+            assert!(taken.len() == usize::from(count) && taken.values().all(is_own), "{taken:?}");
+            took
+        };
+        let best = |count| (0..5).map(|_| survey(count)).min().unwrap();
+        let (one, all) = (best(1), best(400));
+        assert!(all < one * 40 + Duration::from_millis(20), "{one:?} for one, {all:?} for 400");
+        drop(listeners);
     });
 }
 

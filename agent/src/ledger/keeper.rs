@@ -117,6 +117,9 @@ pub struct Keeper {
     pub(super) parents: Option<BTreeSet<InterfaceName>>,
     /// Address spaces at work; the book has what of them must outlive the process.
     pub(super) spaces: BTreeMap<NetworkId, Ipam>,
+    /// Whether addresses were given back, or asks for some withdrawn, since the spaces were last
+    /// stepped: others may wait for them.
+    pub(super) released: bool,
 }
 
 /// Why the keeper woke.
@@ -189,6 +192,7 @@ impl Keeper {
             tried: Vec::new(),
             parents: None,
             spaces,
+            released: false,
         };
         (keeper, snapshots)
     }
@@ -306,12 +310,14 @@ impl Keeper {
         in_warm_up
             || !(self.waiting.is_empty() && self.starts.is_empty())
             || self.has_spare_vips()
+            || self.released
             || at.elapsed() >= LONGEST_REST
     }
 
     /// Brings everything downstream of the records up to date: book, gossip, kernel, names.
     async fn settle(&mut self) -> Result<(), BookError> {
-        // Each round may cause another: a loan that this node makes to itself, for one.
+        // Each round may cause another: a loan that this node makes to itself, for one, or an
+        // address that is free by now and that another node has been waiting for.
         self.settled = (Instant::now(), self.is_warming_up());
         for _ in 0..MAX_ROUNDS {
             self.refresh();
@@ -322,7 +328,7 @@ impl Keeper {
             self.give_back_vips();
             self.save()?;
             self.project();
-            if !self.publish().await {
+            if !self.publish().await && !self.released {
                 break;
             }
         }

@@ -118,7 +118,7 @@ fn a_fixed_address_comes_out_of_another_nodes_block() {
     let wanted = layout_end(taken.ip);
 
     let refusal = cluster.allocate(2, Ask::Fixed(wanted)).unwrap_err();
-    assert_eq!(refusal, Refusal::Waiting { network: "app".parse().unwrap(), asked: node_id(1) });
+    assert_eq!(refusal, kept(wanted, 1));
     let grant = until_served(&mut cluster, 2);
     assert_eq!((grant.ip, grant.unit), (wanted, Unit::Address(wanted)));
     cluster.round();
@@ -297,6 +297,10 @@ fn until_served(cluster: &mut Cluster, at: usize) -> weft_model::AddressGrant {
         }
     }
     panic!("still waiting: {:?}", cluster.retry(at, endpoint));
+}
+
+fn kept(ip: IpAddr, holder: usize) -> Refusal {
+    Refusal::Kept { network: "app".parse().unwrap(), ip, node: node_id(holder) }
 }
 
 fn endpoint(number: u64) -> EndpointId {

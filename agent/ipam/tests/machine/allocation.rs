@@ -131,6 +131,74 @@ fn a_fixed_address_comes_out_of_another_nodes_block() {
     assert!(matches!(refusal, Refusal::InUse { node, .. } if node == node_id(2)), "{refusal}");
 }
 
+/// Lender and holder are the same node, or different ones.
+#[test]
+fn an_address_in_use_is_kept_and_handed_over_once_it_is_given_back() {
+    for (holder, asker) in [(0, 1), (1, 0), (1, 2)] {
+        let mut cluster = Cluster::new(network(&["10.0.0.0/24"], 1), 3);
+        for _ in 0..3 {
+            cluster.round();
+        }
+        let used = cluster.allocate(holder, ANY).unwrap();
+        // In use, but not told to anybody: set aside for an endpoint to come, for one.
+        let refusal = cluster.allocate(asker, Ask::Fixed(used.ip)).unwrap_err();
+        assert_eq!((refusal.may_pass(), &refusal), (true, &kept(used.ip, holder)));
+        let endpoint = *cluster.hosts[holder].running.keys().next().unwrap();
+        cluster.send(asker, holder);
+        for message in std::mem::take(&mut cluster.flying) {
+            cluster.deliver(message);
+        }
+        cluster.step(holder, &BTreeSet::new());
+        let holds = |cluster: &Cluster| cluster.hosts[holder].ipam.records().holds.held.clone();
+        assert!(holds(&cluster).values().all(|hold| hold.ceded.is_empty()), "ceded while in use");
+
+        cluster.release(holder, endpoint);
+        assert_eq!(until_served(&mut cluster, asker).ip, used.ip);
+        assert!(holds(&cluster)[&used.unit].ceded.contains(&used.ip));
+        // And back: it rests where it was last, and is had from there too.
+        let endpoint = *cluster.hosts[asker].running.keys().next().unwrap();
+        cluster.release(asker, endpoint);
+        cluster.round();
+        let again = cluster.allocate(holder, Ask::Fixed(used.ip));
+        let again = again.unwrap_or_else(|_| until_served(&mut cluster, holder));
+        assert_eq!((again.ip, again.unit), (used.ip, Unit::Address(used.ip)));
+    }
+}
+
+#[test]
+fn who_asks_for_an_address_of_a_node_that_is_away_is_told_of_that_node() {
+    let away = |gone: usize| {
+        let mut cluster = Cluster::new(network(&["10.0.0.0/24"], 1), 3);
+        for _ in 0..3 {
+            cluster.round();
+        }
+        let used = cluster.allocate(1, ANY).unwrap();
+        let endpoint = *cluster.hosts[1].running.keys().next().unwrap();
+        cluster.release(1, endpoint);
+        cluster.hosts[gone].stopped = true;
+        let refusal = cluster.allocate(2, Ask::Fixed(used.ip)).unwrap_err();
+        for _ in 0..3 {
+            cluster.round();
+        }
+        let waiting = *cluster.hosts[2].waiting.keys().next().unwrap();
+        assert_eq!(
+            cluster.retry(2, waiting).unwrap_err(),
+            refusal,
+            "nobody gives it out meanwhile"
+        );
+        cluster.hosts[gone].stopped = false;
+        assert_eq!(until_served(&mut cluster, 2).ip, used.ip);
+        refusal
+    };
+    let lender = away(0);
+    assert!(matches!(lender, Refusal::LenderUnreachable { node, .. } if node == node_id(0)));
+    let holder = away(1);
+    assert!(matches!(holder, Refusal::HolderUnreachable { node, .. } if node == node_id(1)));
+    for refusal in [lender, holder] {
+        assert!(refusal.may_pass() && refusal.to_string().contains("ask for another"), "{refusal}");
+    }
+}
+
 #[test]
 fn an_address_that_moved_to_another_node_is_no_longer_accepted_of_the_first() {
     let mut cluster = Cluster::new(network(&["10.0.0.0/24"], 1), 3);

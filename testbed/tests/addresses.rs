@@ -115,7 +115,6 @@ fn an_address_given_back_goes_to_the_host_that_waits_for_it() -> anyhow::Result<
     one.start_agent()?;
     site.lab.wait_all_alive(SOON)?;
     let ran = three.weft(&format!("service create other --network app --vip {ip}"))?;
-    println!("created after {:?}", ran.took);
     ran.ok()?;
     ensure!(vips(three, "other")?[0] == ip.to_string(), "{}", vips(three, "other")?);
     site.lab.finish();

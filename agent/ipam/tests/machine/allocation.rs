@@ -165,6 +165,63 @@ fn an_address_in_use_is_kept_and_handed_over_once_it_is_given_back() {
     }
 }
 
+/// A lender that has lost its view may hear an old register first, in which its borrower has ceded
+/// the address: at an earlier turn of the block.
+#[test]
+fn what_was_ceded_at_an_earlier_turn_of_a_block_is_not_lent() {
+    let mut cluster = Cluster::new(network(&["10.0.0.0/24"], 1), 3);
+    for _ in 0..3 {
+        cluster.round();
+    }
+    let first = cluster.allocate(1, ANY).unwrap();
+    let endpoint = *cluster.hosts[1].running.keys().next().unwrap();
+    cluster.release(1, endpoint);
+    cluster.allocate(2, Ask::Fixed(first.ip)).unwrap_err();
+    until_served(&mut cluster, 2);
+    cluster.send(1, 0);
+    let old = std::mem::take(&mut cluster.flying);
+
+    // All goes back to the lender, and the block comes once more to the same node.
+    let endpoint = *cluster.hosts[2].running.keys().next().unwrap();
+    cluster.release(2, endpoint);
+    let more: Vec<IpAddr> =
+        (0..10).filter_map(|_| cluster.allocate(1, ANY).ok()).map(|g| g.ip).collect();
+    assert!(more.len() > 6, "{more:?}");
+    for endpoint in cluster.hosts[1].running.keys().copied().collect::<Vec<_>>() {
+        cluster.release(1, endpoint);
+    }
+    for pause in [TIMING.rest, TIMING.idle] {
+        cluster.now += pause.as_secs();
+        cluster.round();
+        cluster.round();
+    }
+    let held = |cluster: &Cluster| cluster.hosts[1].ipam.records().holds.held.clone();
+    assert!(!held(&cluster).contains_key(&first.unit), "{:?}", held(&cluster));
+    for _ in 0..24 {
+        cluster.round();
+        if held(&cluster).contains_key(&first.unit) {
+            break;
+        }
+        let _ = cluster.allocate(1, ANY);
+    }
+    let again = cluster.allocate(1, Ask::Fixed(first.ip)).unwrap();
+    assert_eq!((again.unit, again.seq), (first.unit, 2));
+
+    cluster.crash(0);
+    for message in old {
+        cluster.deliver(message);
+    }
+    let _ = cluster.allocate(2, Ask::Fixed(first.ip));
+    cluster.send(2, 0);
+    for message in std::mem::take(&mut cluster.flying) {
+        cluster.deliver(message);
+    }
+    cluster.step(0, &BTreeSet::new());
+    let loans = &cluster.hosts[0].ipam.records().loans.loans;
+    assert_eq!(loans[&Unit::Address(first.ip)].seq, 1, "{loans:?}");
+    assert_eq!(cluster.check(), Ok(()));
+}
+
 #[test]
 fn who_asks_for_an_address_of_a_node_that_is_away_is_told_of_that_node() {
     let away = |gone: usize| {

@@ -205,10 +205,9 @@ fn of_two_hosts_that_declare_one_name_at_once_one_wins_and_the_other_gives_back(
         ensure!(all.iter().all(|one| *one == all[0]), "{all:?}");
         Ok(all[0].clone())
     })?;
-    let lost = declared.iter().position(|vip| *vip != winner).context("two addresses")?;
-    let loser = lab.host(u8::try_from(lost + 1)?);
+    let lost = declared.iter().find(|vip| **vip != winner).context("two addresses")?;
     eventually(SOON, "the other address is free", || {
-        loser.weft(&format!("service create other --network app --vip {}", declared[lost]))?.ok()
+        lab.host(3).weft(&format!("service create other --network app --vip {lost}"))?.ok()
     })?;
     lab.finish();
     Ok(())

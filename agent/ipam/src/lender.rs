@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, net::IpAddr};
+use std::collections::BTreeSet;
 
 use weft_model::{Family, NodeId, Unit};
 
@@ -19,24 +19,12 @@ fn single_loan(sight: &Sight<'_>, own: &State) -> Option<Move> {
     let wanted =
         sight.wants().flat_map(|(to, want)| want.addresses.iter().map(move |&ip| (to, ip)));
     let mut lendable = wanted.filter(|&(_, ip)| {
-        let unit = Unit::Address(ip);
-        sight.layout.lender(unit) == Some(own.node)
+        sight.layout.lender(Unit::Address(ip)) == Some(own.node)
             && sight.layout.is_usable(ip)
-            && sight.outstanding(unit).is_none()
-            && is_out_of_block(sight, ip)
+            && sight.borrower_of(ip).is_none()
     });
     let (to, ip) = lendable.next()?;
     Some(Move::Lend { unit: Unit::Address(ip), to, except: BTreeSet::new() })
-}
-
-/// Whether no borrower of the block around `ip` may use it: the block is free, it was lent
-/// without the address, or the borrower has ceded the address at the present turn.
-fn is_out_of_block(sight: &Sight<'_>, ip: IpAddr) -> bool {
-    let Some(block) = sight.layout.block_of(ip) else { return true };
-    let Some(loan) = sight.outstanding(block) else { return true };
-    let hold = sight.holds(loan.to).and_then(|holds| holds.held.get(&block));
-    let ceded = hold.is_some_and(|hold| hold.seq == loan.seq && hold.ceded.contains(&ip));
-    ceded || loan.except.contains(&ip)
 }
 
 fn block_loan(sight: &Sight<'_>, own: &State, family: Family) -> Option<Move> {

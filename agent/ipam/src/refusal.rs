@@ -37,12 +37,24 @@ pub enum Refusal {
     )]
     LendersUnreachable { network: Label, family: Family, lenders: Vec<NodeId>, usage: Usage },
     #[error(
-        "address {ip} of network {network} is lent to node {}, which cannot be reached: restore \
-         the connection, remove the node from the cluster, or ask for another address",
-        node.short()
+        "address {ip} of network {network} can be lent by node {} alone, which cannot be reached: \
+         bring its agent or the connection back, or ask for another address", node.short()
+    )]
+    LenderUnreachable { network: Label, ip: IpAddr, node: NodeId },
+    #[error(
+        "address {ip} of network {network} is lent to node {}, which cannot be reached: bring its \
+         agent or the connection back, or ask for another address", node.short()
     )]
     HolderUnreachable { network: Label, ip: IpAddr, node: NodeId },
-    #[error("waiting for node {} to free address space of network {network}", asked.short())]
+    #[error(
+        "address {ip} of network {network} is lent to node {}, which has not handed it over: it \
+         may be in use or set aside there; try again once it is free, or ask for another address",
+        node.short()
+    )]
+    Kept { network: Label, ip: IpAddr, node: NodeId },
+    #[error(
+        "node {} has not lent address space of network {network} yet: try again", asked.short()
+    )]
     Waiting { network: Label, asked: NodeId },
 }
 
@@ -53,7 +65,9 @@ impl Refusal {
         match self {
             Self::Exhausted(_)
             | Self::LendersUnreachable { .. }
+            | Self::LenderUnreachable { .. }
             | Self::HolderUnreachable { .. }
+            | Self::Kept { .. }
             | Self::Waiting { .. } => true,
             Self::NoPool { .. }
             | Self::Outside { .. }
@@ -164,7 +178,7 @@ pub(crate) fn check(sight: &Sight<'_>, own: &State, ask: Ask) -> Result<(), Refu
 pub(crate) fn explain(sight: &Sight<'_>, own: &State, clock: &Clock<'_>, ask: Ask) -> Refusal {
     match ask {
         Ask::Any(family) => explain_any(sight, own, clock, family),
-        Ask::Fixed(ip) => explain_fixed(sight, own, clock, ip),
+        Ask::Fixed(ip) => explain_fixed(sight, own, ip),
     }
 }
 
@@ -201,25 +215,16 @@ fn explain_any(sight: &Sight<'_>, own: &State, clock: &Clock<'_>, family: Family
     }))
 }
 
-fn explain_fixed(sight: &Sight<'_>, own: &State, clock: &Clock<'_>, ip: IpAddr) -> Refusal {
+fn explain_fixed(sight: &Sight<'_>, own: &State, ip: IpAddr) -> Refusal {
     let layout = sight.layout;
     let network = layout.network().name.clone();
     let lender = layout.lender(Unit::Address(ip)).expect("the check found a pool of the address");
     if !sight.answers(lender) {
-        let family = Family::of(ip);
-        let usage = usage::of(layout.network(), own, clock, family);
-        return Refusal::LendersUnreachable { network, family, lenders: vec![lender], usage };
+        return Refusal::LenderUnreachable { network, ip, node: lender };
     }
-    let single = sight.outstanding(Unit::Address(ip));
-    let block = layout.block_of(ip).and_then(|block| {
-        let loan = sight.outstanding(block)?;
-        let hold = sight.holds(loan.to).and_then(|holds| holds.held.get(&block));
-        let ceded = hold.is_some_and(|hold| hold.seq == loan.seq && hold.ceded.contains(&ip));
-        (!ceded && !loan.except.contains(&ip)).then_some(loan)
-    });
-    match single.or(block).map(|loan| loan.to).filter(|&holder| holder != own.node) {
+    match sight.borrower_of(ip).filter(|&node| node != own.node) {
         Some(node) if !sight.answers(node) => Refusal::HolderUnreachable { network, ip, node },
-        Some(asked) => Refusal::Waiting { network, asked },
+        Some(node) => Refusal::Kept { network, ip, node },
         None => Refusal::Waiting { network, asked: lender },
     }
 }

@@ -29,6 +29,20 @@ impl<'a> Sight<'a> {
         self.loan(unit).filter(|loan| self.binds(unit, loan))
     }
 
+    /// The node that may give out `ip`, as far as known here: it has the address on loan, or the
+    /// block around it, which was lent with the address and of which it has not ceded it. Only an
+    /// address without a borrower may be lent.
+    pub(crate) fn borrower_of(&self, ip: IpAddr) -> Option<NodeId> {
+        if let Some(loan) = self.outstanding(Unit::Address(ip)) {
+            return Some(loan.to);
+        }
+        let block = self.layout.block_of(ip)?;
+        let loan = self.outstanding(block)?;
+        let hold = self.holds(loan.to).and_then(|holds| holds.held.get(&block));
+        let ceded = hold.is_some_and(|hold| hold.seq == loan.seq && hold.ceded.contains(&ip));
+        (!ceded && !loan.except.contains(&ip)).then_some(loan.to)
+    }
+
     /// The addresses of a block that its lender may not put into a loan of the block, if the
     /// block can be lent: it is free and has usable addresses beside them.
     pub(crate) fn exceptions(&self, family: Family, index: BlockIndex) -> Option<BTreeSet<IpAddr>> {

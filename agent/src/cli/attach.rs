@@ -1,12 +1,12 @@
-use std::{io::Write, net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::Args;
 use weft_model::{DnsName, Label, MacAddr};
 
 use super::{
-    Client, Format, container, grammar,
+    Client, container, grammar,
     network::{parse_pair, unique},
-    output,
+    output::{self, Output},
 };
 use crate::api::types::{self, Attached, PortRequest, Sandbox};
 
@@ -116,12 +116,7 @@ impl EndpointOptions {
 }
 
 impl Attach {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let sandbox = match self.target {
             Target::Sandbox(sandbox) => sandbox,
             Target::Container(name) => match container::find(agent, &name).await?.reference {
@@ -133,29 +128,21 @@ impl Attach {
         let body =
             self.endpoint.into_request(self.network, sandbox, self.ifname, self.gw_priority)?;
         let attached: Attached = agent.post("/v1/endpoints", &body).await?;
-        show(&attached, format, out)
+        show(&attached, out)
     }
 }
 
-pub(super) fn show(
-    attached: &Attached,
-    format: Format,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
+pub(super) fn show(attached: &Attached, out: &mut Output<'_>) -> anyhow::Result<()> {
     let endpoint = &attached.endpoint;
-    match format {
-        Format::Json => output::json(out, attached)?,
-        Format::Table => writeln!(
-            out,
-            "{} {} on {}: {} {}",
-            endpoint.id.short(),
-            endpoint.name,
-            endpoint.network,
-            endpoint.ifname.as_deref().unwrap_or("-"),
-            output::list(&endpoint.addresses),
-        )?,
-    }
-    Ok(())
+    let line = format!(
+        "{} {} on {}: {} {}",
+        endpoint.id.short(),
+        endpoint.name,
+        endpoint.network,
+        endpoint.ifname.as_deref().unwrap_or("-"),
+        output::list(&endpoint.addresses),
+    );
+    Ok(out.show_line(attached, line)?)
 }
 
 fn parse_target(text: &str) -> Result<Target, String> {

@@ -1,10 +1,10 @@
-use std::{io::Write, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use tokio::{io, net::UnixStream};
 use tokio_util::task::TaskTracker;
 
-use super::{Client, Format, network::Create};
+use super::{Client, network::Create, output::Output};
 use crate::api;
 
 /// Work with Docker on all hosts of the cluster
@@ -70,15 +70,10 @@ impl Relay {
 }
 
 impl Docker {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         match self.command {
             Command::Network(Network { command: NetworkCommand::Create(create) }) => {
-                create.run("/v1/docker/networks", agent, format, out).await
+                create.run("/v1/docker/networks", agent, out).await
             }
             Command::Relay(relay) => relay.run().await,
         }

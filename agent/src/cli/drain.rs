@@ -9,7 +9,12 @@ use serde::Serialize;
 use tokio::time::{self, Instant};
 use weft_model::EndpointId;
 
-use super::{Client, Format, client::ClientError, duration, output};
+use super::{
+    Client, Format,
+    client::ClientError,
+    duration,
+    output::{self, Output},
+};
 use crate::api::types::{self, DrainStatus};
 
 /// Let an endpoint, a container or this node finish its work
@@ -60,33 +65,24 @@ pub(super) struct Step<'a> {
 }
 
 impl Drain {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let Self { target, network, timeout, undo, stop } = self;
         let body = types::Drain { target, network, to_stop: stop };
         if undo {
             let endpoints: BTreeSet<EndpointId> = agent.post("/v1/drain/undo", &body).await?;
-            match format {
-                Format::Json => output::json(out, &endpoints)?,
-                Format::Table => writeln!(out, "{}", body.target)?,
-            }
-            return Ok(());
+            return Ok(out.show_line(&endpoints, &body.target)?);
         }
         let begun: Vec<DrainStatus> = agent.post("/v1/drain", &body).await?;
         let ids: BTreeSet<EndpointId> = begun.iter().map(|endpoint| endpoint.id).collect();
         let mut told = BTreeMap::new();
-        let left = wait(agent, &ids, timeout, |step| tell(&step, &mut told, format, out)).await?;
+        let left = wait(agent, &ids, timeout, |step| tell(&step, &mut told, out)).await?;
         if stop {
             match agent.post("/v1/drain/stop", &body).await {
                 // It has ended by itself.
                 Err(error) if error.is_missing() => {}
                 stopped => stopped?,
             }
-            if format == Format::Table {
+            if out.format == Format::Table {
                 writeln!(out, "{}: told to stop", body.target)?;
             }
         }
@@ -136,15 +132,14 @@ pub(super) async fn wait(
 fn tell(
     step: &Step<'_>,
     told: &mut BTreeMap<EndpointId, (DrainStatus, bool)>,
-    format: Format,
-    out: &mut impl Write,
+    out: &mut Output<'_>,
 ) -> std::io::Result<()> {
     let now = (step.status.clone(), step.drained);
     if told.get(&step.status.id) == Some(&now) {
         return Ok(());
     }
     told.insert(step.status.id, now);
-    match format {
+    match out.format {
         Format::Json => {
             serde_json::to_writer(&mut *out, step)?;
             writeln!(out)
@@ -221,7 +216,7 @@ mod tests {
                 connections,
             };
             let step = Step { status: &status, drained, elapsed_ms: 412 };
-            tell(&step, &mut told, Format::Table, &mut out).unwrap();
+            tell(&step, &mut told, &mut Output::new(Format::Table, &mut out)).unwrap();
         }
         insta::assert_snapshot!(String::from_utf8(out).unwrap(), @r"
         web-1 on app: waits for h2; 7 connections are open

@@ -5,7 +5,7 @@ use std::{
 
 use clap::Args;
 
-use super::{Client, Format, attach, client::encode};
+use super::{Client, attach, client::encode, output::Output};
 use crate::api::types::{self, Attached};
 
 /// Put this host on networks: its own processes reach the containers there, and they reach it
@@ -30,12 +30,7 @@ pub(super) struct Expose {
 }
 
 impl Expose {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let (v4, v6) = (self.ip.map(IpAddr::V4), self.ip6.map(IpAddr::V6));
         let addresses: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
         anyhow::ensure!(
@@ -45,7 +40,7 @@ impl Expose {
         for network in self.networks {
             let request = types::Expose { network, addresses: addresses.clone() };
             let attached: Attached = agent.post("/v1/exposures", &request).await?;
-            attach::show(&attached, format, out)?;
+            attach::show(&attached, out)?;
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
-use self::output::Format;
+use self::output::{Format, Output};
 use crate::{
     api::client::{self, Client, ClientError},
     chain::Chain,
@@ -120,7 +120,8 @@ impl Cli {
     fn dispatch(self) -> anyhow::Result<()> {
         let Global { socket, format } = self.global;
         let client = Client::new(&socket);
-        let out = &mut io::stdout().lock();
+        let stdout = &mut io::stdout().lock();
+        let out = &mut Output::new(format, stdout);
         match self.command {
             // These start before any thread does: the agent and a sandbox change namespaces.
             Command::Agent(command) => command.run(socket),
@@ -128,22 +129,22 @@ impl Cli {
             Command::Completion(command) => command.run(out),
             Command::Init(command) => command.run(out),
             Command::Join(command) => wait(command.run(out)),
-            Command::Token(command) => wait(command.run(&client, format, out)),
-            Command::Network(command) => wait(command.run(&client, format, out)),
-            Command::Service(command) => wait(command.run(&client, format, out)),
-            Command::Publish(command) => wait(command.run(&client, format, out)),
-            Command::Unpublish(command) => wait(command.run(&client, format, out)),
-            Command::Port(command) => wait(command.run(&client, format, out)),
-            Command::Attach(command) => wait(command.run(&client, format, out)),
+            Command::Token(command) => wait(command.run(&client, out)),
+            Command::Network(command) => wait(command.run(&client, out)),
+            Command::Service(command) => wait(command.run(&client, out)),
+            Command::Publish(command) => wait(command.run(&client, out)),
+            Command::Unpublish(command) => wait(command.run(&client, out)),
+            Command::Port(command) => wait(command.run(&client, out)),
+            Command::Attach(command) => wait(command.run(&client, out)),
             Command::Detach(command) => wait(command.run(&client, out)),
-            Command::Drain(command) => wait(command.run(&client, format, out)),
-            Command::Expose(command) => wait(command.run(&client, format, out)),
+            Command::Drain(command) => wait(command.run(&client, out)),
+            Command::Expose(command) => wait(command.run(&client, out)),
             Command::Hide(command) => wait(command.run(&client, out)),
-            Command::Ps(command) => wait(command.run(&client, format, out)),
-            Command::Docker(command) => wait(command.run(&client, format, out)),
-            Command::Nodes(command) => wait(command.run(&client, format, out)),
-            Command::Status(command) => wait(command.run(&client, format, out)),
-            Command::Resolve(command) => wait(command.run(&client, format, out)),
+            Command::Ps(command) => wait(command.run(&client, out)),
+            Command::Docker(command) => wait(command.run(&client, out)),
+            Command::Nodes(command) => wait(command.run(&client, out)),
+            Command::Status(command) => wait(command.run(&client, out)),
+            Command::Resolve(command) => wait(command.run(&client, out)),
         }
     }
 }

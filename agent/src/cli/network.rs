@@ -5,7 +5,12 @@ use ipnet::IpNet;
 use serde_json::json;
 use weft_model::{Driver, Label, Subnet};
 
-use super::{Client, Format, client::encode, inspect, output};
+use super::{
+    Client,
+    client::encode,
+    inspect,
+    output::{self, Output},
+};
 use crate::api::types::{CreateNetwork, NetworkState, NetworkStatus, NodeStatus};
 
 /// Create, list, inspect and remove networks
@@ -98,43 +103,19 @@ pub(super) struct Create {
 }
 
 impl Network {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         match self.command {
             Command::Create(create) => {
-                create.run("/v1/networks", agent, format, out).await?;
+                create.run("/v1/networks", agent, out).await?;
             }
             Command::Ls => {
                 let networks: Vec<NetworkStatus> = agent.get("/v1/networks").await?;
-                match format {
-                    Format::Json => {
-                        let made = networks.iter().map(|status| json!(status));
-                        let all = made.chain(predefined(&networks).map(inspect::predefined_status));
-                        output::json(out, &all.collect::<Vec<_>>())?;
-                    }
-                    Format::Table => output::table(
-                        out,
-                        [
-                            "NETWORK",
-                            "NAME",
-                            "DRIVER",
-                            "SCOPE",
-                            "VNI",
-                            "SUBNET",
-                            "ENCRYPTED",
-                            "ENDPOINTS",
-                            "STATE",
-                        ],
-                        networks
-                            .iter()
-                            .map(row)
-                            .chain(predefined(&networks).map(row_of_predefined)),
-                    )?,
-                }
+                let predefined = || predefined(&networks);
+                let made = networks.iter().map(|status| json!(status));
+                let all: Vec<_> =
+                    made.chain(predefined().map(inspect::predefined_status)).collect();
+                let rows = networks.iter().map(row).chain(predefined().map(row_of_predefined));
+                out.show(&all, |out| out.table(HEADINGS, rows))?;
             }
             // As in Docker, inspect prints JSON whatever the format.
             Command::Inspect { networks, verbose } => {
@@ -150,7 +131,7 @@ impl Network {
                         },
                     });
                 }
-                output::json(out, &found)?;
+                out.json(&found)?;
             }
             Command::Rm { networks, force } => {
                 for network in &networks {
@@ -170,15 +151,10 @@ impl Create {
         self,
         path: &str,
         agent: &Client,
-        format: Format,
-        out: &mut impl Write,
+        out: &mut Output<'_>,
     ) -> anyhow::Result<()> {
         let created: NetworkStatus = agent.post(path, &self.into_request()?).await?;
-        match format {
-            Format::Json => output::json(out, &created)?,
-            Format::Table => writeln!(out, "{}", created.network.id)?,
-        }
-        Ok(())
+        Ok(out.show_line(&created, created.network.id)?)
     }
 
     fn into_request(self) -> anyhow::Result<CreateNetwork> {
@@ -198,6 +174,9 @@ impl Create {
         })
     }
 }
+
+const HEADINGS: [&str; 9] =
+    ["NETWORK", "NAME", "DRIVER", "SCOPE", "VNI", "SUBNET", "ENCRYPTED", "ENDPOINTS", "STATE"];
 
 /// What there is without being made; `bridge` is made when it is first asked for.
 fn predefined(networks: &[NetworkStatus]) -> impl Iterator<Item = &'static str> {

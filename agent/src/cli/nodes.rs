@@ -1,8 +1,6 @@
-use std::io::Write;
-
 use clap::Args;
 
-use super::{Client, Format, output};
+use super::{Client, output::Output};
 use crate::api::types::{NodeLiveness, NodeStatus};
 
 /// List the nodes of the cluster
@@ -12,34 +10,14 @@ use crate::api::types::{NodeLiveness, NodeStatus};
 pub(super) struct Nodes {}
 
 impl Nodes {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let nodes: Vec<NodeStatus> = agent.get("/v1/nodes").await?;
-        match format {
-            Format::Json => output::json(out, &nodes)?,
-            Format::Table => output::table(
-                out,
-                [
-                    "NODE",
-                    "NAME",
-                    "STATE",
-                    "ADDRESS",
-                    "VTEP",
-                    "RTT",
-                    "ENCRYPTION",
-                    "ENDPOINTS",
-                    "VERSION",
-                ],
-                nodes.iter().map(row),
-            )?,
-        }
-        Ok(())
+        Ok(out.show_all(&nodes, HEADINGS, row)?)
     }
 }
+
+const HEADINGS: [&str; 9] =
+    ["NODE", "NAME", "STATE", "ADDRESS", "VTEP", "RTT", "ENCRYPTION", "ENDPOINTS", "VERSION"];
 
 fn row(node: &NodeStatus) -> [String; 9] {
     [

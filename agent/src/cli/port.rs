@@ -3,7 +3,7 @@ use std::{io::Write, net::SocketAddr};
 use clap::Args;
 use weft_model::{Family, ServicePort};
 
-use super::{Client, Format, client::encode, grammar, output};
+use super::{Client, Format, client::encode, grammar, output::Output};
 use crate::{api::types::PublishedPort, projection::host_ports};
 
 /// List the ports of this host that lead to a container
@@ -21,12 +21,7 @@ pub(super) struct Port {
 }
 
 impl Port {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let path = format!("/v1/endpoints/{}/ports", encode(&self.container));
         let mut ports: Vec<PublishedPort> = agent.get(&path).await?;
         if let Some(wanted) = self.port {
@@ -40,8 +35,8 @@ impl Port {
                 self.container
             );
         }
-        if format == Format::Json {
-            return Ok(output::json(out, &ports)?);
+        if out.format == Format::Json {
+            return Ok(out.json(&ports)?);
         }
         for PublishedPort { host_ip, host_port, container_port, protocol } in ports {
             for at in host_ports(host_ip, protocol, host_port) {

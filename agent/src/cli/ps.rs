@@ -1,11 +1,14 @@
-use std::io::Write;
-
 use anyhow::Context as _;
 use clap::Args;
 
 use serde_json::{Value, json};
 
-use super::{Client, Format, output, run::UNATTACHED, unattached::Unattached};
+use super::{
+    Client,
+    output::{self, Output},
+    run::UNATTACHED,
+    unattached::Unattached,
+};
 use crate::api::types::{EndpointStatus, NodeStatus};
 
 /// List the endpoints of the cluster, and what `weft run` has put on no network of its own here
@@ -22,12 +25,7 @@ pub(super) struct Ps {
 }
 
 impl Ps {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let is = |wanted: &Option<String>, name: &str, id: String| {
             wanted.as_ref().is_none_or(|wanted| *wanted == name || *wanted == id)
         };
@@ -48,19 +46,14 @@ impl Ps {
             }
         };
         others.retain(|(_, node)| is(&self.node, node.name.as_str(), node.id.to_string()));
-        match format {
-            Format::Json => {
-                let endpoints = endpoints.iter().map(|endpoint| json!(endpoint));
-                let all = endpoints.chain(others.iter().map(described));
-                output::json(out, &all.collect::<Vec<_>>())?;
-            }
-            Format::Table => output::table(
-                out,
+        let all = endpoints.iter().map(|endpoint| json!(endpoint));
+        let all: Vec<_> = all.chain(others.iter().map(described)).collect();
+        Ok(out.show(&all, |out| {
+            out.table(
                 ["ENDPOINT", "NAME", "NETWORK", "ADDRESS", "MAC", "NODE", "STATE"],
                 endpoints.iter().map(row).chain(others.iter().map(row_of_other)),
-            )?,
-        }
-        Ok(())
+            )
+        })?)
     }
 }
 

@@ -1,12 +1,13 @@
-use std::{io::Write, net::IpAddr, num::NonZeroU16};
+use std::{net::IpAddr, num::NonZeroU16};
 
 use clap::Args;
 use weft_model::{Label, Protocol, Publication, PublishMode, Source};
 
 use super::{
-    Client, Format,
+    Client,
     client::encode,
     grammar,
+    output::Output,
     service::{acknowledge, path},
 };
 use crate::api::types::ServiceStatus;
@@ -69,12 +70,7 @@ pub(super) struct Unpublish {
 }
 
 impl Publish {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let publication = Publication {
             protocol: self.protocol,
             port: self.port.unwrap_or(self.target),
@@ -88,17 +84,12 @@ impl Publish {
         let path =
             format!("{}/publications{}", path(&self.service, None), network.unwrap_or_default());
         let status: ServiceStatus = agent.post(&path, &publication).await?;
-        acknowledge(&status, format, out)
+        acknowledge(&status, out)
     }
 }
 
 impl Unpublish {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let mut path = format!(
             "{}/publications?target={}&protocol={}",
             path(&self.service, None),
@@ -112,6 +103,6 @@ impl Unpublish {
             path.push_str(&format!("&network={}", encode(network)));
         }
         let status: ServiceStatus = agent.delete(&path).await?;
-        acknowledge(&status, format, out)
+        acknowledge(&status, out)
     }
 }

@@ -1,9 +1,11 @@
-use std::io::Write;
-
 use clap::Args;
 
-use super::{Client, Format, client::encode, output};
-use crate::api::types::Resolved;
+use super::{
+    Client,
+    client::encode,
+    output::{self, Output},
+};
+use crate::api::types::{Resolved, ResolvedAddress};
 
 /// Look a name up as a container would
 ///
@@ -20,32 +22,22 @@ pub(super) struct Resolve {
 }
 
 impl Resolve {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let mut path = format!("/v1/resolve?name={}", encode(&self.name));
         if let Some(network) = &self.network {
             path.push_str(&format!("&network={}", encode(network)));
         }
         let resolved: Resolved = agent.get(&path).await?;
-        match format {
-            Format::Json => output::json(out, &resolved)?,
-            Format::Table => output::table(
-                out,
-                ["ADDRESS", "NETWORK", "ENDPOINT", "NODE"],
-                resolved.answers.iter().map(|answer| {
-                    [
-                        answer.address.to_string(),
-                        answer.network.to_string(),
-                        answer.endpoint.to_string(),
-                        answer.node.as_ref().map_or_else(|| "-".into(), ToString::to_string),
-                    ]
-                }),
-            )?,
-        }
-        Ok(())
+        let rows = resolved.answers.iter().map(row);
+        Ok(out.show(&resolved, |out| out.table(["ADDRESS", "NETWORK", "ENDPOINT", "NODE"], rows))?)
     }
+}
+
+fn row(answer: &ResolvedAddress) -> [String; 4] {
+    [
+        answer.address.to_string(),
+        answer.network.to_string(),
+        answer.endpoint.to_string(),
+        output::list(&answer.node),
+    ]
 }

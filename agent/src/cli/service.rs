@@ -1,15 +1,15 @@
-use std::io::Write;
+use std::io::{self, Write};
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use weft_model::{Check, Label, Probe, Publication, PublishMode, ServicePort, Spread};
 
 use super::{
-    Client, Format,
+    Client,
     client::encode,
     grammar,
     network::{parse_pair, unique},
-    output,
+    output::{self, Output},
 };
 use crate::api::types::{
     BackendStatus, CreateService, PublicationStatus, ServiceMode, ServiceStatus, UpdateService, Vip,
@@ -213,17 +213,12 @@ fn default_check(probe: Probe) -> Check {
 }
 
 impl Service {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         match self.command {
             Command::Create(create) => {
                 let created: ServiceStatus =
                     agent.post("/v1/services", &create.into_request()?).await?;
-                acknowledge(&created, format, out)?;
+                acknowledge(&created, out)?;
             }
             Command::Ls { network } => {
                 let path = match network {
@@ -231,26 +226,18 @@ impl Service {
                     None => "/v1/services".into(),
                 };
                 let services: Vec<ServiceStatus> = agent.get(&path).await?;
-                match format {
-                    Format::Json => output::json(out, &services)?,
-                    Format::Table => output::table(
-                        out,
-                        ["NAME", "NETWORK", "MODE", "ADDRESS", "PORTS", "BACKENDS", "PUBLISHED"],
-                        services.iter().map(row),
-                    )?,
-                }
+                let headings =
+                    ["NAME", "NETWORK", "MODE", "ADDRESS", "PORTS", "BACKENDS", "PUBLISHED"];
+                out.show_all(&services, headings, row)?;
             }
             Command::Inspect { services, network } => {
                 let mut found: Vec<ServiceStatus> = Vec::new();
                 for service in &services {
                     found.push(agent.get(&path(service, network.as_deref())).await?);
                 }
-                match format {
-                    Format::Json => output::json(out, &found)?,
-                    Format::Table => found.iter().try_for_each(|status| describe(status, out))?,
-                }
+                out.show(&found, |out| found.iter().try_for_each(|one| describe(one, out)))?;
             }
-            Command::Update(update) => update.run(agent, format, out).await?,
+            Command::Update(update) => update.run(agent, out).await?,
             Command::Rm { services, network } => {
                 for service in &services {
                     let () = agent.delete(&path(service, network.as_deref())).await?;
@@ -279,12 +266,12 @@ impl Create {
 }
 
 impl Update {
-    async fn run(self, agent: &Client, format: Format, out: &mut impl Write) -> anyhow::Result<()> {
+    async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let path = path(&self.name, self.network.as_deref());
         let before: ServiceStatus = agent.get(&path).await?;
         let update = self.into_request(&before)?;
         let updated: ServiceStatus = agent.patch(&path, &update).await?;
-        acknowledge(&updated, format, out)
+        acknowledge(&updated, out)
     }
 
     fn into_request(self, before: &ServiceStatus) -> anyhow::Result<UpdateService> {
@@ -335,19 +322,9 @@ pub(super) fn path(service: &Label, network: Option<&str>) -> String {
 }
 
 /// Prints what there is to say after a change: the name and its virtual addresses.
-pub(super) fn acknowledge(
-    status: &ServiceStatus,
-    format: Format,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
-    match format {
-        Format::Json => output::json(out, status)?,
-        Format::Table => {
-            let addresses = status.vips.iter().map(|ip| format!(" {ip}")).collect::<String>();
-            writeln!(out, "{} on {}{addresses}", status.name, status.network)?;
-        }
-    }
-    Ok(())
+pub(super) fn acknowledge(status: &ServiceStatus, out: &mut Output<'_>) -> anyhow::Result<()> {
+    let addresses = status.vips.iter().map(|ip| format!(" {ip}")).collect::<String>();
+    Ok(out.show_line(status, format_args!("{} on {}{addresses}", status.name, status.network))?)
 }
 
 fn row(status: &ServiceStatus) -> [String; 7] {
@@ -388,7 +365,7 @@ fn published(its: &Publication) -> String {
     format!("{ip}:{}->{}/{}{mode}", its.port, its.target, its.protocol)
 }
 
-fn describe(status: &ServiceStatus, out: &mut impl Write) -> anyhow::Result<()> {
+fn describe(status: &ServiceStatus, out: &mut Output<'_>) -> io::Result<()> {
     let rows = [
         ("Name", status.name.to_string()),
         ("Network", status.network.to_string()),
@@ -418,15 +395,13 @@ fn describe(status: &ServiceStatus, out: &mut impl Write) -> anyhow::Result<()> 
     }
     if !status.published.is_empty() {
         writeln!(out)?;
-        output::table(
-            out,
+        out.table(
             ["PUBLISHED", "SOURCE", "WHY", "HERE"],
             status.published.iter().map(publication_row),
         )?;
     }
     writeln!(out)?;
-    output::table(
-        out,
+    out.table(
         ["BACKEND", "NODE", "ADDRESS", "STATE", "WEIGHT", "CONNECTIONS"],
         status.backends.iter().map(backend_row),
     )?;

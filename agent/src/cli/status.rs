@@ -1,8 +1,11 @@
-use std::io::Write;
+use std::io::{self, Write};
 
 use clap::Args;
 
-use super::{Client, Format, nodes, output};
+use super::{
+    Client, nodes,
+    output::{self, Output},
+};
 use crate::api::types::{self, EncryptionStatus, SealedNetwork, SealedPeer};
 
 /// Show how this node and the cluster are
@@ -12,22 +15,13 @@ use crate::api::types::{self, EncryptionStatus, SealedNetwork, SealedPeer};
 pub(super) struct Status {}
 
 impl Status {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         let status: types::Status = agent.get("/v1/status").await?;
-        match format {
-            Format::Json => output::json(out, &status)?,
-            Format::Table => show(&status, out)?,
-        }
-        Ok(())
+        Ok(out.show(&status, |out| show(&status, out))?)
     }
 }
 
-fn show(status: &types::Status, out: &mut impl Write) -> anyhow::Result<()> {
+fn show(status: &types::Status, out: &mut Output<'_>) -> io::Result<()> {
     let node = &status.node;
     let nodes = status.nodes.iter().map(|(state, n)| format!("{n} {}", nodes::state(*state)));
     writeln!(out, "cluster      {}", status.cluster)?;
@@ -40,17 +34,16 @@ fn show(status: &types::Status, out: &mut impl Write) -> anyhow::Result<()> {
     writeln!(out, "encryption   {}", offer(&status.encryption))?;
     writeln!(out, "endpoints    {} ({} here)", status.endpoints, status.local_endpoints)?;
     writeln!(out)?;
-    output::table(
-        out,
+    out.table(
         ["TABLE", "NETWORK", "OPERATIONS", "DRIFT REPAIRED", "LAG", "ERROR"],
         status.tables.iter().map(|table| {
             [
                 table.table.clone(),
-                table.network.as_ref().map_or_else(|| "-".into(), ToString::to_string),
+                output::list(&table.network),
                 table.operations.to_string(),
                 table.drift_repaired.to_string(),
                 format!("{:.1} ms", table.lag_ms),
-                table.error.clone().unwrap_or_else(|| "-".into()),
+                output::list(&table.error),
             ]
         }),
     )?;
@@ -61,11 +54,10 @@ fn show(status: &types::Status, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn encryption(encryption: &EncryptionStatus, out: &mut impl Write) -> anyhow::Result<()> {
+fn encryption(encryption: &EncryptionStatus, out: &mut Output<'_>) -> io::Result<()> {
     if !encryption.offloads.is_empty() {
         writeln!(out)?;
-        output::table(
-            out,
+        out.table(
             ["OFFLOAD", "STATE", "USED", "REFUSED"],
             encryption.offloads.iter().map(|offload| {
                 [
@@ -79,16 +71,14 @@ fn encryption(encryption: &EncryptionStatus, out: &mut impl Write) -> anyhow::Re
     }
     if !encryption.peers.is_empty() {
         writeln!(out)?;
-        output::table(
-            out,
+        out.table(
             ["PEER", "SESSION", "PATH", "RTT", "PATH MTU", "REKEYS", "FAULT"],
             encryption.peers.iter().map(peer),
         )?;
     }
     if !encryption.networks.is_empty() {
         writeln!(out)?;
-        output::table(
-            out,
+        out.table(
             ["ENCRYPTED NETWORK", "STATE", "SEALED", "OPENED", "DROPPED", "FAULT"],
             encryption.networks.iter().map(network),
         )?;
@@ -124,7 +114,7 @@ fn peer(peer: &SealedPeer) -> [String; 7] {
         peer.rtt_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.2} ms")),
         peer.path_mtu.map_or_else(|| "-".into(), |mtu| mtu.to_string()),
         peer.rekeys.to_string(),
-        peer.fault.clone().unwrap_or_else(|| "-".into()),
+        output::list(&peer.fault),
     ]
 }
 

@@ -2,7 +2,7 @@ use std::{io::Write, time::Duration};
 
 use clap::{Args, Subcommand};
 
-use super::{Client, Format, client::encode, output};
+use super::{Client, client::encode, output::Output};
 use crate::api::types::{CreateToken, CreatedToken, TokenStatus};
 
 /// Make and manage the tokens that let hosts join
@@ -39,31 +39,18 @@ enum Command {
 }
 
 impl Token {
-    pub(super) async fn run(
-        self,
-        agent: &Client,
-        format: Format,
-        out: &mut impl Write,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(self, agent: &Client, out: &mut Output<'_>) -> anyhow::Result<()> {
         match self.command {
             Command::Create { ttl, uses } => {
                 let body = CreateToken { ttl_seconds: ttl.as_secs(), uses };
                 let created: CreatedToken = agent.post("/v1/tokens", &body).await?;
-                match format {
-                    Format::Json => output::json(out, &created)?,
-                    Format::Table => writeln!(out, "{}", created.token)?,
-                }
+                out.show_line(&created, &created.token)?;
             }
             Command::Ls => {
                 let tokens: Vec<TokenStatus> = agent.get("/v1/tokens").await?;
-                match format {
-                    Format::Json => output::json(out, &tokens)?,
-                    Format::Table => output::table(
-                        out,
-                        ["ID", "EXPIRES", "USES LEFT"],
-                        tokens.into_iter().map(|t| [t.id, t.expires, t.uses_left.to_string()]),
-                    )?,
-                }
+                out.show_all(&tokens, ["ID", "EXPIRES", "USES LEFT"], |token| {
+                    [token.id.clone(), token.expires.clone(), token.uses_left.to_string()]
+                })?;
             }
             Command::Rm { ids } => {
                 for id in ids {

@@ -114,6 +114,9 @@ pub struct Keeper {
     pub(super) parents: Option<BTreeSet<InterfaceName>>,
     /// Address spaces at work; the book has what of them must outlive the process.
     pub(super) spaces: BTreeMap<NetworkId, Ipam>,
+    /// Whether addresses were given back, or asks for some withdrawn, since the spaces were last
+    /// stepped: others may wait for them.
+    pub(super) released: bool,
 }
 
 /// Why the keeper woke.
@@ -185,6 +188,7 @@ impl Keeper {
             tried: Vec::new(),
             parents: None,
             spaces,
+            released: false,
         };
         (keeper, snapshots)
     }
@@ -302,12 +306,14 @@ impl Keeper {
         in_warm_up
             || !(self.waiting.is_empty() && self.starts.is_empty())
             || self.has_spare_vips()
+            || self.released
             || at.elapsed() >= LONGEST_REST
     }
 
     /// Brings everything downstream of the records up to date: book, gossip, kernel, names.
     async fn settle(&mut self) -> Result<(), BookError> {
-        // Each round may cause another: a loan that this node makes to itself, for one.
+        // Each round may cause another: a loan that this node makes to itself, for one, or an
+        // address that is free by now and that another node has been waiting for.
         self.settled = (Instant::now(), self.is_warming_up());
         for _ in 0..MAX_ROUNDS {
             self.refresh();
@@ -321,7 +327,7 @@ impl Keeper {
             self.project();
             let told = self.publish().await;
             // What is wanted now may be what the kernel has.
-            if !self.acknowledge() && !told {
+            if !self.acknowledge() && !told && !self.released {
                 break;
             }
         }

@@ -27,6 +27,7 @@ impl Keeper {
         let cluster = Arc::clone(&self.cluster);
         let (now, me, timing) = (clock::unix_seconds(), self.context.me, self.timing);
         let mut fenced = Vec::new();
+        self.released = false;
         for network in cluster.networks() {
             let space = self.spaces.entry(network.id);
             let space = space.or_insert_with(|| Ipam::new(Arc::clone(network), me, timing));
@@ -79,12 +80,14 @@ impl Keeper {
         for space in self.spaces.values_mut() {
             space.release(endpoint, clock::unix_seconds());
         }
+        self.released = true;
     }
 
     /// Takes back the addresses of an endpoint, and what it still asks for.
     pub(super) fn release(&mut self, network: NetworkId, endpoint: EndpointId) {
         if let Some(space) = self.spaces.get_mut(&network) {
             space.release(endpoint, clock::unix_seconds());
+            self.released = true;
         }
     }
 

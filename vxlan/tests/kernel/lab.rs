@@ -1,19 +1,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    process::Command,
     sync::Arc,
-    thread,
     time::Duration,
 };
 
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
-};
-use tokio::{sync::watch, time::Instant};
+use nix::mount::{MntFlags, umount2};
+use tokio::{runtime::Builder, sync::watch};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -21,30 +16,19 @@ use tokio_util::{
 use weft_model::{EndpointId, MacAddr, NetworkId, NodeId, Vni, VtepAddr};
 use weft_vxlan::{
     AddressPair, AttachSpec, Attached, Config, DataPlane, Desired, HostRules, Namespace,
-    NamespaceError, OverlayNetwork, Port, Prefix, Sandbox, Station, Table, Transit, Transport,
-    Uplink, namespace_name,
+    OverlayNetwork, Port, Prefix, Sandbox, Station, Table, Transit, Transport, Uplink,
+    namespace_name,
 };
 
-use crate::tunnels::{self, LabTunnel};
+pub(crate) use crate::room::{at, attempt, eventually, run};
+use crate::{
+    room::{self, in_room},
+    tunnels::{self, LabTunnel},
+};
 
-/// Runs `test` on a thread with network and mount namespaces of its own. What it mounts and makes
-/// goes with them.
+/// Runs `test` in a room of its own.
 pub(crate) fn in_lab(test: impl AsyncFnOnce(&Lab) + Send + 'static) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().to_owned();
-    let outcome = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("run the tests as root");
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), none).unwrap();
-        let lab = Lab { dir: path };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test(&lab));
-    })
-    .join();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
+    in_room(Builder::new_current_thread(), async move |dir| test(&Lab { dir }).await);
 }
 
 /// ```text
@@ -81,20 +65,7 @@ impl Underlay {
 impl Lab {
     /// A bare namespace, mounted under the lab's directory.
     pub(crate) fn namespace(&self, name: &str) -> Namespace {
-        let path = self.dir.join(name);
-        File::create(&path).unwrap();
-        thread::scope(|scope| {
-            let made = scope.spawn(|| {
-                unshare(CloneFlags::CLONE_NEWNET).unwrap();
-                let none = None::<&str>;
-                mount(Some("/proc/thread-self/ns/net"), &path, none, MsFlags::MS_BIND, none)
-                    .unwrap();
-            });
-            made.join().unwrap();
-        });
-        let namespace = Namespace::open(path).unwrap();
-        run(&namespace, "ip link set lo up");
-        namespace
+        room::namespace(&self.dir, name)
     }
 
     /// Removes a namespace, as the end of a container does.
@@ -456,30 +427,6 @@ fn uplink_pools() -> Vec<ipnet::IpNet> {
     vec!["169.254.192.0/18".parse().unwrap(), "fd77::/64".parse().unwrap()]
 }
 
-/// Runs a command line in `namespace`; its output, if it succeeds.
-pub(crate) fn attempt(namespace: &Namespace, command: &str) -> Result<String, String> {
-    let output = namespace
-        .run(|| {
-            let output = Command::new("sh").args(["-c", command]).output();
-            Ok::<_, NamespaceError>(output.unwrap())
-        })
-        .unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    if output.status.success() { Ok(text) } else { Err(text) }
-}
-
-/// As [`attempt`], for a command that must succeed.
-pub(crate) fn run(namespace: &Namespace, command: &str) -> String {
-    attempt(namespace, command).unwrap_or_else(|output| panic!("`{command}` failed: {output}"))
-}
-
-/// How a command of iproute2 names `namespace`.
-pub(crate) fn at(namespace: &Namespace) -> String {
-    // Given as a path: none of the tests' namespaces is under /run/netns.
-    namespace.path().display().to_string()
-}
-
 /// Sends one ping that must be answered; nothing is retried, so that a lost packet shows.
 pub(crate) fn ping(from: &Namespace, to: IpAddr) -> Result<String, String> {
     attempt(from, &format!("ping -n -c 1 -W 10 {to}"))
@@ -488,19 +435,6 @@ pub(crate) fn ping(from: &Namespace, to: IpAddr) -> Result<String, String> {
 /// The same where there need not be an answer, or not yet: waits for a second only.
 pub(crate) fn probe(from: &Namespace, to: IpAddr) -> Result<String, String> {
     attempt(from, &format!("ping -n -c 1 -W 1 {to}"))
-}
-
-/// Waits until `condition` holds; prints the last state it told of if that takes too long.
-pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> Result<(), String>) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let state = match condition().await {
-            Ok(()) => return,
-            Err(state) => state,
-        };
-        assert!(Instant::now() < deadline, "not in time: {what}\n{state}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// Packets that `filter` matches on `device` while it exists, counted by nftables at ingress or

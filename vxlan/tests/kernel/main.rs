@@ -8,6 +8,7 @@
 
 mod capture;
 mod lab;
+mod room;
 mod stream;
 mod tunnels;
 

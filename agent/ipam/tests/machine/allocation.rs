@@ -118,7 +118,7 @@ fn a_fixed_address_comes_out_of_another_nodes_block() {
     let wanted = layout_end(taken.ip);
 
     let refusal = cluster.allocate(2, Ask::Fixed(wanted)).unwrap_err();
-    assert_eq!(refusal, Refusal::Waiting { network: "app".parse().unwrap(), asked: node_id(1) });
+    assert_eq!(refusal, kept(wanted, 1));
     let grant = until_served(&mut cluster, 2);
     assert_eq!((grant.ip, grant.unit), (wanted, Unit::Address(wanted)));
     cluster.round();
@@ -129,6 +129,131 @@ fn a_fixed_address_comes_out_of_another_nodes_block() {
     }
     let refusal = cluster.allocate(1, Ask::Fixed(wanted)).unwrap_err();
     assert!(matches!(refusal, Refusal::InUse { node, .. } if node == node_id(2)), "{refusal}");
+}
+
+/// Lender and holder are the same node, or different ones.
+#[test]
+fn an_address_in_use_is_kept_and_handed_over_once_it_is_given_back() {
+    for (holder, asker) in [(0, 1), (1, 0), (1, 2)] {
+        let mut cluster = Cluster::new(network(&["10.0.0.0/24"], 1), 3);
+        for _ in 0..3 {
+            cluster.round();
+        }
+        let used = cluster.allocate(holder, ANY).unwrap();
+        // In use, but not told to anybody: set aside for an endpoint to come, for one.
+        let refusal = cluster.allocate(asker, Ask::Fixed(used.ip)).unwrap_err();
+        assert_eq!((refusal.may_pass(), &refusal), (true, &kept(used.ip, holder)));
+        let endpoint = *cluster.hosts[holder].running.keys().next().unwrap();
+        cluster.send(asker, holder);
+        for message in std::mem::take(&mut cluster.flying) {
+            cluster.deliver(message);
+        }
+        cluster.step(holder, &BTreeSet::new());
+        let holds = |cluster: &Cluster| cluster.hosts[holder].ipam.records().holds.held.clone();
+        assert!(holds(&cluster).values().all(|hold| hold.ceded.is_empty()), "ceded while in use");
+
+        cluster.release(holder, endpoint);
+        assert_eq!(until_served(&mut cluster, asker).ip, used.ip);
+        assert!(holds(&cluster)[&used.unit].ceded.contains(&used.ip));
+        // And back: it rests where it was last, and is had from there too.
+        let endpoint = *cluster.hosts[asker].running.keys().next().unwrap();
+        cluster.release(asker, endpoint);
+        cluster.round();
+        let again = cluster.allocate(holder, Ask::Fixed(used.ip));
+        let again = again.unwrap_or_else(|_| until_served(&mut cluster, holder));
+        assert_eq!((again.ip, again.unit), (used.ip, Unit::Address(used.ip)));
+    }
+}
+
+/// A lender that has lost its view may hear an old register first, in which its borrower has ceded
+/// the address: at an earlier turn of the block.
+#[test]
+fn what_was_ceded_at_an_earlier_turn_of_a_block_is_not_lent() {
+    let mut cluster = Cluster::new(network(&["10.0.0.0/24"], 1), 3);
+    for _ in 0..3 {
+        cluster.round();
+    }
+    let first = cluster.allocate(1, ANY).unwrap();
+    let endpoint = *cluster.hosts[1].running.keys().next().unwrap();
+    cluster.release(1, endpoint);
+    cluster.allocate(2, Ask::Fixed(first.ip)).unwrap_err();
+    until_served(&mut cluster, 2);
+    cluster.send(1, 0);
+    let old = std::mem::take(&mut cluster.flying);
+
+    // All goes back to the lender, and the block comes once more to the same node.
+    let endpoint = *cluster.hosts[2].running.keys().next().unwrap();
+    cluster.release(2, endpoint);
+    let more: Vec<IpAddr> =
+        (0..10).filter_map(|_| cluster.allocate(1, ANY).ok()).map(|g| g.ip).collect();
+    assert!(more.len() > 6, "{more:?}");
+    for endpoint in cluster.hosts[1].running.keys().copied().collect::<Vec<_>>() {
+        cluster.release(1, endpoint);
+    }
+    for pause in [TIMING.rest, TIMING.idle] {
+        cluster.now += pause.as_secs();
+        cluster.round();
+        cluster.round();
+    }
+    let held = |cluster: &Cluster| cluster.hosts[1].ipam.records().holds.held.clone();
+    assert!(!held(&cluster).contains_key(&first.unit), "{:?}", held(&cluster));
+    for _ in 0..24 {
+        cluster.round();
+        if held(&cluster).contains_key(&first.unit) {
+            break;
+        }
+        let _ = cluster.allocate(1, ANY);
+    }
+    let again = cluster.allocate(1, Ask::Fixed(first.ip)).unwrap();
+    assert_eq!((again.unit, again.seq), (first.unit, 2));
+
+    cluster.crash(0);
+    for message in old {
+        cluster.deliver(message);
+    }
+    let _ = cluster.allocate(2, Ask::Fixed(first.ip));
+    cluster.send(2, 0);
+    for message in std::mem::take(&mut cluster.flying) {
+        cluster.deliver(message);
+    }
+    cluster.step(0, &BTreeSet::new());
+    let loans = &cluster.hosts[0].ipam.records().loans.loans;
+    assert_eq!(loans[&Unit::Address(first.ip)].seq, 1, "{loans:?}");
+    assert_eq!(cluster.check(), Ok(()));
+}
+
+#[test]
+fn who_asks_for_an_address_of_a_node_that_is_away_is_told_of_that_node() {
+    let away = |gone: usize| {
+        let mut cluster = Cluster::new(network(&["10.0.0.0/24"], 1), 3);
+        for _ in 0..3 {
+            cluster.round();
+        }
+        let used = cluster.allocate(1, ANY).unwrap();
+        let endpoint = *cluster.hosts[1].running.keys().next().unwrap();
+        cluster.release(1, endpoint);
+        cluster.hosts[gone].stopped = true;
+        let refusal = cluster.allocate(2, Ask::Fixed(used.ip)).unwrap_err();
+        for _ in 0..3 {
+            cluster.round();
+        }
+        let waiting = *cluster.hosts[2].waiting.keys().next().unwrap();
+        assert_eq!(
+            cluster.retry(2, waiting).unwrap_err(),
+            refusal,
+            "nobody gives it out meanwhile"
+        );
+        cluster.hosts[gone].stopped = false;
+        assert_eq!(until_served(&mut cluster, 2).ip, used.ip);
+        refusal
+    };
+    let lender = away(0);
+    assert!(matches!(lender, Refusal::LenderUnreachable { node, .. } if node == node_id(0)));
+    let holder = away(1);
+    assert!(matches!(holder, Refusal::HolderUnreachable { node, .. } if node == node_id(1)));
+    for refusal in [lender, holder] {
+        assert!(refusal.may_pass() && refusal.to_string().contains("ask for another"), "{refusal}");
+    }
 }
 
 #[test]
@@ -297,6 +422,10 @@ fn until_served(cluster: &mut Cluster, at: usize) -> weft_model::AddressGrant {
         }
     }
     panic!("still waiting: {:?}", cluster.retry(at, endpoint));
+}
+
+fn kept(ip: IpAddr, holder: usize) -> Refusal {
+    Refusal::Kept { network: "app".parse().unwrap(), ip, node: node_id(holder) }
 }
 
 fn endpoint(number: u64) -> EndpointId {

@@ -1,10 +1,11 @@
-//! The machine under a model checker: every interleaving, within bounds, of two nodes, one
+//! The machine under a model checker: every interleaving, within bounds, of two or three nodes, one
 //! lender, and gossip that is late, lost and out of order.
 
 use std::{
     collections::BTreeMap,
     hash::Hash,
     net::{IpAddr, Ipv4Addr},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -15,12 +16,10 @@ use weft_model::{
     AddressGrant, EndpointId, Family, HoldRecord, LoanRecord, Network, NodeId, WantRecord,
 };
 
-const NODES: usize = 2;
-
 #[test]
 fn no_reachable_state_has_an_address_on_two_nodes() {
     for asks in [[ANY, FIXED], [FIXED, ANY], [FIXED, FIXED]] {
-        let checker = check(Lending { asks, ..Lending::new() });
+        let checker = check(Lending { asks: asks.map(Some).to_vec(), ..Lending::new() });
         assert!(checker.state_count() < MOST_STATES, "the bounds leave out reachable states");
         checker.assert_properties();
     }
@@ -28,16 +27,52 @@ fn no_reachable_state_has_an_address_on_two_nodes() {
 
 #[test]
 fn no_crash_puts_an_address_on_two_nodes() {
-    for crashes in [[1, 0], [0, 1]] {
+    for crashes in [[1, 0, 0], [0, 1, 0]] {
         let checker = check(Lending { crashes, ..Lending::new() });
         checker.assert_properties();
     }
 }
 
+/// Of a block of two addresses, in use where the lender is or elsewhere.
+#[test]
+fn no_address_ceded_out_of_a_block_is_on_two_nodes() {
+    for asks in [[ANY, FIRST], [FIRST, ANY]] {
+        let asks = asks.map(Some).to_vec();
+        let lending = Lending { asks, idle: LONG, versions: 5, ..Lending::with_two() };
+        let checker = check(lending);
+        assert!(checker.state_count() < MOST_STATES, "the bounds leave out reachable states");
+        checker.assert_no_discovery(DUPLICATE);
+        checker.assert_no_discovery(TWO_OWNERS);
+        checker.assert_any_discovery(CEDED);
+    }
+}
+
+#[test]
+fn no_address_ceded_to_a_third_node_is_on_two_nodes() {
+    let checker = check(Lending { past: node_1_is_done(), versions: 5, ..Lending::to_a_third() });
+    assert!(checker.state_count() < MOST_STATES, "the bounds leave out reachable states");
+    checker.assert_no_discovery(DUPLICATE);
+    checker.assert_no_discovery(TWO_OWNERS);
+    checker.assert_any_discovery(CEDED);
+}
+
+#[test]
+fn a_holder_that_forgets_what_it_ceded_is_caught() {
+    let mut past = node_1_is_done();
+    past.push(Act::Ask(2));
+    for (from, to) in [(2, 1), (2, 0), (1, 0), (0, 2)] {
+        past.extend([Act::Send { from, to }, Act::Hear { from, to }]);
+    }
+    past.push(Act::Ask(2));
+    let forgets = Some(Forgets::Ceded);
+    let checker = check(Lending { crashes: [0, 1, 0], forgets, past, ..Lending::to_a_third() });
+    checker.assert_any_discovery(DUPLICATE);
+}
+
 #[test]
 fn a_lender_that_forgets_its_loans_is_caught() {
     let forgets = Some(Forgets::Loans);
-    let checker = check(Lending { crashes: [1, 0], forgets, ..Lending::new() });
+    let checker = check(Lending { crashes: [1, 0, 0], forgets, ..Lending::new() });
     checker.assert_any_discovery(DUPLICATE);
 }
 
@@ -55,7 +90,8 @@ fn a_node_that_forgets_what_it_released_is_caught() {
         Act::Send { from: 0, to: 1 },
     ];
     let forgets = Some(Forgets::Released);
-    let checker = check(Lending { crashes: [0, 1], versions: 9, forgets, past, ..Lending::new() });
+    let checker =
+        check(Lending { crashes: [0, 1, 0], versions: 9, forgets, past, ..Lending::new() });
     checker.assert_any_discovery(DUPLICATE);
 }
 
@@ -94,6 +130,16 @@ fn node_1_runs() -> Vec<Act> {
     ]
 }
 
+/// Node 1 has had the only address and has given it back; the block stays with it. All know.
+fn node_1_is_done() -> Vec<Act> {
+    let mut past = node_1_runs();
+    past.push(Act::Stop(1));
+    for (from, to) in [(1, 0), (1, 2), (0, 2)] {
+        past.extend([Act::Send { from, to }, Act::Hear { from, to }]);
+    }
+    past
+}
+
 fn check(lending: Lending) -> impl Checker<Lending> {
     lending
         .checker()
@@ -106,8 +152,11 @@ fn check(lending: Lending) -> impl Checker<Lending> {
 const MOST_STATES: usize = 45_000;
 const ANY: Ask = Ask::Any(Family::V4);
 const FIXED: Ask = Ask::Fixed(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 6)));
+const FIRST: Ask = Ask::Fixed(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)));
+const LONG: Duration = Duration::from_secs(1);
 const TWO_OWNERS: &str = "an observer has an address on one node at most";
 const REUSED: &str = "a removed node and its successor both have the address";
+const CEDED: &str = "an address is ceded and used by another node";
 const DUPLICATE: &str = "an address is in use on one node at most";
 
 /// What a broken node leaves out when it restarts.
@@ -115,14 +164,15 @@ const DUPLICATE: &str = "an address is in use on one node at most";
 enum Forgets {
     Released,
     Loans,
+    Ceded,
 }
 
 struct Lending {
     network: Arc<Network>,
-    /// What each node asks for.
-    asks: [Ask; NODES],
+    /// What each node asks for; nothing, where it merely lends.
+    asks: Vec<Option<Ask>>,
     /// Crashes each node may have.
-    crashes: [u8; NODES],
+    crashes: [u8; 3],
     /// Turns a unit may be lent.
     turns: u64,
     /// Times a node may publish.
@@ -132,6 +182,8 @@ struct Lending {
     removal: bool,
     /// Observers that believe whatever they hear.
     credulous: bool,
+    /// How long an empty block stays with its node; the clock stands still.
+    idle: Duration,
     /// What has happened before the search begins.
     past: Vec<Act>,
 }
@@ -187,14 +239,14 @@ impl Model for Lending {
 
     fn init_states(&self) -> Vec<Cluster> {
         let host = |place| Host {
-            ipam: Ipam::new(self.network.clone(), node_id(place), TIMING),
+            ipam: Ipam::new(self.network.clone(), node_id(place), self.timing()),
             running: None,
             crashes: 0,
             published: Arc::default(),
             heard: BTreeMap::new(),
             coming: BTreeMap::new(),
         };
-        let start = Cluster { hosts: (0..NODES).map(host).collect(), removed: false };
+        let start = Cluster { hosts: (0..self.asks.len()).map(host).collect(), removed: false };
         let act = |cluster, act: &Act| self.next_state(&cluster, act.clone()).unwrap();
         vec![self.past.iter().fold(start, act)]
     }
@@ -205,7 +257,7 @@ impl Model for Lending {
         }
         for (at, host) in cluster.hosts.iter().enumerate() {
             match host.running {
-                None => acts.push(Act::Ask(at)),
+                None => acts.extend(self.asks[at].map(|_| Act::Ask(at))),
                 Some(_) => acts.push(Act::Stop(at)),
             }
             acts.push(Act::Step(at));
@@ -230,8 +282,9 @@ impl Model for Lending {
         match act {
             Act::Ask(at) => {
                 let endpoint = endpoint_id(at);
-                let grant = cluster
-                    .with_view(at, |ipam, view| ipam.allocate(endpoint, self.asks[at], view, 0));
+                let ask = self.asks[at]?;
+                let grant =
+                    cluster.with_view(at, |ipam, view| ipam.allocate(endpoint, ask, view, 0));
                 cluster.hosts[at].running = grant.ok();
                 cluster.publish(at);
             }
@@ -248,7 +301,7 @@ impl Model for Lending {
                 host.crashes += 1;
                 host.heard.clear();
                 host.ipam =
-                    Ipam::restore(self.network.clone(), node_id(at), TIMING, state).unwrap();
+                    Ipam::restore(self.network.clone(), node_id(at), self.timing(), state).unwrap();
                 cluster.publish(at);
             }
             Act::Send { from, to } => {
@@ -287,16 +340,25 @@ impl Model for Lending {
                 in_use.windows(2).all(|pair| pair[0] != pair[1])
             }),
             Property::<Self>::always(TWO_OWNERS, |lending, cluster| {
-                (0..NODES).all(|at| cluster.accepted(lending, at).windows(2).all(|p| p[0] != p[1]))
+                let differ = |at| cluster.accepted(lending, at).windows(2).all(|p| p[0] != p[1]);
+                (0..cluster.hosts.len()).all(differ)
             }),
             Property::<Self>::sometimes(REUSED, |lending, cluster| {
                 let running = |host: &Host| host.running.is_some();
                 !lending.removal || cluster.hosts.iter().all(running)
             }),
             Property::<Self>::sometimes("an address changes hands", |_, cluster| {
-                let [first, second] = &cluster.hosts[..] else { return false };
+                let [first, second, ..] = &cluster.hosts[..] else { return false };
                 let had = !first.published.holds.released.is_empty();
                 had && first.running.is_none() && second.running.is_some()
+            }),
+            Property::<Self>::sometimes(CEDED, |lending, cluster| {
+                let ceded_by = |host: &Host, ip| {
+                    host.published.holds.held.values().any(|hold| hold.ceded.contains(&ip))
+                };
+                let mut in_use = cluster.hosts.iter().filter_map(|host| Some(host.running?.ip));
+                lending.idle.is_zero()
+                    || in_use.any(|ip| cluster.hosts.iter().any(|host| ceded_by(host, ip)))
             }),
         ]
     }
@@ -305,8 +367,22 @@ impl Model for Lending {
 impl Lending {
     /// A subnet of which only the address .6 can be given out.
     fn new() -> Self {
-        let subnet: weft_model::Subnet = "10.0.0.0/29".parse().unwrap();
-        let taken = (2..6).map(|offset| subnet.nth(offset).unwrap());
+        Self::within("10.0.0.0/29", 2..6)
+    }
+
+    /// A subnet of which only the block of .2 and .3 can be given out.
+    fn with_two() -> Self {
+        Self::within("10.0.0.0/26", 4..63)
+    }
+
+    /// Node 0 merely lends, node 1 has an address and node 2 asks for the same.
+    fn to_a_third() -> Self {
+        Self { asks: vec![None, Some(ANY), Some(FIXED)], idle: LONG, ..Self::new() }
+    }
+
+    fn within(subnet: &str, taken: Range<u128>) -> Self {
+        let subnet: weft_model::Subnet = subnet.parse().unwrap();
+        let taken = taken.map(|offset| subnet.nth(offset).unwrap());
         let aux: BTreeMap<_, _> = taken.map(|ip| (ip.to_string(), ip)).collect();
         let network = serde_json::json!({
             "id": "0a".repeat(16), "name": "app", "vni": 5000,
@@ -315,15 +391,20 @@ impl Lending {
         });
         Self {
             network: Arc::new(serde_json::from_value(network).unwrap()),
-            asks: [ANY, ANY],
-            crashes: [0; NODES],
+            asks: vec![Some(ANY); 2],
+            crashes: [0; 3],
             turns: 3,
             versions: 7,
             forgets: None,
             removal: false,
             credulous: false,
+            idle: Duration::ZERO,
             past: Vec::new(),
         }
+    }
+
+    fn timing(&self) -> Timing {
+        Timing { rest: Duration::ZERO, idle: self.idle, patience: Duration::from_secs(1) }
     }
 
     fn damaged(&self, state: &State) -> State {
@@ -331,6 +412,11 @@ impl Lending {
         match self.forgets {
             Some(Forgets::Released) => file["holds"]["released"] = serde_json::json!([]),
             Some(Forgets::Loans) => file["loans"]["loans"] = serde_json::json!([]),
+            Some(Forgets::Ceded) => {
+                for pair in file["holds"]["held"].as_array_mut().unwrap() {
+                    pair[1]["ceded"] = serde_json::json!([]);
+                }
+            }
             None => {}
         }
         serde_json::from_value(file).unwrap()
@@ -399,7 +485,7 @@ fn view(known: &BTreeMap<usize, Arc<Published>>, removed: bool) -> View<'_> {
         loans: by_node().map(|(node, register)| (node, &register.loans)).collect(),
         holds: by_node().map(|(node, register)| (node, &register.holds)).collect(),
         wants: by_node().map(|(node, register)| (node, &register.wants)).collect(),
-        live: (0..NODES).map(node_id).collect(),
+        live: (0..3).map(node_id).collect(),
         revoked: removed.then(|| node_id(1)).into_iter().collect(),
         ..View::default()
     }
@@ -412,6 +498,3 @@ fn node_id(place: usize) -> NodeId {
 fn endpoint_id(place: usize) -> EndpointId {
     EndpointId::from([place as u8 + 1; 16])
 }
-
-const TIMING: Timing =
-    Timing { rest: Duration::ZERO, idle: Duration::ZERO, patience: Duration::from_secs(1) };

@@ -1,19 +1,12 @@
 use std::{
     collections::BTreeMap,
-    fs::File,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    process::Command,
     sync::Arc,
-    thread,
     time::Duration,
 };
 
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-};
-use tokio::{sync::watch, time::Instant};
+use tokio::{runtime::Builder, sync::watch};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -23,9 +16,15 @@ use weft_balance::{
 };
 use weft_model::{EndpointId, MacAddr, NetworkId, NodeId, Protocol, Source, Spread, Vni, VtepAddr};
 use weft_vxlan::{
-    AttachSpec, DataPlane, HostRules, Namespace, NamespaceError, OverlayNetwork, Port, Prefix,
-    Sandbox, Station, Transport, namespace_name,
+    AttachSpec, DataPlane, HostRules, Namespace, OverlayNetwork, Port, Prefix, Sandbox, Station,
+    Transport, namespace_name,
 };
+
+/// The room that the data plane's tests have.
+#[path = "../../../tests/kernel/room.rs"]
+mod room;
+
+pub(crate) use room::{at, attempt, eventually, in_room, namespace, run};
 
 /// ```text
 ///   stations 1.. ── br0 ─ vx0 ┄┄ host 1 ─ eth0 ───── eth0 ─ host 2 ┄┄ vx0 ─ br0 ── stations 11..
@@ -37,27 +36,16 @@ pub(crate) struct Lab {
     sandboxes: BTreeMap<u8, Namespace>,
 }
 
-/// Runs `test` with two hosts that carry one network, on a thread with network and mount namespaces
-/// of its own. What it mounts and makes goes with them.
+/// Runs `test` with two hosts that carry one network, in a room of its own.
 pub(crate) fn in_lab(stations: &'static [u8], test: impl AsyncFnOnce(Lab) + Send + 'static) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().to_owned();
-    let outcome = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("run the tests as root");
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), none).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async { test(Lab::new(path, stations).await).await });
-    })
-    .join();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
+    in_room(room_builder(), async move |dir| test(Lab::new(dir, stations).await).await);
+}
+
+/// Data plane and balancer go on while a test talks, which blocks its thread.
+pub(crate) fn room_builder() -> Builder {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(1);
+    builder
 }
 
 impl Lab {
@@ -367,56 +355,4 @@ pub(crate) fn node(n: u8) -> NodeId {
 
 pub(crate) fn vtep(n: u8) -> VtepAddr {
     IpAddr::from([192, 0, 2, n]).into()
-}
-
-/// A bare namespace, mounted under `dir`.
-pub(crate) fn namespace(dir: &std::path::Path, name: &str) -> Namespace {
-    let path = dir.join(name);
-    File::create(&path).unwrap();
-    thread::scope(|scope| {
-        let made = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            let none = None::<&str>;
-            mount(Some("/proc/thread-self/ns/net"), &path, none, MsFlags::MS_BIND, none).unwrap();
-        });
-        made.join().unwrap();
-    });
-    let namespace = Namespace::open(path).unwrap();
-    run(&namespace, "ip link set lo up");
-    namespace
-}
-
-/// Runs a command line in `namespace`; its output, if it succeeds.
-pub(crate) fn attempt(namespace: &Namespace, command: &str) -> Result<String, String> {
-    let output = namespace
-        .run(|| {
-            let output = Command::new("sh").args(["-c", command]).output();
-            Ok::<_, NamespaceError>(output.unwrap())
-        })
-        .unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    if output.status.success() { Ok(text) } else { Err(text) }
-}
-
-/// As [`attempt`], for a command that must succeed.
-pub(crate) fn run(namespace: &Namespace, command: &str) -> String {
-    attempt(namespace, command).unwrap_or_else(|output| panic!("`{command}` failed: {output}"))
-}
-
-pub(crate) fn at(namespace: &Namespace) -> String {
-    namespace.path().display().to_string()
-}
-
-/// Waits until `condition` holds; prints the last state it told of if that takes too long.
-pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> Result<(), String>) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let state = match condition().await {
-            Ok(()) => return,
-            Err(state) => state,
-        };
-        assert!(Instant::now() < deadline, "not in time: {what}\n{state}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }

@@ -2,14 +2,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
-    thread,
     time::Duration,
 };
 
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-};
 use tokio::sync::watch;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -25,7 +20,10 @@ use weft_vxlan::{
 };
 
 use crate::{
-    lab::{GATEWAYS, at, endpoint, eventually, ips, mac, namespace, net, node, run, spec, vtep},
+    lab::{
+        GATEWAYS, at, endpoint, eventually, in_room, ips, mac, namespace, net, node, room_builder,
+        run, spec, vtep,
+    },
     talk::serve,
 };
 
@@ -55,27 +53,9 @@ impl Entrance {
     }
 }
 
-/// Runs `test` on a thread with network and mount namespaces of its own. What it mounts and makes
-/// goes with them.
+/// Runs `test` in a room of its own.
 pub(crate) fn on_site(test: impl AsyncFnOnce(Site) + Send + 'static) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().to_owned();
-    let outcome = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("run the tests as root");
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), none).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async { test(Site::new(&path).await).await });
-    })
-    .join();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
+    in_room(room_builder(), async move |dir| test(Site::new(&dir).await).await);
 }
 
 impl Site {

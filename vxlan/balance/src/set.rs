@@ -65,6 +65,8 @@ pub(crate) enum Kind {
     AddressWays,
     /// The mark of a connection, by backend and client.
     AnswerWays,
+    /// Connections to backends themselves, by client and backend.
+    DirectWays,
     /// A backend's address to its MAC.
     Neighbours,
 }
@@ -169,7 +171,9 @@ impl Set {
         match self.kind {
             // Longer than the kernel tracks a connection in which nothing happens (five days).
             Kind::Clients => Some(Lasting::Days(6)),
-            Kind::PortWays | Kind::AddressWays | Kind::AnswerWays => Some(shortcut::WAYS_LAST),
+            Kind::PortWays | Kind::AddressWays | Kind::AnswerWays | Kind::DirectWays => {
+                Some(shortcut::WAYS_LAST)
+            }
             Kind::PortTargets | Kind::Neighbours => Some(shortcut::TARGETS_LAST),
             _ => None,
         }
@@ -228,7 +232,7 @@ impl Set {
             Kind::Vips | Kind::VipPorts => Key::Mark,
             Kind::PortWays | Kind::PortTargets => Key::PortWay,
             Kind::AddressWays => Key::AddressWay,
-            Kind::AnswerWays => Key::AnswerWay,
+            Kind::AnswerWays | Kind::DirectWays => Key::AnswerWay,
             Kind::Neighbours => Key::Address,
         }
     }
@@ -261,6 +265,7 @@ impl fmt::Display for Set {
             Kind::PortTargets => "port-targets",
             Kind::AddressWays => "address-ways",
             Kind::AnswerWays => "answer-ways",
+            Kind::DirectWays => "direct-ways",
             Kind::Neighbours => "neighbours",
         };
         match self.family {
@@ -347,5 +352,6 @@ const SINGLE: &[Kind] = &[
     Kind::PortTargets,
     Kind::AddressWays,
     Kind::AnswerWays,
+    Kind::DirectWays,
     Kind::Neighbours,
 ];

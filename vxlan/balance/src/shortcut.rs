@@ -11,6 +11,9 @@
 //!    the *ways* of this connection's requests and of the answers to them.
 //! 4. Requests and answers that have a way are translated and forwarded by the bridge.
 //!
+//! Connections to backends themselves, which have to be lifted to the gateway as well, are let pass
+//! in the same manner: what is learnt of them is that nothing is translated.
+//!
 //! Ways are forgotten after [`WAYS_LAST`], so that the connection table sees a packet of each
 //! connection that often and keeps it; and at a packet that begins or ends a connection, because
 //! the next one of the same ports may have another backend. What comes after the first that ends it
@@ -45,7 +48,8 @@ pub(crate) fn mark(frontend: Frontend) -> Option<u32> {
     }
     let [a, b, c, d, ..]: [u8; 32] = Sha256::digest(frontend.to_string()).into();
     let every_port = if port.is_none() { EVERY_PORT } else { 0 };
-    Some(OURS | every_port | u32::from_be_bytes([a, b, c, d]) & (EVERY_PORT - 1))
+    let mark = OURS | every_port | u32::from_be_bytes([a, b, c, d]) & (EVERY_PORT - 1);
+    (mark != DIRECT).then_some(mark)
 }
 
 /// What a frontend with that mark has in maps.
@@ -68,6 +72,15 @@ pub(crate) fn elements(Frontend { ip, protocol, port }: Frontend, mark: u32) -> 
 pub(crate) const REQUESTS: &str = "to-gateway";
 /// The rule for frames to stations that have asked the gateway before, in the bridge.
 pub(crate) const ANSWERS: &str = "meta protocol ip meta l4proto tcp jump short-answers";
+/// The rules for what stations send to backends themselves, in the bridge.
+pub(crate) fn direct() -> [String; 3] {
+    [
+        format!("{GOES_ON} {REQUEST} @direct-ways accept"),
+        format!("{BEGINS_OR_ENDS} delete @direct-ways {{ {REQUEST} }}"),
+        format!("meta protocol ip meta l4proto tcp meta mark set {DIRECT:#x}"),
+    ]
+}
+
 /// The rule for what the bridge has counted, where the gateway counts requests.
 pub(crate) const IS_COUNTED: &str = "meta mark & 0xc0000000 == 0x80000000 return";
 
@@ -127,7 +140,7 @@ fn requests() -> Vec<Chain> {
 }
 
 fn answers() -> Vec<Chain> {
-    let way = "ip saddr . tcp sport . ip daddr . tcp dport";
+    let way = REQUEST;
     vec![
         chain(
             "end-answer-way",
@@ -138,6 +151,7 @@ fn answers() -> Vec<Chain> {
                 "delete @address-ways { ip daddr . tcp dport . meta mark . tcp sport : ip saddr }"
                     .into(),
                 format!("delete @answer-ways {{ {way} : meta mark }}"),
+                format!("delete @direct-ways {{ {ANSWERED} }}"),
                 "meta mark set 0".into(),
             ],
         ),
@@ -155,6 +169,7 @@ fn answers() -> Vec<Chain> {
             [
                 format!("{BEGINS_OR_ENDS} goto end-answer-way"),
                 format!("meta mark set {way} map @answer-ways goto short-answer"),
+                format!("{ANSWERED} @direct-ways accept"),
             ],
         ),
     ]
@@ -164,19 +179,23 @@ fn answers() -> Vec<Chain> {
 fn sift() -> Chain {
     let rules = [
         // From then on the connection table has to see everything.
-        "tcp flags & (fin | rst) != 0 ct status dnat ct mark set ct mark | 0x80000000".to_owned(),
+        "iifname \"br0\" oifname \"br0\" tcp flags & (fin | rst) != 0 \
+         ct mark set ct mark | 0x80000000"
+            .to_owned(),
         NOT_OURS.into(),
         format!("{GOES_ON} ct mark & 0x80000000 != 0 meta mark set 0"),
         format!("ct packets < {LASTED} meta mark set 0"),
-        "ct status & (snat | dnat) != dnat meta mark set 0".into(),
         "oifname != \"br0\" meta mark set 0".into(),
+        format!("meta mark {DIRECT:#x} ct status & (snat | dnat) == 0 accept"),
+        format!("meta mark {DIRECT:#x} meta mark set 0"),
+        "ct status & (snat | dnat) != dnat meta mark set 0".into(),
     ];
     let hook = "type filter hook postrouting priority 200; policy accept;";
     Chain { table: Table::Inet, name: "sift", hook: Some(hook), rules: rules.into() }
 }
 
-fn learn() -> [Chain; 2] {
-    let answer = "ip daddr . tcp dport . ip saddr . tcp sport : meta mark";
+fn learn() -> [Chain; 3] {
+    let answer = format!("{ANSWERED} : meta mark");
     // What leads to something comes after it; nothing comes after what fails.
     let note = format!(
         "{GOES_ON} update @neighbours {{ ip daddr : ether daddr }} \
@@ -184,6 +203,7 @@ fn learn() -> [Chain; 2] {
     );
     let rules = [
         NOT_OURS.to_owned(),
+        format!("meta mark {DIRECT:#x} goto learn-direct"),
         format!(
             "meta mark & {EVERY_PORT:#x} == 0 {note} \
              update @port-targets {{ {PORT_WAY} : tcp dport }} \
@@ -197,7 +217,10 @@ fn learn() -> [Chain; 2] {
         "meta mark set 0".to_owned(),
     ];
     let hook = "type filter hook output priority 0; policy accept;";
+    let direct =
+        [format!("{GOES_ON} update @direct-ways {{ {REQUEST} }}"), "meta mark set 0".to_owned()];
     [
+        chain("learn-direct", direct),
         chain("end-ways", [format!("delete @answer-ways {{ {answer} }}")]),
         Chain { hook: Some(hook), ..chain("learn", rules) },
     ]
@@ -210,12 +233,17 @@ fn chain<const N: usize>(name: &'static str, rules: [impl Into<String>; N]) -> C
 const ELSEWHERE: &str = "iifname { \"vx0\", \"tap0\" } accept";
 /// What a mark of ours has; routers have another bit (`weft_vxlan`).
 const OURS: u32 = 0x8000_0000;
+/// The mark of connections to backends themselves.
+const DIRECT: u32 = 0xbfff_ffff;
 const NOT_OURS: &str = "meta mark & 0xc0000000 != 0x80000000 accept";
 /// What the mark of a frontend of every port has: one port of a client may have connections to
 /// several ports there.
 const EVERY_PORT: u32 = 0x2000_0000;
 const PORT_WAY: &str = "ip saddr . tcp sport . meta mark";
 const ADDRESS_WAY: &str = "ip saddr . tcp sport . meta mark . tcp dport";
+const REQUEST: &str = "ip saddr . tcp sport . ip daddr . tcp dport";
+/// The request that a packet answers.
+const ANSWERED: &str = "ip daddr . tcp dport . ip saddr . tcp sport";
 const GOES_ON: &str = "tcp flags & (fin | syn | rst) == 0";
 const BEGINS_OR_ENDS: &str = "tcp flags & (fin | syn | rst) != 0";
 /// Connections of fewer packets, of both directions together, are not worth a way.

@@ -272,7 +272,8 @@ fn lift_requests() -> [Chain; 4] {
     let asked = FAMILIES
         .map(|(ip, n)| format!("{HERE} {ip} daddr . meta l4proto @fragments{n} goto requests{n}"));
     // The answers must go by the gateway as well.
-    let noted = vec!["update @clients { ether saddr }".into(), "goto lift".into()];
+    let mut noted = Vec::from(shortcut::direct());
+    noted.extend(["update @clients { ether saddr }".into(), "goto lift".into()]);
     let chain = |name, rules| Chain { table: Table::Bridge, name, hook: None, rules };
     [
         chain("lift-request", noted),

@@ -31,9 +31,10 @@ fn talk(conversation: &mut Conversation, exchanges: u32) {
     }
 }
 
-/// Has the gateway count what it sees of TCP to the virtual address.
+/// Has the gateway count what it sees of TCP to the virtual address and to backends.
 fn watch(inside: &Namespace) {
-    let rule = format!("ip daddr {} meta l4proto tcp counter", VIPS[0]);
+    let to = format!("{{ {}, 10.1.0.2, 10.1.0.11 }}", VIPS[0]);
+    let rule = format!("ip daddr {to} meta l4proto tcp counter");
     run(inside, &format!("nft add rule inet weft-user prerouting {rule}"));
 }
 
@@ -189,5 +190,36 @@ fn who_takes_the_mark_away_sees_every_packet() {
         talk(&mut conversation, 200);
         let after = seen_by_gateway(&inside);
         assert!(after - before >= 200, "{before} {after}");
+    });
+}
+
+#[test]
+fn a_connection_to_a_backend_itself_is_bridged_once_it_has_lasted() {
+    in_lab(&[1, 2, 11], async |lab| {
+        for station in [2, 11] {
+            serve(station, lab.sandbox(station), 8080);
+        }
+        let inside = lab.one.network_namespace();
+        lab.one.serve(&service(None, &[2, 11]).balance(1)).await;
+        watch(&inside);
+        for port in KINDS {
+            lab.one.serve(&service(port, &[2, 11]).balance(1)).await;
+            for backend in [2, 11] {
+                let before = seen_by_gateway(&inside);
+                let to = (ips(backend)[0], 8080);
+                let mut conversation = Conversation::start(lab.sandbox(1), to).unwrap();
+                talk(&mut conversation, LASTED);
+                let lasted = seen_by_gateway(&inside);
+                assert!(lasted > before, "{port:?} {backend}: it is not lifted");
+                talk(&mut conversation, 500);
+                let after = seen_by_gateway(&inside);
+                assert!(after - lasted < 50, "{port:?} {backend}: {lasted} {after}");
+                run(&inside, "nft flush set bridge weft-services direct-ways");
+                talk(&mut conversation, 100);
+                conversation.close();
+                let noted = run(&inside, "nft list set bridge weft-services direct-ways");
+                assert!(!noted.contains("elements"), "{noted}");
+            }
+        }
     });
 }

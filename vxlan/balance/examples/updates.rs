@@ -51,7 +51,7 @@ async fn measure(dir: &Path) -> Outcome<()> {
     let site = Site::build(dir).await?;
     println!(
         "services  all at once  a backend: best, median, processor   a service: best, median   \
-         flush repaired  a new flow  slab"
+         slot repaired  flush repaired  a new flow  slab"
     );
     for count in [10u16, 1_000, 10_000] {
         let memory = kernel_memory()?;
@@ -61,20 +61,9 @@ async fn measure(dir: &Path) -> Outcome<()> {
         let whole = since.elapsed();
         let grown = kernel_memory()?.saturating_sub(memory);
 
-        let mut changes = Vec::new();
         let spent = processor_time()?;
-        for round in 0..21u8 {
-            for frontend in frontends(count / 2) {
-                let pool = balance.frontends.get_mut(&frontend).ok_or("no frontend")?;
-                let pool = Arc::make_mut(pool);
-                // One backend goes, another comes.
-                pool.backends.pop_first();
-                pool.backends.insert(endpoint(u32::from(round) + 500_000), backend(100 + round));
-            }
-            changes.push(site.apply(&balance).await?);
-        }
+        let changes = site.change(&mut balance, count / 2).await?;
         let each = (processor_time()? - spent) / changes.len() as u32;
-        changes.sort();
 
         let mut news = Vec::new();
         for round in 0..21 {
@@ -85,16 +74,33 @@ async fn measure(dir: &Path) -> Outcome<()> {
         }
         news.sort();
 
-        let heal = site.heal().await?;
+        // Somebody's slot, for which everything is read.
+        let slot = "{ 10.9.9.9 . tcp . 80 . 7 : 10.1.0.66 . 6666 }";
+        let mend =
+            site.heal(&["add", "element", "inet", "weft-services", "port-slots4-0", slot]).await?;
+        let heal = site.heal(&["flush", "ruleset"]).await?;
         let flow = site.flow()?;
         println!(
             "{count:8}  {whole:>11.1?}  {:>12.2?} {:>11.2?} {each:>9.2?}  {:>12.2?} {:>11.2?}  \
-             {heal:>13.1?}  {flow:>10.2?}  {} MiB",
+             {mend:>12.1?}  {heal:>14.1?}  {flow:>10.2?}  {} MiB",
             changes[0],
             changes[changes.len() / 2],
             news[0],
             news[news.len() / 2],
             grown >> 20,
+        );
+    }
+    for count in [10u16, 1_000] {
+        let mut balance = services(count);
+        for pool in balance.frontends.values_mut() {
+            Arc::make_mut(pool).affinity = Some(Duration::from_secs(600));
+        }
+        site.apply(&balance).await?;
+        let changes = site.change(&mut balance, count / 2).await?;
+        println!(
+            "{count:8}  {:>25.2?} {:>11.2?}  all with affinity",
+            changes[0],
+            changes[changes.len() / 2],
         );
     }
     Ok(())
@@ -166,16 +172,35 @@ impl Site {
         }
     }
 
-    /// Takes all rules away, and waits until they are back.
-    async fn heal(&self) -> Outcome<Duration> {
+    /// Replaces a backend of a service, again and again; tells how long it took each time, the best
+    /// first.
+    async fn change(&self, balance: &mut NetworkBalance, service: u16) -> Outcome<Vec<Duration>> {
+        let mut times = Vec::new();
+        for round in 0..21u8 {
+            for frontend in frontends(service) {
+                let pool = balance.frontends.get_mut(&frontend).ok_or("no frontend")?;
+                let pool = Arc::make_mut(pool);
+                pool.backends.pop_first();
+                pool.backends.insert(endpoint(u32::from(round) + 500_000), backend(100 + round));
+            }
+            times.push(self.apply(balance).await?);
+        }
+        times.sort();
+        Ok(times)
+    }
+
+    /// Has `nft` do something to our tables, and waits until it is undone.
+    async fn heal(&self, edit: &[&str]) -> Outcome<Duration> {
         let repairs = |status: &weft_balance::Status| {
             status.networks.get(&net()).map(|network| network.repairs).unwrap_or_default()
         };
         let mut status = self.balancer.status();
         let before = repairs(&status.borrow_and_update());
         let inside = self.plane.namespace(net())?;
-        let flush = || Ok::<_, Failed>(Command::new("nft").args(["flush", "ruleset"]).status()?);
-        inside.run(flush)?;
+        let done = inside.run(|| Ok::<_, Failed>(Command::new("nft").args(edit).status()?))?;
+        if !done.success() {
+            return Err("nft failed".into());
+        }
         let since = Instant::now();
         while repairs(&status.borrow_and_update()) == before {
             status.changed().await?;

@@ -73,6 +73,8 @@ struct Found {
 pub(crate) struct Kernel {
     pub(crate) namespace: Namespace,
     pub(crate) netfilter: Netfilter,
+    /// By which the tables of frontends are parted.
+    seed: u32,
     /// How many transactions this one has made.
     pub(crate) commits: u32,
 }
@@ -84,9 +86,9 @@ impl Change {
 }
 
 impl Kernel {
-    pub(crate) fn open(namespace: Namespace) -> Result<Self, BalanceError> {
+    pub(crate) fn open(namespace: Namespace, seed: u32) -> Result<Self, BalanceError> {
         let netfilter = Netfilter::open(&namespace)?;
-        Ok(Self { namespace, netfilter, commits: 0 })
+        Ok(Self { namespace, netfilter, seed, commits: 0 })
     }
 
     /// Makes or mends what does not depend on services.
@@ -163,10 +165,11 @@ impl Kernel {
     fn read_sets(&mut self, table: Table, actual: &mut Actual) -> Result<(), BalanceError> {
         let mut body = Writer::default();
         body.text(TABLE, Table::NAME);
+        let sets = Set::named(table);
         for answer in self.netfilter.dump(&request(GET_SET, Some(table), body))? {
             let flags = attribute(&answer.body, SET_FLAGS).and_then(wire::number).unwrap_or(0);
             let Some(name) = attribute(&answer.body, SET_NAME).map(wire::text) else { continue };
-            match Set::named(&name, table) {
+            match sets.get(&name).copied() {
                 Some(set) => {
                     actual.sets.insert(set);
                     if set.has_slots() {
@@ -202,16 +205,17 @@ impl Kernel {
 
     fn read_slots(&mut self, set: Set, actual: &mut Actual) -> Result<(), BalanceError> {
         // There may be a million: nothing is kept but what is in them.
+        let seed = self.seed;
         type Read = (BTreeMap<Frontend, Slots>, Vec<Vec<u8>>);
         let gather = |(slots, strange): &mut Read, body: &[u8]| {
             for element in elements(body) {
                 let part = |kind| nested(element, &[kind, expression::DATA_VALUE]);
                 let Some(key) = part(ELEMENT_KEY) else { continue };
                 match slots::parse(set, key, part(ELEMENT_DATA).unwrap_or_default()) {
-                    Some((frontend, slot, target)) => {
+                    Some((frontend, slot, target)) if slots::base(frontend, seed).set == set => {
                         slots.entry(frontend).or_default().push((slot, target));
                     }
-                    None => strange.push(key.to_vec()),
+                    _ => strange.push(key.to_vec()),
                 }
             }
         };
@@ -271,7 +275,7 @@ impl Kernel {
     fn turn_over(&mut self, batch: &mut Batch, turnovers: &[Turnover]) -> Result<(), BalanceError> {
         let (mut gone, mut new) = (Items::new(), Items::new());
         for turnover in turnovers {
-            let Element { set, key, .. } = slots::base(turnover.frontend);
+            let Element { set, key, .. } = slots::base(turnover.frontend, self.seed);
             let key = |slot: u32| [key.as_slice(), &slots::tail(slot)].concat();
             let items = turnover.gone.iter().map(|slot| (key(*slot), Value::None));
             gone.entry(set).or_default().extend(items);

@@ -14,6 +14,7 @@ mod events;
 mod expression;
 mod holdings;
 mod host;
+mod jhash;
 mod kernel;
 mod maglev;
 mod messages;

@@ -53,7 +53,7 @@ pub(crate) struct Outcome {
 impl NetworkKernel {
     /// Must be called inside a tokio runtime.
     pub(crate) fn open(namespace: Namespace, seed: u32) -> Result<Self, BalanceError> {
-        let kernel = Kernel::open(namespace)?;
+        let kernel = Kernel::open(namespace, seed)?;
         let events = Events::open(&kernel.namespace, Table::NAME, kernel.netfilter.port()?)?;
         Ok(Self {
             kernel,

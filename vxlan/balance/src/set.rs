@@ -1,6 +1,6 @@
 //! The sets and maps that the skeleton declares, and what is in them.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use weft_model::{Family, MacAddr, Protocol};
 
@@ -27,9 +27,11 @@ pub(crate) enum Kind {
     PortKeepers,
     /// Address and protocol, for a frontend of all ports.
     AddressKeepers,
-    /// A frontend and a slot of its table to the backend, of all frontends that remember nobody.
-    PortSlots,
-    AddressSlots,
+    /// A frontend and a slot of its table to the backend, of all frontends that remember nobody: a
+    /// part of them, by a hash of the frontend. Who reads a set begins at its beginning again for
+    /// each 32 KiB, so that one of a million would take more than a minute.
+    PortSlots(u8),
+    AddressSlots(u8),
     /// Counts new connections, by frontend; packets from clients; packets to clients.
     PortConnections,
     AddressConnections,
@@ -48,7 +50,7 @@ pub(crate) enum Kind {
     /// By source address and protocol, for what has no port: all fragments of a packet but the
     /// first.
     Fragments,
-    /// The MACs of this host's stations that ever sent anything to the gateway.
+    /// The MACs of this host's stations that have sent anything to the gateway in the last days.
     Clients,
     /// Address, protocol and port of a frontend to its mark; counts packets from clients.
     PortMarks,
@@ -138,11 +140,14 @@ impl Set {
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let both = |kind| [Family::V4, Family::V6].map(|family| Self { kind, family });
         let one = |kind: &Kind| Self { kind: *kind, family: Family::V4 };
-        KINDS.iter().copied().flat_map(both).chain(SINGLE.iter().map(one))
+        let slots = (0..PARTS).flat_map(|part| [Kind::PortSlots(part), Kind::AddressSlots(part)]);
+        KINDS.iter().copied().chain(slots).flat_map(both).chain(SINGLE.iter().map(one))
     }
 
-    pub(crate) fn named(name: &str, table: Table) -> Option<Self> {
-        Self::all().find(|set| set.table() == table && set.to_string() == name)
+    /// Those of a table, by their names.
+    pub(crate) fn named(table: Table) -> BTreeMap<String, Self> {
+        let sets = Self::all().filter(|set| set.table() == table);
+        sets.map(|set| (set.to_string(), set)).collect()
     }
 
     pub(crate) fn table(self) -> Table {
@@ -157,7 +162,7 @@ impl Set {
     pub(crate) fn data(self) -> Option<Data> {
         match self.kind {
             Kind::PortKeepers | Kind::AddressKeepers => Some(Data::Chain),
-            Kind::PortSlots | Kind::AddressSlots => Some(Data::Slot),
+            Kind::PortSlots(_) | Kind::AddressSlots(_) => Some(Data::Slot),
             Kind::PortMarks | Kind::AddressMarks | Kind::AnswerWays => Some(Data::Mark),
             Kind::Vips | Kind::PortWays | Kind::AddressWays => Some(Data::Address),
             Kind::VipPorts | Kind::PortTargets => Some(Data::Port),
@@ -225,8 +230,8 @@ impl Set {
             | Kind::AddressReplies
             | Kind::Fragments
             | Kind::AddressMarks => Key::AddressProtocol,
-            Kind::PortSlots => Key::AddressProtocolPortSlot,
-            Kind::AddressSlots => Key::AddressProtocolSlot,
+            Kind::PortSlots(_) => Key::AddressProtocolPortSlot,
+            Kind::AddressSlots(_) => Key::AddressProtocolSlot,
             Kind::Hairpins => Key::AddressAddress,
             Kind::Clients => Key::Mac,
             Kind::Vips | Kind::VipPorts => Key::Mark,
@@ -243,8 +248,8 @@ impl fmt::Display for Set {
         let name = match self.kind {
             Kind::PortKeepers => "port-keepers",
             Kind::AddressKeepers => "address-keepers",
-            Kind::PortSlots => "port-slots",
-            Kind::AddressSlots => "address-slots",
+            Kind::PortSlots(_) => "port-slots",
+            Kind::AddressSlots(_) => "address-slots",
             Kind::PortConnections => "port-connections",
             Kind::AddressConnections => "address-connections",
             Kind::PortRequests => "port-requests",
@@ -269,9 +274,13 @@ impl fmt::Display for Set {
             Kind::Neighbours => "neighbours",
         };
         match self.family {
-            _ if SINGLE.contains(&self.kind) => f.write_str(name),
-            Family::V4 => write!(f, "{name}4"),
-            Family::V6 => write!(f, "{name}6"),
+            _ if SINGLE.contains(&self.kind) => f.write_str(name)?,
+            Family::V4 => write!(f, "{name}4")?,
+            Family::V6 => write!(f, "{name}6")?,
+        }
+        match self.kind {
+            Kind::PortSlots(part) | Kind::AddressSlots(part) => write!(f, "-{part}"),
+            _ => Ok(()),
         }
     }
 }
@@ -322,12 +331,12 @@ pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Those that are there for each family.
+/// How many parts the tables of frontends are in.
+pub(crate) const PARTS: u8 = 8;
+/// Those that are there for each family, but the tables.
 const KINDS: &[Kind] = &[
     Kind::PortKeepers,
     Kind::AddressKeepers,
-    Kind::PortSlots,
-    Kind::AddressSlots,
     Kind::PortConnections,
     Kind::AddressConnections,
     Kind::PortRequests,

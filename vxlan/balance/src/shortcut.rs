@@ -191,7 +191,7 @@ fn sift() -> Chain {
         "ct status & (snat | dnat) != dnat meta mark set 0".into(),
     ];
     let hook = "type filter hook postrouting priority 200; policy accept;";
-    Chain { table: Table::Inet, name: "sift", hook: Some(hook), rules: rules.into() }
+    Chain { table: Table::Inet, name: "sift".into(), hook: Some(hook), rules: rules.into() }
 }
 
 fn learn() -> [Chain; 3] {
@@ -227,7 +227,12 @@ fn learn() -> [Chain; 3] {
 }
 
 fn chain<const N: usize>(name: &'static str, rules: [impl Into<String>; N]) -> Chain {
-    Chain { table: Table::Bridge, name, hook: None, rules: rules.map(Into::into).into() }
+    Chain {
+        table: Table::Bridge,
+        name: name.into(),
+        hook: None,
+        rules: rules.map(Into::into).into(),
+    }
 }
 
 const ELSEWHERE: &str = "iifname { \"vx0\", \"tap0\" } accept";

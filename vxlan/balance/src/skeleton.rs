@@ -1,6 +1,7 @@
 //! The part of our tables that is the same whatever services there are: text, by a pure function.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::IpAddr,
@@ -10,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use weft_model::{Family, MacAddr, Spread};
 
 use crate::{
-    set::{Data, Key, Lasting, Set, Table},
+    set::{Data, Key, Lasting, PARTS, Set, Table},
     shortcut,
     slots::Class,
 };
@@ -27,7 +28,7 @@ pub(crate) struct Skeleton {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Chain {
     pub(crate) table: Table,
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'static, str>,
     pub(crate) hook: Option<&'static str>,
     pub(crate) rules: Vec<String>,
 }
@@ -41,7 +42,7 @@ impl Skeleton {
         chains.extend(lift(gateway_mac));
         let mut hash = Sha256::new();
         for Chain { table, name, hook, rules } in &chains {
-            for text in [table.as_str(), name, hook.unwrap_or_default()] {
+            for text in [table.as_str(), name.as_ref(), hook.unwrap_or_default()] {
                 hash.update(text);
             }
             for rule in rules {
@@ -98,7 +99,7 @@ impl Skeleton {
     /// The label of each rule, by table and chain.
     pub(crate) fn labelled(&self) -> BTreeMap<(Table, String), Vec<String>> {
         let labels = |chain: &Chain| {
-            ((chain.table, chain.name.to_owned()), self.labels(chain).collect::<Vec<_>>())
+            ((chain.table, chain.name.clone().into_owned()), self.labels(chain).collect::<Vec<_>>())
         };
         self.chains.iter().map(labels).collect()
     }
@@ -131,7 +132,12 @@ table inet weft-user {
 fn refuse() -> Chain {
     let rules =
         ["meta l4proto tcp reject with tcp reset", "reject with icmpx type port-unreachable"];
-    Chain { table: Table::Inet, name: "refuse", hook: None, rules: rules.map(String::from).into() }
+    Chain {
+        table: Table::Inet,
+        name: "refuse".into(),
+        hook: None,
+        rules: rules.map(String::from).into(),
+    }
 }
 
 /// Sends a connection's first packet to where its backend is chosen. One look-up, however many
@@ -144,40 +150,54 @@ fn dispatch() -> Chain {
         rules.push(format!("{address} @address-connections{n} goto addresses{n}"));
     }
     let hook = "type nat hook prerouting priority dstnat; policy accept;";
-    Chain { table: Table::Inet, name: "prerouting", hook: Some(hook), rules }
+    Chain { table: Table::Inet, name: "prerouting".into(), hook: Some(hook), rules }
 }
 
 /// Chooses a backend, by the tables of all frontends.
 fn choices(seed: u32) -> impl Iterator<Item = Chain> {
-    let table = Table::Inet;
-    let chains = [
-        ("ip", "port", ["ports4", "draw-ports4"], 4),
-        ("ip6", "port", ["ports6", "draw-ports6"], 6),
-        ("ip", "address", ["addresses4", "draw-addresses4"], 4),
-        ("ip6", "address", ["addresses6", "draw-addresses6"], 6),
+    let kinds = [
+        ("ip", "ports4", "port-keepers4", "port-slots4", " . th dport"),
+        ("ip6", "ports6", "port-keepers6", "port-slots6", " . th dport"),
+        ("ip", "addresses4", "address-keepers4", "address-slots4", ""),
+        ("ip6", "addresses6", "address-keepers6", "address-slots6", ""),
     ];
-    chains.into_iter().flat_map(move |(ip, kind, [all, draw], n)| {
-        let port = if kind == "port" { " . th dport" } else { "" };
+    kinds.into_iter().flat_map(move |(ip, name, keepers, slots, port)| {
         let frontend = format!("{ip} daddr . meta l4proto{port}");
-        let slots = Class::all().map(|Class { spread, size, first }| {
-            let slot = match spread {
-                Spread::Hash => {
-                    format!("jhash {ip} saddr . th sport mod {size} seed {seed:#x} offset {first}")
-                }
-                Spread::Random => format!("numgen random mod {size} offset {first}"),
-            };
-            format!("dnat {ip} to {frontend} . {slot} map @{kind}-slots{n}")
-        });
+        let chain = |name: String, rules: Vec<String>| Chain {
+            table: Table::Inet,
+            name: name.into(),
+            hook: None,
+            rules,
+        };
+        let mut chains: Vec<_> = (0..PARTS)
+            .map(|part| {
+                let rules = Class::all().map(|Class { spread, size, first }| {
+                    let slot = match spread {
+                        Spread::Hash => format!(
+                            "jhash {ip} saddr . th sport mod {size} seed {seed:#x} offset {first}"
+                        ),
+                        Spread::Random => format!("numgen random mod {size} offset {first}"),
+                    };
+                    format!("dnat {ip} to {frontend} . {slot} map @{slots}-{part}")
+                });
+                chain(format!("draw-{name}-{part}"), rules.collect())
+            })
+            .collect();
+        let parts: Vec<_> =
+            (0..PARTS).map(|part| format!("{part} : goto draw-{name}-{part}")).collect();
+        let part = format!("jhash {frontend} mod {PARTS} seed {seed:#x}");
+        let draw = format!("draw-{name}");
+        chains.push(chain(draw.clone(), vec![format!("{part} vmap {{ {} }}", parts.join(", "))]));
         let rules = vec![
-            format!("{frontend} vmap @{kind}-keepers{n}"),
+            format!("{frontend} vmap @{keepers}"),
             format!("jump {draw}"),
             // A transaction may have come between the classes of before and those of after (and,
             // before Linux 6.17, into the middle of a look-up): who finds nothing looks again.
             format!("jump {draw}"),
             "goto refuse".into(),
         ];
-        let draw = Chain { table, name: draw, hook: None, rules: slots.collect() };
-        [draw, Chain { table, name: all, hook: None, rules }]
+        chains.push(chain(name.into(), rules));
+        chains
     })
 }
 
@@ -201,7 +221,7 @@ fn translate(gateways: &BTreeSet<IpAddr>) -> Chain {
         }
     }
     let hook = "type nat hook postrouting priority 90; policy accept;";
-    Chain { table: Table::Inet, name: "postrouting", hook: Some(hook), rules }
+    Chain { table: Table::Inet, name: "postrouting".into(), hook: Some(hook), rules }
 }
 
 /// Counts what clients send, as they sent it.
@@ -213,7 +233,7 @@ fn requests() -> Chain {
         rules.push(format!("{address} @address-requests{n}"));
     }
     let hook = "type filter hook prerouting priority mangle; policy accept;";
-    Chain { table: Table::Inet, name: "requests", hook: Some(hook), rules }
+    Chain { table: Table::Inet, name: "requests".into(), hook: Some(hook), rules }
 }
 
 /// Counts what clients get, as they get it.
@@ -225,7 +245,7 @@ fn answers() -> Chain {
         rules.push(format!("{address} @address-answers{n}"));
     }
     let hook = "type filter hook postrouting priority 300; policy accept;";
-    Chain { table: Table::Inet, name: "answers", hook: Some(hook), rules }
+    Chain { table: Table::Inet, name: "answers".into(), hook: Some(hook), rules }
 }
 
 /// Gives the gateway what backends send to this host's clients, which the bridge would hand them
@@ -250,9 +270,9 @@ fn lift(gateway_mac: MacAddr) -> Vec<Chain> {
     let hook = "type filter hook prerouting priority -200; policy accept;";
     let table = Table::Bridge;
     let up = vec![format!("ether daddr set {gateway_mac} meta pkttype set host")];
-    let mut chains = vec![Chain { table, name: "lift", hook: None, rules: up }];
+    let mut chains = vec![Chain { table, name: "lift".into(), hook: None, rules: up }];
     chains.extend(lift_requests());
-    chains.push(Chain { table, name: "prerouting", hook: Some(hook), rules });
+    chains.push(Chain { table, name: "prerouting".into(), hook: Some(hook), rules });
     chains
 }
 
@@ -274,7 +294,8 @@ fn lift_requests() -> [Chain; 4] {
     // The answers must go by the gateway as well.
     let mut noted = Vec::from(shortcut::direct());
     noted.extend(["update @clients { ether saddr }".into(), "goto lift".into()]);
-    let chain = |name, rules| Chain { table: Table::Bridge, name, hook: None, rules };
+    let chain =
+        |name, rules| Chain { table: Table::Bridge, name: Cow::Borrowed(name), hook: None, rules };
     [
         chain("lift-request", noted),
         chain("requests4", v4),

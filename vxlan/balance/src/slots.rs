@@ -7,8 +7,9 @@ use weft_model::{EndpointId, Family, Spread};
 use crate::{
     Backend, Frontend, Pool,
     expression::protocol_of,
+    jhash::jhash,
     maglev::{SIZES, maglev},
-    set::{Element, Key, Kind, Set, octets},
+    set::{Element, Key, Kind, PARTS, Set, octets},
 };
 
 /// Tables of one size whose slots are drawn in one way.
@@ -137,10 +138,13 @@ pub(crate) fn target(frontend: Frontend, backend: &Backend) -> Target {
 }
 
 /// The map that a frontend's table is in, and what the keys of its slots begin with.
-pub(crate) fn base(frontend: Frontend) -> Element {
+pub(crate) fn base(frontend: Frontend, seed: u32) -> Element {
     let Frontend { ip, protocol, port } = frontend;
     let kind = if port.is_some() { Kind::PortSlots } else { Kind::AddressSlots };
-    Element::new(kind, ip, protocol, port.unwrap_or_default())
+    let element = Element::new(kind(0), ip, protocol, port.unwrap_or_default());
+    let part = jhash(&element.key, PARTS.into(), seed) as u8;
+    let set = Set { kind: kind(part), ..element.set };
+    Element { set, ..element }
 }
 
 /// What a slot's key ends with. Numbers that the kernel computes are in its own byte order.
@@ -206,7 +210,7 @@ mod tests {
             (frontend("fd00:1::200", None), "fd00:1::7"),
         ] {
             let target = Target { ip: to.parse().unwrap(), port: frontend.port.map(|_| 5353) };
-            let Element { set, mut key, .. } = base(frontend);
+            let Element { set, mut key, .. } = base(frontend, 1);
             key.extend(tail(131_075));
             assert_eq!(parse(set, &key, &target.bytes()), Some((frontend, 131_075, target)));
             assert_eq!(parse(set, &key[1..], &target.bytes()), None);

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_model::Protocol;
+use weft_vxlan::Namespace;
 
 use crate::{
     lab::{Lab, Service, VIPS, eventually, in_lab, run},
@@ -17,6 +18,22 @@ async fn healed(lab: &Lab, repairs: u64) -> Duration {
     })
     .await;
     since.elapsed()
+}
+
+/// The map in which a frontend's table is, and one of its slots as nft prints it.
+fn a_slot_of(inside: &Namespace, frontend: &str) -> (String, String) {
+    let listing = run(inside, "nft list table inet weft-services");
+    let mut map = "";
+    for line in listing.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("map ") {
+            map = name.trim_end_matches(" {");
+        }
+        let slots = line.split(['{', ',', '}']).map(str::trim);
+        if let Some(slot) = slots.clone().find(|slot| slot.starts_with(&format!("{frontend} . "))) {
+            return (map.to_owned(), slot.to_owned());
+        }
+    }
+    panic!("{frontend} has no table: {listing}");
 }
 
 #[test]
@@ -53,8 +70,10 @@ fn what_others_do_to_our_tables_is_undone_when_it_is_done() {
         let before = listing();
         let chain = before.iter().find_map(|line| line.strip_prefix("chain to-web"));
         let chain = format!("to-web{}", chain.unwrap());
-        let slot = before.iter().find(|line| line.starts_with("10.1.0.200 . tcp . 81 . ")).unwrap();
+        let (map, slot) = a_slot_of(&inside, "10.1.0.200 . tcp . 81");
         let (key, _) = slot.split_once(" : ").unwrap();
+        let other = if map.ends_with('0') { "port-slots4-1" } else { "port-slots4-0" };
+        let (map6, _) = a_slot_of(&inside, &format!("{} . tcp . 81", VIPS[1]));
         for edit in [
             "nft flush ruleset".into(),
             "nft delete table inet weft-services".into(),
@@ -62,18 +81,21 @@ fn what_others_do_to_our_tables_is_undone_when_it_is_done() {
             "nft flush chain inet weft-services prerouting".into(),
             "nft insert rule inet weft-services prerouting counter accept".into(),
             "nft flush map inet weft-services port-keepers4".into(),
-            "nft flush map inet weft-services port-slots6".into(),
-            format!("nft delete element inet weft-services port-slots4 {{ {key} }}"),
+            format!("nft flush map inet weft-services {map6}"),
+            format!("nft delete element inet weft-services {map} {{ {key} }}"),
             format!(
-                "nft 'delete element inet weft-services port-slots4 {{ {key} }}; \
-                 add element inet weft-services port-slots4 {{ {key} : 10.1.0.66 . 6666 }}'"
+                "nft 'delete element inet weft-services {map} {{ {key} }}; \
+                 add element inet weft-services {map} {{ {key} : 10.1.0.66 . 6666 }}'"
             ),
-            "nft add element inet weft-services port-slots4 \
-                { 10.1.0.77 . tcp . 80 . 7 : 10.1.0.66 . 6666 }"
-                .into(),
-            "nft add element inet weft-services port-slots4 \
-                { 10.1.0.77 . sctp . 80 . 7 : 10.1.0.66 . 6666 }"
-                .into(),
+            format!("nft add element inet weft-services {other} {{ {slot} }}"),
+            format!(
+                "nft add element inet weft-services {map} \
+                 {{ 10.1.0.77 . tcp . 80 . 7 : 10.1.0.66 . 6666 }}"
+            ),
+            format!(
+                "nft add element inet weft-services {map} \
+                 {{ 10.1.0.77 . sctp . 80 . 7 : 10.1.0.66 . 6666 }}"
+            ),
             "nft flush set inet weft-services port-connections4".into(),
             "nft flush set bridge weft-services port-replies4".into(),
             "nft delete element bridge weft-services clients \
@@ -110,6 +132,36 @@ fn what_others_do_to_our_tables_is_undone_when_it_is_done() {
                     answer.unwrap_or_else(|silence| panic!("{silence:?} after `{edit}`"));
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn what_others_do_while_very_much_is_put_back_is_undone_as_well() {
+    in_lab(&[1, 2, 3], async |lab| {
+        for station in [2, 3] {
+            serve(station, lab.sandbox(station), 8080);
+        }
+        let mut balance = Service::new(80, 8080, &[2, 3]).balance(1);
+        for port in 1000..1500 {
+            balance.frontends.extend(Service::new(port, 8080, &[2, 3]).balance(1).frontends);
+        }
+        lab.one.serve(&balance).await;
+        let inside = lab.one.network_namespace();
+        let repairs = lab.one.status().repairs;
+        let (map, slot) = a_slot_of(&inside, "10.1.0.200 . tcp . 80");
+        let (key, _) = slot.split_once(" : ").unwrap();
+        // As soon as it is there, which is long before the last one is.
+        let delete = format!("nft delete element inet weft-services {map} '{{ {key} }}'");
+        run(&inside, &format!("nft flush ruleset; until {delete} 2>&1; do :; done"));
+        healed(&lab, repairs).await;
+        eventually("the slot is there again", async || {
+            let listing = run(&inside, &format!("nft list map inet weft-services {map}"));
+            if listing.contains(&slot) { Ok(()) } else { Err(format!("{slot} is missing")) }
+        })
+        .await;
+        for answer in ask_often(lab.sandbox(1), Protocol::Tcp, (VIPS[0], 1499), 5) {
+            answer.unwrap();
         }
     });
 }

@@ -30,10 +30,11 @@ pub(crate) fn network() -> Settings {
         ("net/ipv4/conf/br0/rp_filter", "0"),
         // Connections of services pass the connection table by once they have lasted: it must know
         // how long they have, take what it sees of them for good, and keep those of which it saw a
-        // packet and not its acknowledgement as long as others.
+        // packet and not its acknowledgement, or the same probe again and again, as long as others.
         ("net/netfilter/nf_conntrack_acct", "1"),
         ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
         ("net/netfilter/nf_conntrack_tcp_ignore_invalid_rst", "1"),
+        ("net/netfilter/nf_conntrack_tcp_timeout_max_retrans", "432000"),
         ("net/netfilter/nf_conntrack_tcp_timeout_unacknowledged", "432000"),
         ("net/bridge/bridge-nf-call-iptables", "0"),
         ("net/bridge/bridge-nf-call-ip6tables", "0"),

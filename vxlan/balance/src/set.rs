@@ -69,8 +69,9 @@ pub(crate) enum Kind {
     AnswerWays,
     /// Connections to backends themselves, by client and backend.
     DirectWays,
-    /// A backend's address to its MAC.
-    Neighbours,
+    /// The MAC of the backend of a connection.
+    PortStations,
+    AddressStations,
 }
 
 /// Something in a set, or a key of a map.
@@ -109,7 +110,6 @@ pub(crate) enum Key {
     AddressProtocolPortSlot,
     AddressProtocolSlot,
     AddressAddress,
-    Address,
     Mac,
     Mark,
     PortWay,
@@ -166,7 +166,7 @@ impl Set {
             Kind::PortMarks | Kind::AddressMarks | Kind::AnswerWays => Some(Data::Mark),
             Kind::Vips | Kind::PortWays | Kind::AddressWays => Some(Data::Address),
             Kind::VipPorts | Kind::PortTargets => Some(Data::Port),
-            Kind::Neighbours => Some(Data::Mac),
+            Kind::PortStations | Kind::AddressStations => Some(Data::Mac),
             _ => None,
         }
     }
@@ -179,7 +179,9 @@ impl Set {
             Kind::PortWays | Kind::AddressWays | Kind::AnswerWays | Kind::DirectWays => {
                 Some(shortcut::WAYS_LAST)
             }
-            Kind::PortTargets | Kind::Neighbours => Some(shortcut::TARGETS_LAST),
+            Kind::PortTargets | Kind::PortStations | Kind::AddressStations => {
+                Some(shortcut::TARGETS_LAST)
+            }
             _ => None,
         }
     }
@@ -235,10 +237,9 @@ impl Set {
             Kind::Hairpins => Key::AddressAddress,
             Kind::Clients => Key::Mac,
             Kind::Vips | Kind::VipPorts => Key::Mark,
-            Kind::PortWays | Kind::PortTargets => Key::PortWay,
-            Kind::AddressWays => Key::AddressWay,
+            Kind::PortWays | Kind::PortTargets | Kind::PortStations => Key::PortWay,
+            Kind::AddressWays | Kind::AddressStations => Key::AddressWay,
             Kind::AnswerWays | Kind::DirectWays => Key::AnswerWay,
-            Kind::Neighbours => Key::Address,
         }
     }
 }
@@ -271,7 +272,8 @@ impl fmt::Display for Set {
             Kind::AddressWays => "address-ways",
             Kind::AnswerWays => "answer-ways",
             Kind::DirectWays => "direct-ways",
-            Kind::Neighbours => "neighbours",
+            Kind::PortStations => "port-stations",
+            Kind::AddressStations => "address-stations",
         };
         match self.family {
             _ if SINGLE.contains(&self.kind) => f.write_str(name)?,
@@ -301,7 +303,7 @@ impl Element {
                 key.extend([number_of(protocol), 0, 0, 0]);
             }
             Key::AddressAddress => key.extend(octets(ip)),
-            Key::Address | Key::Mac | Key::Mark => {}
+            Key::Mac | Key::Mark => {}
             Key::PortWay | Key::AddressWay | Key::AnswerWay => {}
         }
         Self { set, key, data: Vec::new() }
@@ -362,5 +364,6 @@ const SINGLE: &[Kind] = &[
     Kind::AddressWays,
     Kind::AnswerWays,
     Kind::DirectWays,
-    Kind::Neighbours,
+    Kind::PortStations,
+    Kind::AddressStations,
 ];

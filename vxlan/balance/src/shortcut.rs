@@ -71,13 +71,15 @@ pub(crate) fn elements(Frontend { ip, protocol, port }: Frontend, mark: u32) -> 
 /// The chain of frames to the gateway, in the bridge.
 pub(crate) const REQUESTS: &str = "to-gateway";
 /// The rule for frames to stations that have asked the gateway before, in the bridge.
-pub(crate) const ANSWERS: &str = "meta protocol ip meta l4proto tcp jump short-answers";
+pub(crate) fn answered() -> String {
+    format!("{WHOLE} jump short-answers")
+}
 /// The rules for what stations send to backends themselves, in the bridge.
 pub(crate) fn direct() -> [String; 3] {
     [
-        format!("{GOES_ON} {REQUEST} @direct-ways accept"),
+        format!("{WHOLE} {GOES_ON} {REQUEST} @direct-ways accept"),
         format!("{BEGINS_OR_ENDS} delete @direct-ways {{ {REQUEST} }}"),
-        format!("meta protocol ip meta l4proto tcp meta mark set {DIRECT:#x}"),
+        format!("{WHOLE} meta mark set {DIRECT:#x}"),
     ]
 }
 
@@ -94,17 +96,27 @@ pub(crate) fn chains() -> Vec<Chain> {
 }
 
 fn requests() -> Vec<Chain> {
-    let send = "ether daddr set ip daddr map @neighbours";
+    // What is noted of another connection would not be replaced.
+    let end_port_way = [
+        format!("delete @port-ways {{ {PORT_WAY} : ip daddr }}"),
+        format!("delete @port-targets {{ {PORT_WAY} : tcp dport }}"),
+        format!("delete @port-stations {{ {PORT_WAY} : ether daddr }}"),
+    ];
+    let end_address_way = [
+        format!("delete @address-ways {{ {ADDRESS_WAY} : ip daddr }}"),
+        format!("delete @address-stations {{ {ADDRESS_WAY} : ether daddr }}"),
+    ];
     vec![
-        chain("end-port-way", [format!("delete @port-ways {{ {PORT_WAY} : ip daddr }}")]),
-        chain("end-address-way", [format!("delete @address-ways {{ {ADDRESS_WAY} : ip daddr }}")]),
+        chain("end-port-way", end_port_way),
+        chain("end-address-way", end_address_way),
         chain(
             "port-request",
             [
                 format!("{BEGINS_OR_ENDS} goto end-port-way"),
-                // All of it, or nothing.
+                // Whoever has the first has all of them.
                 format!(
-                    "ip daddr set {PORT_WAY} map @port-ways {send} \
+                    "ip daddr set {PORT_WAY} map @port-ways \
+                     ether daddr set {PORT_WAY} map @port-stations \
                      tcp dport set {PORT_WAY} map @port-targets meta mark set 0 accept"
                 ),
             ],
@@ -114,7 +126,8 @@ fn requests() -> Vec<Chain> {
             [
                 format!("{BEGINS_OR_ENDS} goto end-address-way"),
                 format!(
-                    "ip daddr set {ADDRESS_WAY} map @address-ways {send} meta mark set 0 accept"
+                    "ip daddr set {ADDRESS_WAY} map @address-ways \
+                     ether daddr set {ADDRESS_WAY} map @address-stations meta mark set 0 accept"
                 ),
             ],
         ),
@@ -131,7 +144,7 @@ fn requests() -> Vec<Chain> {
             [
                 // What comes from other hosts is for routers.
                 ELSEWHERE,
-                "meta protocol ip meta l4proto tcp jump short-requests",
+                &format!("{WHOLE} jump short-requests"),
                 // Whoever is sent something by a service has sent something to the gateway before.
                 "update @clients { ether saddr }",
             ],
@@ -141,15 +154,19 @@ fn requests() -> Vec<Chain> {
 
 fn answers() -> Vec<Chain> {
     let way = REQUEST;
+    let port_way = "ip daddr . tcp dport . meta mark";
+    // Where every port is a frontend's, it is the backend's, too.
+    let address_way = "ip daddr . tcp dport . meta mark . tcp sport";
     vec![
         chain(
             "end-answer-way",
             [
                 format!("meta mark set {way} map @answer-ways"),
-                "delete @port-ways { ip daddr . tcp dport . meta mark : ip saddr }".into(),
-                // Where every port is a frontend's, it is the backend's, too.
-                "delete @address-ways { ip daddr . tcp dport . meta mark . tcp sport : ip saddr }"
-                    .into(),
+                format!("delete @port-ways {{ {port_way} : ip saddr }}"),
+                format!("delete @port-targets {{ {port_way} : tcp sport }}"),
+                format!("delete @port-stations {{ {port_way} : ether saddr }}"),
+                format!("delete @address-ways {{ {address_way} : ip saddr }}"),
+                format!("delete @address-stations {{ {address_way} : ether saddr }}"),
                 format!("delete @answer-ways {{ {way} : meta mark }}"),
                 format!("delete @direct-ways {{ {ANSWERED} }}"),
                 "meta mark set 0".into(),
@@ -178,9 +195,10 @@ fn answers() -> Vec<Chain> {
 /// Takes the mark from packets of which the bridge shall not learn.
 fn sift() -> Chain {
     let rules = [
-        // From then on the connection table has to see everything.
-        "iifname \"br0\" oifname \"br0\" tcp flags & (fin | rst) != 0 \
-         ct mark set ct mark | 0x80000000"
+        // From then on the connection table has to see everything. What comes by routers has no ways,
+        // and its mark is not ours.
+        "tcp flags & (fin | rst) != 0 iifname \"br0\" oifname \"br0\" \
+         ct mark & 0x40000000 == 0 ct mark set ct mark | 0x80000000"
             .to_owned(),
         NOT_OURS.into(),
         format!("{GOES_ON} ct mark & 0x80000000 != 0 meta mark set 0"),
@@ -197,20 +215,19 @@ fn sift() -> Chain {
 fn learn() -> [Chain; 3] {
     let answer = format!("{ANSWERED} : meta mark");
     // What leads to something comes after it; nothing comes after what fails.
-    let note = format!(
-        "{GOES_ON} update @neighbours {{ ip daddr : ether daddr }} \
-         update @answer-ways {{ {answer} }}"
-    );
+    let note = format!("{GOES_ON} update @answer-ways {{ {answer} }}");
     let rules = [
         NOT_OURS.to_owned(),
         format!("meta mark {DIRECT:#x} goto learn-direct"),
         format!(
             "meta mark & {EVERY_PORT:#x} == 0 {note} \
              update @port-targets {{ {PORT_WAY} : tcp dport }} \
+             update @port-stations {{ {PORT_WAY} : ether daddr }} \
              update @port-ways {{ {PORT_WAY} : ip daddr }}"
         ),
         format!(
             "meta mark & {EVERY_PORT:#x} != 0 {note} \
+             update @address-stations {{ {ADDRESS_WAY} : ether daddr }} \
              update @address-ways {{ {ADDRESS_WAY} : ip daddr }}"
         ),
         format!("{BEGINS_OR_ENDS} jump end-ways"),
@@ -249,6 +266,8 @@ const ADDRESS_WAY: &str = "ip saddr . tcp sport . meta mark . tcp dport";
 const REQUEST: &str = "ip saddr . tcp sport . ip daddr . tcp dport";
 /// The request that a packet answers.
 const ANSWERED: &str = "ip daddr . tcp dport . ip saddr . tcp sport";
+/// The rest of a packet's fragments goes by the gateway, and so must the first.
+const WHOLE: &str = "ip protocol tcp ip frag-off & 0x3fff == 0";
 const GOES_ON: &str = "tcp flags & (fin | syn | rst) == 0";
 const BEGINS_OR_ENDS: &str = "tcp flags & (fin | syn | rst) != 0";
 /// Connections of fewer packets, of both directions together, are not worth a way.

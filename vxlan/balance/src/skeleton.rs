@@ -255,7 +255,7 @@ fn lift(gateway_mac: MacAddr) -> Vec<Chain> {
         format!("ether daddr {gateway_mac} goto {}", shortcut::REQUESTS),
         // Whoever was sent something by a service has sent something to the gateway before.
         "ether daddr != @clients goto requests".into(),
-        shortcut::ANSWERS.into(),
+        shortcut::answered(),
     ];
     for (ip, n) in FAMILIES {
         let address = format!("{ip} saddr . meta l4proto");
@@ -316,7 +316,6 @@ fn declaration(set: Set) -> String {
         Key::AddressProtocolPort => format!("type {address} . inet_proto . inet_service"),
         Key::AddressProtocol => format!("type {address} . inet_proto"),
         Key::AddressAddress => format!("type {address} . {address}"),
-        Key::Address => format!("type {address}"),
         Key::Mac => "type ether_addr".into(),
         Key::Mark => "type mark".into(),
         Key::PortWay => format!("{way} . mark"),

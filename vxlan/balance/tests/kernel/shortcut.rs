@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
 use weft_balance::{Counters, Frontend};
 use weft_model::Protocol;
@@ -6,7 +6,8 @@ use weft_vxlan::Namespace;
 
 use crate::{
     lab::{Lab, Service, VIPS, eventually, in_lab, ips, net, run},
-    talk::{Conversation, serve},
+    site::{Entrance, addresses, on_site},
+    talk::{Conversation, Silence, serve, throw_fragments},
 };
 
 /// Exchanges after which a connection has lasted.
@@ -121,30 +122,29 @@ fn a_connection_whose_way_is_forgotten_goes_by_the_gateway_and_gets_another_way(
 fn the_next_connection_of_the_same_ports_may_have_another_backend() {
     in_lab(&[1, 2, 11], async |lab| {
         for station in [2, 11] {
-            serve(station, lab.sandbox(station), 8080);
+            for port in [8080, 9090] {
+                serve(station, lab.sandbox(station), port);
+            }
         }
-        let client = lab.sandbox(1);
+        let (client, inside) = (lab.sandbox(1), lab.one.network_namespace());
         // After a second.
         run(client, "sysctl -qw net.ipv4.tcp_tw_reuse=1");
-        for port in KINDS {
-            let to = (VIPS[0], asked(port));
-            for backend in [2, 11, 2] {
-                lab.one.serve(&service(port, &[backend]).balance(1)).await;
-                eventually("the port may be used again", async || {
-                    match Conversation::start_from(client, 40_000, to) {
-                        Ok(mut conversation) => {
-                            assert_eq!(conversation.answer.station, backend);
-                            talk(&mut conversation, 100);
-                            conversation.close();
-                            Ok(())
-                        }
-                        Err(silence) => Err(format!("{port:?} {backend}: {silence:?}")),
-                    }
-                })
-                .await;
+        for (port, backends) in [
+            (Some(80), &[(2, 8080), (11, 8080), (11, 9090), (2, 9090), (2, 8080)][..]),
+            (None, &[(2, 8080), (11, 8080), (2, 8080)]),
+        ] {
+            for &(backend, target) in backends {
+                let service = Service { target: port.map(|_| target), ..service(port, &[backend]) };
+                lab.one.serve(&service.balance(1)).await;
+                let again = || Conversation::start_from(client, 40_000, (VIPS[0], asked(port)));
+                let mut conversation = at_last(again).await;
+                assert_eq!(conversation.answer.station, backend);
+                talk(&mut conversation, 100);
+                conversation.close();
                 let noted = run(
-                    &lab.one.network_namespace(),
-                    "for map in port-ways address-ways answer-ways; do
+                    &inside,
+                    "for map in port-ways port-targets port-stations address-ways \
+                         address-stations answer-ways; do
                          nft list map bridge weft-services $map
                      done",
                 );
@@ -152,6 +152,18 @@ fn the_next_connection_of_the_same_ports_may_have_another_backend() {
             }
         }
     });
+}
+
+/// Begins the conversation as soon as the client's port may be used again.
+async fn at_last(begin: impl Fn() -> Result<Conversation, Silence>) -> Conversation {
+    let begun = RefCell::new(None);
+    eventually("the port may be used again", async || {
+        let conversation = begin().map_err(|silence| format!("{silence:?}"))?;
+        begun.replace(Some(conversation));
+        Ok(())
+    })
+    .await;
+    begun.into_inner().expect("it has begun")
 }
 
 #[test]
@@ -221,5 +233,56 @@ fn a_connection_to_a_backend_itself_is_bridged_once_it_has_lasted() {
                 assert!(!noted.contains("elements"), "{noted}");
             }
         }
+    });
+}
+
+#[test]
+fn who_came_by_another_host_and_ends_first_hears_the_rest() {
+    on_site(async |site| {
+        site.open(&[Entrance::new(8080, &[2])]).await;
+        for ip in addresses(1) {
+            let mut conversation = Conversation::start(&site.client, (ip, 8080)).unwrap();
+            talk(&mut conversation, LASTED);
+            // The server's own end comes after the client's.
+            conversation.close();
+        }
+    });
+}
+
+#[test]
+fn all_fragments_of_a_packet_go_by_the_gateway() {
+    in_lab(&[1, 11], async |lab| {
+        serve(11, lab.sandbox(11), 8080);
+        lab.one.serve(&service(None, &[11]).balance(1)).await;
+        let (inside, there) = (lab.one.network_namespace(), lab.sandbox(11));
+        // Before they are put together again.
+        run(
+            there,
+            "nft add table ip seen
+             nft add chain ip seen prerouting '{ type filter hook prerouting priority -450; }'
+             nft add rule ip seen prerouting 'ip frag-off & 0x3fff != 0' counter",
+        );
+        let way = "{ 10.1.0.1 . 5555 . 10.1.0.11 . 8080 }";
+        run(&inside, &format!("nft add element bridge weft-services direct-ways '{way}'"));
+        throw_fragments(lab.sandbox(1), 5555, "10.1.0.11:8080".parse().unwrap(), 5);
+        eventually("both parts of five packets have come", async || {
+            let seen = run(there, "nft list chain ip seen prerouting");
+            if seen.contains("packets 10 ") { Ok(()) } else { Err(seen) }
+        })
+        .await;
+    });
+}
+
+#[test]
+fn the_connection_table_keeps_what_it_sees_little_of() {
+    in_lab(&[1], async |lab| {
+        let settings = "acct tcp_be_liberal tcp_ignore_invalid_rst tcp_timeout_max_retrans \
+                        tcp_timeout_unacknowledged tcp_timeout_established";
+        let found = run(
+            &lab.one.network_namespace(),
+            &format!("for s in {settings}; do sysctl -n net.netfilter.nf_conntrack_$s; done"),
+        );
+        let found: Vec<_> = found.split_whitespace().collect();
+        assert_eq!(found, ["1", "1", "1", "432000", "432000", "432000"]);
     });
 }

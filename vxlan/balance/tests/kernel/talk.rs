@@ -2,12 +2,14 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{
+        IpAddr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket,
+    },
     thread,
     time::Duration,
 };
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol as Protocol4, Socket, Type};
 use weft_model::Protocol;
 use weft_vxlan::{Namespace, NamespaceError};
 
@@ -195,6 +197,37 @@ fn bound(kind: Type, source: u16, to: SocketAddr) -> io::Result<Socket> {
     socket.bind(&SocketAddr::new(any, source).into())?;
     Ok(socket)
 }
+
+/// Sends packets of TCP, each in two fragments, from `port` of the sandbox's address.
+pub(crate) fn throw_fragments(sandbox: &Namespace, port: u16, to: SocketAddrV4, packets: u16) {
+    let segment = |offset: usize| {
+        // Sequence and acknowledgement, five words, ACK; no checksum.
+        let mut bytes = [port.to_be_bytes(), to.port().to_be_bytes()].concat();
+        bytes.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 4, 0, 0, 0, 0, 0]);
+        bytes.resize(1024, b'x');
+        bytes[offset..offset + 512].to_vec()
+    };
+    let throw = || {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol4::from(IPPROTO_RAW)))?;
+        for id in 0..packets {
+            for (offset, more) in [(0, 0x2000), (512, 0)] {
+                let place = u16::try_from(offset / 8).unwrap() | more;
+                // The kernel fills in length, checksum and source.
+                let mut packet = vec![0x45, 0, 0, 0];
+                packet.extend((id + 1).to_be_bytes());
+                packet.extend(place.to_be_bytes());
+                packet.extend([64, 6, 0, 0, 0, 0, 0, 0]);
+                packet.extend(to.ip().octets());
+                packet.extend(segment(offset));
+                socket.send_to(&packet, &SocketAddr::from(to).into())?;
+            }
+        }
+        Ok::<_, Failed>(())
+    };
+    sandbox.run(throw).unwrap();
+}
+
+const IPPROTO_RAW: i32 = 255;
 
 fn parse(answer: &[u8]) -> Answer {
     // What follows the line may be anything.

@@ -216,6 +216,32 @@ fn ports_outlive_the_agent_and_end_with_what_a_killed_daemon_lost() -> anyhow::R
 }
 
 #[test]
+fn ports_of_containers_that_outlive_their_daemon_stay_and_end_with_them() -> anyhow::Result<()> {
+    let (lab, dockers) = hosts(1)?;
+    let [docker] = &dockers[..] else { unreachable!() };
+    let at = SocketAddr::new(docker.host().address(), 8080);
+    docker.stop_daemon("TERM")?;
+    docker.start_daemon(&["--live-restore"])?;
+    docker.container("web", "--network out -p 8080:7000")?;
+    let served = echo(docker, "web")?;
+    reached(&lab, By::Tcp, at, "web")?;
+    docker.stop_daemon("KILL")?;
+    By::Tcp.ask(&lab.underlay_namespace(), at).context("while the daemon is away")?;
+    docker.host().stop_agent(Stop::Killed)?;
+    docker.host().start_agent()?;
+    docker.start_daemon(&["--live-restore"])?;
+    ensure!(reached(&lab, By::Tcp, at, "web")? == lab.router(), "the client is hidden");
+    refused(docker, "run --rm --network out -p 8080:7000 weft-test true", &["container web"])?;
+    drop(served);
+    docker.run("rm -f web")?;
+    docker.container("next", "--network out -p 8080:7000")?;
+    let _served = echo(docker, "next")?;
+    reached(&lab, By::Tcp, at, "next")?;
+    lab.finish();
+    Ok(())
+}
+
+#[test]
 fn ports_follow_the_network_that_leads_out() -> anyhow::Result<()> {
     let (lab, dockers) = hosts(1)?;
     let [docker] = &dockers[..] else { unreachable!() };

@@ -152,9 +152,12 @@ fn a_port_that_is_taken_is_refused_with_who_has_it_and_nothing_starts() -> anyho
         docker.run("rm late")?;
     }
     // None of two that were asked for together was opened.
-    docker.container("late", "--network out -p 8084:7000 -p 8086:7000")?;
+    docker.container("late", "--network out -p 8084:7000 -p 8086:7000 -p 8080-8089:7001")?;
     let _served = echo(docker, "late")?;
     reached(&lab, By::Tcp, SocketAddr::new(host.address(), 8084), "late")?;
+    // Of a range the first that nobody has, nor the container itself.
+    let shown = host.weft("port late 7001")?.ok()?;
+    ensure!(shown.starts_with("0.0.0.0:8085"), "{shown}");
     // A container that was refused starts when the port is free.
     docker.run("create --init --name waits --network out -p 8080:7000 weft-test sleep 1000000")?;
     refused(docker, "start waits", &["container web of network out"])?;

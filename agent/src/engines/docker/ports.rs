@@ -15,7 +15,8 @@ use crate::{
 /// Where they are among the options of a container.
 const PORT_MAP: &str = "com.docker.network.portmap";
 
-/// Reads the ports that shall lead to a container.
+/// Reads the ports that shall lead to a container: first those of one number, then those of a few,
+/// so that none is given away that another needs. Docker has no order of its own.
 ///
 /// # Errors
 ///
@@ -25,7 +26,18 @@ pub(super) fn requests(options: &BTreeMap<String, Value>) -> Result<Vec<PortRequ
     let bindings = Option::<Vec<PortBinding>>::deserialize(value).map_err(|error| {
         Refusal::field("options", format!("{PORT_MAP}={value} does not fit: {error}"))
     })?;
-    bindings.unwrap_or_default().iter().map(request).collect()
+    let requests = bindings.unwrap_or_default();
+    let mut requests = requests.iter().map(request).collect::<Result<Vec<_>, _>>()?;
+    requests.sort_by_key(choice);
+    Ok(requests)
+}
+
+/// How many ports of the host beside the first will do.
+fn choice(request: &PortRequest) -> u16 {
+    match request.host_port {
+        Some(first) => request.host_port_last.unwrap_or(first).saturating_sub(first),
+        None => u16::MAX,
+    }
 }
 
 fn request(binding: &PortBinding) -> Result<PortRequest, Refusal> {
@@ -63,14 +75,14 @@ mod tests {
     }
 
     #[test]
-    fn what_docker_sends_for_a_port_is_read() {
+    fn what_docker_sends_for_ports_is_read_with_those_first_that_leave_no_choice() {
         let asked = read(json!([
             {"Proto": 6, "IP": "", "Port": 80, "HostIP": "", "HostPort": 8090, "HostPortEnd": 8090},
             {"Proto": 17, "IP": "", "Port": 53, "HostIP": "127.0.0.1", "HostPort": 0, "HostPortEnd": 0},
             {"Proto": 6, "IP": "", "Port": 81, "HostIP": "", "HostPort": 9000, "HostPortEnd": 9009},
         ]))
         .unwrap();
-        let [fixed, any, range] = &asked[..] else { panic!("{asked:?}") };
+        let [fixed, range, any] = &asked[..] else { panic!("{asked:?}") };
         assert_eq!((fixed.host_ip, fixed.host_port, fixed.container_port), (None, Some(8090), 80));
         assert_eq!((any.host_ip, any.host_port), (Some([127, 0, 0, 1].into()), None));
         assert_eq!((any.protocol, any.host_port_last), (Protocol::Udp, None));

@@ -24,8 +24,8 @@ test: deps engine-deps web-deps build ## All tests: pure, simulated, kernel and 
 test-engines-next: deps engine-deps build ## The drivers with Docker and podman of Debian 13, fetched once (700 MB)
 	testbed/engines-tree target/engines/trixie
 	WEFT_ENGINES_TREE=$(CURDIR)/target/engines/trixie/tree RUST_BACKTRACE=0 \
-	$(CARGO) test -p weft-testbed --test docker --test docker_options --test docker_crashes \
-		--test docker_swarm --test compose -- --test-threads=1
+	$(CARGO) test -p weft-testbed --test docker --test docker_options --test docker_ports --test docker_health \
+		--test docker_crashes --test docker_swarm --test compose -- --test-threads=1
 	WEFT_ENGINES_TREE=$(CURDIR)/target/engines/trixie/tree RUST_BACKTRACE=0 \
 	$(CARGO) test -p weft-testbed --test podman -- --test-threads=1 --ignored
 

@@ -71,11 +71,22 @@ fn what_podman_5_4_sent_attaches_a_container_that_others_find() -> anyhow::Resul
     ensure!(networks[1]["id"].is_null(), "{networks}");
     ensure!(networks[0]["pools"][0]["subnet"] == "10.93.0.0/24", "{networks}");
 
-    // It was called with a published port, which weft has no way for.
+    // It was called with a published port, and nobody had said who publishes it.
     let (a, b) = (["setup", "/run/netns/a"], ["setup", "/run/netns/b"]);
-    refused(host, &a, &setup, &["port_mappings", "8077", "ports=elsewhere"])?;
-    setup["port_mappings"] = json!([]);
+    refused(host, &a, &setup, &["port_mappings", "8077", "ports=here", "ports=elsewhere"])?;
+    setup["network"]["options"]["ports"] = json!("elsewhere");
+    ok(host, &a, &setup)?;
+    ensure!(host.weft("port nv1")?.ok()?.is_empty(), "weft publishes what others do");
+    setup["network"]["options"]["ports"] = json!("here");
     let answer = ok(host, &a, &setup)?;
+    let shown = host.weft("port nv1 80")?.ok()?;
+    ensure!(shown.contains("0.0.0.0:8077"), "{shown}");
+    let mut taken = setup.clone();
+    taken["container_id"] = json!("fedcba9876543210");
+    taken["container_name"] = json!("nv3");
+    taken["network_options"]["static_ips"] = Value::Null;
+    refused(host, &b, &taken, &["8077", "container nv1 of network shop"])?;
+    setup["port_mappings"] = json!([]);
     let made = &answer["interfaces"]["eth0"];
     ensure!(
         made["subnets"] == json!([{"ipnet": "10.93.0.2/24", "gateway": "10.93.0.1"}]),

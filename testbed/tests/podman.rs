@@ -27,6 +27,22 @@ fn resolves(podman: &Podman, container: &str, name: &str) -> anyhow::Result<IpAd
     found.first().copied().context("no address")
 }
 
+/// Waits until a web server answers at a port of the first host, to each host.
+fn answers(lab: &Lab, port: u16) -> anyhow::Result<()> {
+    let ask = format!(
+        "exec 3<>/dev/tcp/10.99.0.11/{port}
+         printf 'GET /nsswitch.conf HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+    );
+    for from in lab.hosts() {
+        eventually(SOON, &format!("port {port} answers to {}", from.name()), || {
+            let said = from.exec(&["timeout", "1", "bash", "-ec", &ask])?.ok()?;
+            ensure!(said.contains("200 OK"), "{said}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 #[test]
 fn podmans_containers_find_and_reach_each_other_across_hosts() -> anyhow::Result<()> {
     let (lab, podmans) = podmans(2)?;
@@ -64,7 +80,7 @@ fn podmans_containers_find_and_reach_each_other_across_hosts() -> anyhow::Result
 
     // What cannot be done is said, and leaves nothing.
     for (options, word) in [
-        ("--network app -p 8099:80", "portMappings"),
+        ("--network app -p 8099:80/sctp", "80/sctp"),
         ("--network app --ip 10.40.0.77", "10.40.0.77"),
         ("--network app --mac-address 02:11:22:33:44:55", "02:11:22:33:44:55"),
     ] {
@@ -88,21 +104,24 @@ fn a_published_port_and_a_name_lead_to_one_container() -> anyhow::Result<()> {
     let [one, two] = &podmans[..] else { unreachable!() };
     let serve = "busybox httpd -f -p 80 -h /etc";
     one.try_container("web", "--network app-ports -p 8088:80", serve)?.ok()?;
+    one.try_container("direct", "--network app -p 8089:80", serve)?.ok()?;
     two.container("client", "--network app")?;
-    let ask = "exec 3<>/dev/tcp/10.99.0.11/8088
-               printf 'GET /nsswitch.conf HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
-    for from in lab.hosts() {
-        eventually(SOON, &format!("port 8088 answers to {}", from.name()), || {
-            let said = from.exec(&["timeout", "1", "bash", "-ec", ask])?.ok()?;
-            ensure!(said.contains("200 OK"), "{said}");
-            Ok(())
-        })?;
+    for port in [8088, 8089] {
+        answers(&lab, port)?;
     }
+    one.try_container("late", "--network app -p 8089:80", "true")?
+        .refused(126, &["8089", "container direct of network app"])?;
+    one.run("rm -f late")?;
+    one.run("restart -t 0 direct")?;
+    answers(&lab, 8089)?;
     resolves(two, "client", "web")?;
     two.ping("client", "web")?;
     resolves(one, "web", "client")?;
-    one.run("rm -f -t 0 web")?;
+    one.run("rm -f -t 0 web direct")?;
     two.loses("client", "web")?;
+    one.try_container("late", "--network app -p 8089:80", serve)?.ok()?;
+    answers(&lab, 8089)?;
+    one.run("rm -f -t 0 late")?;
     two.run("rm -f -t 0 client")?;
     one.leaves_nothing()?;
     lab.finish();
@@ -149,12 +168,24 @@ fn netavarks_containers_find_and_reach_each_other_across_hosts() -> anyhow::Resu
     eventually(SOON, "c1 answers after its restart", || two.ping("c2", "c1"))?;
 
     for (options, word) in [
-        ("--network app -p 8099:80", "ports=elsewhere"),
+        ("--network app -p 8099:80", "ports=here"),
         ("--network app --mac-address 02:11:22:33:44:55", "02:11:22:33:44:55"),
     ] {
         one.try_container("bad", options, "true")?.refused(126, &[word])?;
         one.run("rm -f bad")?;
     }
+    // Ports are published by whom the network's options say.
+    one.run("network create -d weft -o weft.network=app -o ports=here open")?;
+    let serve = "busybox httpd -f -p 80 -h /etc";
+    one.try_container("web", "--network open -p 8088:80", serve)?.ok()?;
+    answers(&lab, 8088)?;
+    one.try_container("bad", "--network open -p 8088:80", "true")?
+        .refused(126, &["8088", "container web of network app"])?;
+    one.run("rm -f -t 0 bad web")?;
+    one.try_container("web", "--network open -p 8088:80", serve)?.ok()?;
+    answers(&lab, 8088)?;
+    one.run("rm -f -t 0 web")?;
+
     one.run("rm -f -t 0 c1 s1")?;
     two.loses("c2", "c1")?;
     two.run("rm -f -t 0 c2 s2")?;

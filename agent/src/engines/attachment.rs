@@ -51,6 +51,20 @@ impl AttachmentKey {
         Ok(found)
     }
 
+    /// The endpoints of this host that stand for the same container's other attachments by its engine.
+    ///
+    /// # Errors
+    ///
+    /// The agent does not answer.
+    pub(crate) async fn beside(&self, agent: &Client) -> Result<Vec<EndpointStatus>, ClientError> {
+        let mut found = here(agent, CONTAINER, &self.container).await?;
+        found.retain(|endpoint| {
+            let engine = endpoint.labels.get(ENGINE).is_some_and(|engine| engine == self.engine);
+            engine && !self.is_of(&endpoint.labels)
+        });
+        Ok(found)
+    }
+
     /// Takes the attachment away. Succeeds where there is none.
     ///
     /// # Errors

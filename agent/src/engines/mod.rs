@@ -5,6 +5,7 @@ pub mod cni;
 pub mod docker;
 mod input;
 mod interior;
+mod mapping;
 mod naming;
 pub mod podman;
 mod wanted;

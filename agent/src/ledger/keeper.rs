@@ -19,6 +19,7 @@ use super::{
     Command, Snapshot, Snapshots, Verdicts,
     balance::Balancing,
     book::{Book, BookError, BookFile},
+    opening::PortChange,
     ports::{Finished, KernelWork, Release},
     waiting::{Answer, Waiting},
 };
@@ -108,6 +109,8 @@ pub struct Keeper {
     pub(super) doomed: BTreeSet<EndpointId>,
     /// Answers to give once the others have been told.
     pub(super) answers: Vec<Answer>,
+    /// Changes of endpoints' ports that the kernel is yet to take over.
+    pub(super) port_changes: Vec<PortChange>,
     /// Interfaces that are being tried out for networks to come.
     pub(super) tried: Vec<InterfaceName>,
     /// Those that networks were last known to be on.
@@ -185,6 +188,7 @@ impl Keeper {
             exposed: None,
             doomed: BTreeSet::new(),
             answers: Vec::new(),
+            port_changes: Vec::new(),
             tried: Vec::new(),
             parents: None,
             spaces,
@@ -250,7 +254,7 @@ impl Keeper {
                 Wake::Node | Wake::Verdicts => {}
                 Wake::Balance => {
                     self.project_names();
-                    if !self.acknowledge() {
+                    if !self.acknowledge() && self.port_changes.is_empty() {
                         continue;
                     }
                 }
@@ -284,6 +288,9 @@ impl Keeper {
             Command::Drain { target, draining, reply } => {
                 let _ = reply.send(self.drain(&target, draining));
             }
+            Command::Ports(endpoint, requests, reply) => {
+                self.change_ports(endpoint, requests, reply);
+            }
             Command::Service(order, reply) => self.admit_order(order, reply),
             Command::Expose { network, addresses, reply } => self.expose(network, addresses, reply),
             Command::Hide { network, reply } => self.hide(&network, reply),
@@ -305,6 +312,7 @@ impl Keeper {
         let (at, in_warm_up) = self.settled;
         in_warm_up
             || !(self.waiting.is_empty() && self.starts.is_empty())
+            || !self.port_changes.is_empty()
             || self.has_spare_vips()
             || self.released
             || at.elapsed() >= LONGEST_REST
@@ -327,7 +335,8 @@ impl Keeper {
             self.project();
             let told = self.publish().await;
             // What is wanted now may be what the kernel has.
-            if !self.acknowledge() && !told && !self.released {
+            let given_up = self.answer_port_changes();
+            if !self.acknowledge() && !told && !self.released && !given_up {
                 break;
             }
         }

@@ -11,6 +11,7 @@ mod keeper;
 mod macvlan;
 mod names;
 mod networks;
+mod opening;
 mod ports;
 mod published;
 mod repeated;
@@ -40,7 +41,7 @@ pub use self::{
     spaces::{restore_spaces, timing},
 };
 use crate::{
-    api::types::{Attach, CreateNetwork, SpaceStatus},
+    api::types::{Attach, CreateNetwork, PortRequest, PublishedPort, SpaceStatus},
     bulk::{label_bytes, refuse_bulk},
     cluster::Cluster,
     refusal::{Refusal, RefusalKind},
@@ -116,6 +117,7 @@ pub(crate) enum Command {
     Describe(EndpointId, Description, Reply<()>),
     Detach { endpoint: String, network: Option<String>, reply: Reply<()> },
     Drain { target: DrainTarget, draining: bool, reply: Reply<BTreeSet<EndpointId>> },
+    Ports(EndpointId, Option<Vec<PortRequest>>, Reply<Vec<PublishedPort>>),
     Service(ServiceOrder, Reply<ServiceKey>),
     Expose { network: String, addresses: Vec<IpAddr>, reply: Reply<EndpointId> },
     Hide { network: String, reply: Reply<()> },
@@ -174,6 +176,23 @@ impl Ledger {
     /// Detaches an endpoint of this host, by name or id.
     pub async fn detach(&self, endpoint: String, network: Option<String>) -> Result<(), Refusal> {
         self.ask(|reply| Command::Detach { endpoint, network, reply }).await
+    }
+
+    /// Takes note that an engine leads a container's default route through an endpoint, and opens
+    /// ports of this host for it in place of those that it has; all or none. On return the kernel
+    /// has them, and disk too.
+    pub async fn open_ports(
+        &self,
+        endpoint: EndpointId,
+        requests: Vec<PortRequest>,
+    ) -> Result<Vec<PublishedPort>, Refusal> {
+        self.ask(|reply| Command::Ports(endpoint, Some(requests), reply)).await
+    }
+
+    /// Takes note that an engine leads a container's default route elsewhere, and closes the
+    /// endpoint's ports. On return others may have them.
+    pub async fn close_ports(&self, endpoint: EndpointId) -> Result<(), Refusal> {
+        self.ask(|reply| Command::Ports(endpoint, None, reply)).await.map(drop)
     }
 
     /// Declares, changes or removes a service; on return all hosts that are heard know.

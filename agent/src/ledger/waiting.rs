@@ -17,7 +17,10 @@ use super::{
     ports::{KernelWork, Release},
     survey::Survey,
 };
-use crate::refusal::{Refusal, RefusalKind};
+use crate::{
+    api::types::{PortRequest, PublishedPort},
+    refusal::{Refusal, RefusalKind},
+};
 
 /// A request that is not met yet.
 pub(super) struct Waiting {
@@ -43,6 +46,12 @@ pub(super) enum Errand {
         order: Box<ServiceOrder>,
         reply: Reply<ServiceKey>,
     },
+    /// Ports for an endpoint that is attached.
+    Ports {
+        endpoint: EndpointId,
+        requests: Vec<PortRequest>,
+        reply: Reply<Vec<PublishedPort>>,
+    },
 }
 
 impl Errand {
@@ -52,6 +61,7 @@ impl Errand {
             Self::Attach { reply, .. } => reply.is_closed(),
             Self::Reserve { reply, .. } => reply.is_closed(),
             Self::Service { reply, .. } => reply.is_closed(),
+            Self::Ports { reply, .. } => reply.is_closed(),
         }
     }
 
@@ -60,6 +70,7 @@ impl Errand {
             Self::Attach { reply, .. } => drop(reply.send(Err(refusal))),
             Self::Reserve { reply, .. } => drop(reply.send(Err(refusal))),
             Self::Service { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::Ports { reply, .. } => drop(reply.send(Err(refusal))),
         }
     }
 }
@@ -216,6 +227,15 @@ impl Keeper {
                 }
                 Err(obstacle) => Err((Errand::Service { order, reply }, obstacle)),
             },
+            Errand::Ports { endpoint, requests, reply } => {
+                match self.grant_ports(endpoint, &requests, survey) {
+                    Ok(network) => {
+                        self.await_ports(endpoint, network, reply);
+                        Ok(())
+                    }
+                    Err(obstacle) => Err((Errand::Ports { endpoint, requests, reply }, obstacle)),
+                }
+            }
         }
     }
 }

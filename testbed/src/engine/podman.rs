@@ -81,9 +81,11 @@ impl Podman {
 
     /// Writes the configuration and imports the image.
     fn furnish(&self, lab: &Lab, network: &str) -> anyhow::Result<()> {
-        // Locks in files: those in shared memory would be of all hosts, and outlive them.
+        // Locks in files: those in shared memory would be of all hosts, and outlive them. Ports are
+        // kept from others by weft, where it publishes them.
         let conf = format!(
-            "[containers]\nlog_driver = \"k8s-file\"\n[engine]\nlock_type = \"file\"\n\
+            "[containers]\nlog_driver = \"k8s-file\"\n\
+             [engine]\nlock_type = \"file\"\nenable_port_reservation = false\n\
              [network]\n{network}\n"
         );
         let dir = self.dir();

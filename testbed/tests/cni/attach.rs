@@ -104,7 +104,7 @@ fn what_is_asked_for_in_any_way_is_given_and_what_cannot_be_is_named() -> anyhow
         conf
     };
     let runtime = |key: &str, value: Value| with("runtimeConfig", json!({key: value}));
-    let mapping = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let mapping = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "sctp"}]);
     let cases: &[(Value, &str, u64, &str)] = &[
         (conf("9.0.0", "app"), "", 1, "9.0.0"),
         (json!({"name": "app", "type": "weft-cni"}), "", 1, "cniVersion"),
@@ -144,7 +144,7 @@ fn what_is_asked_for_in_any_way_is_given_and_what_cannot_be_is_named() -> anyhow
     host.sh("ip -n d link add eth0 type bridge")?;
     Call::new(host, "ADD", &plain, "d").refused(4, "eth0")?;
     refused_before_the_agent_is_asked(host)?;
-    ensure!(own(host)? == before, "a refused call left an endpoint");
+    ensure!(own(host)? == before, "a refused call left an endpoint: {}", host.weft("ps")?);
     ensure!(in_namespace(host, "d", "ip -o link")?.lines().count() == 2, "a link is left");
     lab.finish();
     Ok(())

@@ -5,6 +5,7 @@ mod call;
 mod chain;
 mod leftovers;
 mod networks;
+mod ports;
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     path::{Path, PathBuf},
+    slice,
 };
 
 use serde_json::Value;
@@ -18,11 +19,12 @@ use super::{
 use crate::{
     api::{
         client::{Client, ClientError},
-        types::{Attach, Attached, NetworkState, NetworkStatus, Sandbox, Status},
+        types::{Attach, Attached, NetworkState, NetworkStatus, PortRequest, Sandbox, Status},
     },
     engines::{
         attachment::{AttachmentKey, attachments_of, detach},
         interior::Interior,
+        mapping::without_those_of,
         naming::Names,
         wanted::WantedError,
     },
@@ -54,7 +56,7 @@ impl Plugin {
         let before = self.conf.prev_result.as_ref().map(CniResult::parse).transpose()?;
         let before = before.unwrap_or_default();
         let interior = Interior::read(&netns)?;
-        let request = self.request(&container, &netns, &args)?;
+        let request = self.request(&container, &netns, &args).await?;
         let ifname = self.ifname(&container);
         let attached = match self.left_behind(&container, &interior, &request).await? {
             Some(attached) => attached,
@@ -116,7 +118,18 @@ impl Plugin {
             .attached(endpoint.id)
             .await?
             .ok_or_else(|| changed(format!("{} was detached a moment ago", container.ifname)))?;
-        compare(&prev, &attached, &interior, self.ifname(&container)).map_err(changed)
+        compare(&prev, &attached, &interior, self.ifname(&container)).map_err(changed)?;
+        let wanted = self.ports(&container).await?;
+        match without_those_of(wanted, slice::from_ref(endpoint)).first() {
+            None => Ok(()),
+            Some(PortRequest { host_port, container_port, protocol, .. }) => {
+                let host_port = host_port.unwrap_or_default();
+                Err(changed(format!(
+                    "port {host_port}/{protocol} of the host does not lead to port {container_port} of {} any more",
+                    container.ifname
+                )))
+            }
+        }
     }
 
     /// Detaches what this plugin attached to the network, but for what the runtime still has.
@@ -176,7 +189,12 @@ impl Plugin {
         self.conf.ifname.as_deref().unwrap_or(&container.ifname)
     }
 
-    fn request(&self, container: &Container, netns: &Path, args: &Args) -> Result<Attach, Failure> {
+    async fn request(
+        &self,
+        container: &Container,
+        netns: &Path,
+        args: &Args,
+    ) -> Result<Attach, Failure> {
         let names = names(&self.conf, container, args)?;
         let addresses: Vec<IpAddr> = match self.conf.ips.is_empty() {
             true => args.ips.clone(),
@@ -194,8 +212,17 @@ impl Plugin {
             gateway_priority: self.conf.gateway_priority,
             service: names.service,
             labels: self.key(container).labels(),
-            ports: Vec::new(),
+            ports: self.ports(container).await?,
         })
+    }
+
+    /// The ports that shall lead to a container on this network.
+    async fn ports(&self, container: &Container) -> Result<Vec<PortRequest>, Failure> {
+        if self.conf.ports.is_empty() {
+            return Ok(Vec::new());
+        }
+        let beside = self.key(container).beside(&self.agent).await?;
+        Ok(without_those_of(self.conf.ports.clone(), &beside))
     }
 
     /// Finds what an earlier call for the same container has left, if it is what is asked for.
@@ -275,6 +302,8 @@ fn is_asked_for(attached: &Attached, request: &Attach, interior: &Interior) -> b
             || endpoint.network_id.to_string().starts_with(&request.network))
         && request.addresses.iter().all(has)
         && request.mac.is_none_or(|mac| mac == endpoint.mac)
+        && request.ports.len() == endpoint.ports.len()
+        && without_those_of(request.ports.clone(), slice::from_ref(endpoint)).is_empty()
 }
 
 /// The families in which the container's default route leads through the endpoint.

@@ -12,7 +12,14 @@ use super::{
     result::Dns,
     version::SpecVersion,
 };
-use crate::{config, engines::wanted::WantedNetwork};
+use crate::{
+    api::types::PortRequest,
+    config,
+    engines::{
+        mapping::{MappingError, PortMapping},
+        wanted::WantedNetwork,
+    },
+};
 
 /// What one network wants of this plugin.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +41,8 @@ pub(super) struct Conf {
     pub(super) aliases: Vec<String>,
     pub(super) ips: Vec<IpAddr>,
     pub(super) mac: Option<MacAddr>,
+    /// Those of the host that shall lead to the container.
+    pub(super) ports: Vec<PortRequest>,
     pub(super) prev_result: Option<Value>,
     /// Each a container's id and an interface; absent where the runtime gave no list.
     pub(super) valid: Option<Vec<(String, String)>>,
@@ -73,8 +82,19 @@ struct RuntimeConfig {
     aliases: BTreeMap<String, Vec<String>>,
     ips: Vec<String>,
     mac: Option<MacAddr>,
-    port_mappings: Value,
+    port_mappings: Option<Vec<PortMapped>>,
     bandwidth: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PortMapped {
+    host_port: u16,
+    container_port: u16,
+    #[serde(default)]
+    protocol: String,
+    #[serde(rename = "hostIP", default)]
+    host_ip: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -158,8 +178,7 @@ impl Conf {
         refuse_foreign(&json)?;
         let raw: Raw = serde_path_to_error::deserialize(Value::Object(json.clone()))
             .map_err(|error| wrong(format!("{} does not fit: {}", error.path(), error.inner())))?;
-        refuse_capability("portMappings", &raw.runtime_config.port_mappings)?;
-        refuse_capability("bandwidth", &raw.runtime_config.bandwidth)?;
+        refuse_bandwidth(&raw.runtime_config.bandwidth)?;
         let valid = json.get(VALID).map(valid_attachments).transpose()?;
         let prev_result = json.get("prevResult").filter(|prev| !prev.is_null()).cloned();
         raw.into_conf(version, name, prev_result, valid)
@@ -174,7 +193,11 @@ impl Raw {
         prev_result: Option<Value>,
         valid: Option<Vec<(String, String)>>,
     ) -> Result<Conf, Failure> {
-        let RuntimeConfig { mut aliases, ips, mac, .. } = self.runtime_config;
+        let RuntimeConfig { mut aliases, ips, mac, port_mappings, .. } = self.runtime_config;
+        let mut ports = Vec::new();
+        for mapped in port_mappings.into_iter().flatten() {
+            ports.extend(mapped.requests()?);
+        }
         let ifname = self.ifname.map(|name| interface_name("ifname", name)).transpose();
         let ifname = ifname.map_err(|Failure { message, .. }| wrong(message))?;
         let asked = [("runtimeConfig.ips", ips), ("args.cni.ips", self.args.cni.ips)];
@@ -210,6 +233,7 @@ impl Raw {
             aliases: aliases.remove(&name).unwrap_or_default(),
             ips: addresses,
             mac: mac.or(self.args.cni.mac),
+            ports,
             prev_result,
             valid,
             name,
@@ -235,19 +259,32 @@ fn refuse_foreign(json: &Map<String, Value>) -> Result<(), Failure> {
     }
 }
 
-fn refuse_capability(key: &str, value: &Value) -> Result<(), Failure> {
+fn refuse_bandwidth(value: &Value) -> Result<(), Failure> {
     let empty = match value {
         Value::Null => true,
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.is_empty(),
         Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     };
-    let plugin = if key == "portMappings" { "portmap" } else { key };
     match empty {
         true => Ok(()),
         false => Err(unsupported(format!(
-            "runtimeConfig.{key}: {value} is not supported: declare the capability with the plugin {plugin}, after weft-cni, and not here"
+            "runtimeConfig.bandwidth: {value} is not supported: declare the capability with the plugin bandwidth, after weft-cni, and not here"
         ))),
+    }
+}
+
+impl PortMapped {
+    fn requests(self) -> Result<Vec<PortRequest>, Failure> {
+        let Self { host_port, container_port, protocol, host_ip } = self;
+        let mapping = PortMapping { host_ip, host_port, container_port, protocol, count: 1 };
+        mapping.requests().map_err(|error| {
+            let message = format!("runtimeConfig.portMappings: {error}");
+            match error {
+                MappingError::Protocol { .. } => unsupported(message),
+                MappingError::Address(_) | MappingError::Beyond { .. } => wrong(message),
+            }
+        })
     }
 }
 
@@ -308,7 +345,11 @@ mod tests {
             "capabilities": {"aliases": true, "portMappings": true},
             "runtimeConfig": {
                 "aliases": {"app": ["al1"], "other": ["al2"]}, "ips": ["10.5.0.9/24"],
-                "mac": "02:00:00:00:00:01", "portMappings": [],
+                "mac": "02:00:00:00:00:01",
+                "portMappings": [
+                    {"hostPort": 8080, "containerPort": 80},
+                    {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "127.0.0.1"},
+                ],
             },
             "args": {"cni": {"ips": ["10.5.0.9"]}},
         }))
@@ -317,6 +358,10 @@ mod tests {
         assert_eq!(conf.ips, ["10.5.0.9".parse::<IpAddr>().unwrap()]);
         assert_eq!(conf.network.name, "shop");
         assert_eq!(conf.network.subnets.len(), 1);
+        let ports: Vec<_> =
+            conf.ports.iter().map(|port| (port.host_port, port.container_port)).collect();
+        assert_eq!(ports, [(Some(8080), 80), (Some(53), 5353)]);
+        assert!(with(json!({"runtimeConfig": {"portMappings": null}})).unwrap().ports.is_empty());
         assert_eq!(conf.default_gateway, Some(false));
         assert_eq!(conf.valid, Some(vec![("a".into(), "eth0".into())]));
         assert!(
@@ -336,7 +381,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_followed_is_refused_by_name_and_code() {
-        let mapping = json!([{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]);
+        let mapping = |key: &str, value: Value| {
+            let mut mapping = json!({"hostPort": 80, "containerPort": 80, "protocol": "tcp"});
+            mapping[key] = value;
+            json!({"runtimeConfig": {"portMappings": [mapping]}})
+        };
         for (more, code, word) in [
             (json!({"cniVersion": "2.0.0"}), Code::Version, "2.0.0"),
             (json!({"cniVersion": "0.2.0"}), Code::Version, "0.3.1"),
@@ -345,11 +394,9 @@ mod tests {
             (json!({"name": "a b"}), Code::Configuration, "a b"),
             (json!({"colour": "red"}), Code::UnsupportedField, "colour: \"red\""),
             (json!({"ipam": {"type": "host-local"}}), Code::UnsupportedField, "host-local"),
-            (
-                json!({"runtimeConfig": {"portMappings": mapping}}),
-                Code::UnsupportedField,
-                "portmap",
-            ),
+            (mapping("protocol", json!("sctp")), Code::UnsupportedField, "80/sctp"),
+            (mapping("hostIP", json!("lo")), Code::Configuration, "lo"),
+            (mapping("hostPort", json!(70000)), Code::Configuration, "portMappings[0].hostPort"),
             (
                 json!({"runtimeConfig": {"bandwidth": {"ingressRate": 1}}}),
                 Code::UnsupportedField,

@@ -31,7 +31,7 @@ pub(super) enum Code {
     TryAgain = 11,
     NotAvailable = 50,
     LimitedConnectivity = 51,
-    /// An address, a MAC address, a name or an interface is in use already.
+    /// An address, a MAC address, a name, an interface or a port is in use already.
     Conflict = 100,
     /// CHECK found something else than ADD had answered.
     Changed = 101,

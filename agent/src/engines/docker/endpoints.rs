@@ -8,16 +8,15 @@ use weft_model::{EndpointId, Family, Label, MacAddr, Network};
 use super::{
     client::NetworkInspect,
     driver::{Driver, QUICK},
-    names,
+    names, ports,
     protocol::{
         CreateEndpoint, EndpointCreated, EndpointNamed, EngineId, InterfaceGiven, InterfaceName,
         Join, Joined, ProgramExternalConnectivity,
     },
-    registry::{DockerEndpoint, JoinedAs},
-    wanted::refuse_ports,
+    registry::{DockerEndpoint, DockerNetwork, JoinedAs, Known},
 };
 use crate::{
-    api::types::{Attach, Sandbox},
+    api::types::{Attach, PublishedPort, Sandbox},
     chain::Chain,
     clock,
     refusal::{Refusal, RefusalKind, refuse},
@@ -29,10 +28,6 @@ impl Driver {
         &self,
         asked: CreateEndpoint,
     ) -> Result<EndpointCreated, Refusal> {
-        let docker = self.docker_network(&asked.network_id).await?;
-        if docker.wanted.gateway {
-            refuse_ports(&asked.options)?;
-        }
         let network = self.bind(&asked.network_id).await?;
         let addresses: Vec<IpAddr> = [asked.interface.address, asked.interface.address_v6]
             .into_iter()
@@ -76,7 +71,7 @@ impl Driver {
             Some(before) if self.ifname(before.endpoint).is_some() => before.endpoint,
             _ => {
                 self.leave_sandbox(id).await?;
-                self.attach(&asked, &network, &endpoint).await?
+                self.attach(&asked, &docker, &network, &endpoint).await?
             }
         };
         let src_name = self.ifname(attached).ok_or_else(|| {
@@ -105,21 +100,42 @@ impl Driver {
         self.forget_endpoint(&asked.endpoint_id).await
     }
 
-    /// Without a gateway from weft, Docker publishes ports itself and does not call this.
+    /// Opens the ports that Docker was asked to publish for a container of which the default route
+    /// leads through this endpoint.
     pub(super) async fn program_ports(
         &self,
         asked: ProgramExternalConnectivity,
     ) -> Result<(), Refusal> {
-        let network = self
-            .registry
-            .read(|known| known.endpoints.get(&asked.endpoint_id).map(|e| e.network.clone()))
-            .await;
-        match network {
-            Some(id) if self.docker_network(&id).await?.wanted.gateway => {
-                refuse_ports(&asked.options)
-            }
-            _ => Ok(()),
+        let docker = self.docker_network(&asked.network_id).await?;
+        if !docker.wanted.gateway {
+            // Docker publishes them itself, on its own bridge.
+            return Ok(());
         }
+        let requests = ports::requests(&asked.options)?;
+        let id = &asked.endpoint_id;
+        let endpoint = self.joined(id).await.ok_or_else(|| {
+            Refusal::missing(format!("endpoint {id} is in no sandbox: start the container again"))
+        })?;
+        let opened = self.ledger.open_ports(endpoint, requests).await?;
+        for PublishedPort { host_ip, host_port, container_port, protocol } in opened {
+            tracing::info!(%endpoint, ?host_ip, host_port, container_port, %protocol, "opened a port for Docker");
+        }
+        Ok(())
+    }
+
+    /// Closes them: the container ends, or its default route leads elsewhere now. Succeeds if that
+    /// was done already.
+    pub(super) async fn revoke_ports(&self, asked: EndpointNamed) -> Result<(), Refusal> {
+        match self.joined(&asked.endpoint_id).await {
+            Some(endpoint) => self.ledger.close_ports(endpoint).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What an endpoint of Docker's is in the book, while it is in a sandbox.
+    async fn joined(&self, id: &EngineId) -> Option<EndpointId> {
+        let joined = |known: &Known| known.endpoints.get(id)?.joined.as_ref().map(|j| j.endpoint);
+        self.registry.read(joined).await
     }
 
     pub(super) async fn forget_endpoint(&self, id: &EngineId) -> Result<(), Refusal> {
@@ -165,6 +181,7 @@ impl Driver {
     async fn attach(
         &self,
         asked: &Join,
+        docker: &DockerNetwork,
         network: &Network,
         endpoint: &DockerEndpoint,
     ) -> Result<EndpointId, Refusal> {
@@ -191,7 +208,7 @@ impl Driver {
             addresses: endpoint.addresses.clone(),
             mac: Some(endpoint.mac),
             ifname: None,
-            default_route: true,
+            default_route: docker.wanted.gateway,
             gateway_priority: 0,
             service: description.service,
             labels: description.labels,

@@ -13,6 +13,7 @@ mod names;
 mod networks;
 mod plugin;
 mod pools;
+mod ports;
 mod protocol;
 mod registry;
 mod resolver;

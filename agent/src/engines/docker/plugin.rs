@@ -131,8 +131,7 @@ async fn answer(
             done(driver.program_ports(read::<ProgramExternalConnectivity>(method, body)?).await)
         }
         "NetworkDriver.RevokeExternalConnectivity" => {
-            read::<EndpointNamed>(method, body)?;
-            written(json!({}))
+            done(driver.revoke_ports(read::<EndpointNamed>(method, body)?).await)
         }
         // Swarm tells of its nodes; weft knows its own.
         "NetworkDriver.DiscoverNew" | "NetworkDriver.DiscoverDelete" => written(json!({})),

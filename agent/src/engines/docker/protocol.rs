@@ -174,8 +174,6 @@ pub(super) struct CreateEndpoint {
     pub(super) endpoint_id: EngineId,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) interface: Interface,
-    #[serde(default, deserialize_with = "nullable")]
-    pub(super) options: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -242,10 +240,31 @@ pub(super) struct InterfaceName {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct ProgramExternalConnectivity {
+    #[serde(rename = "NetworkID")]
+    pub(super) network_id: EngineId,
     #[serde(rename = "EndpointID")]
     pub(super) endpoint_id: EngineId,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) options: BTreeMap<String, Value>,
+}
+
+/// One of `com.docker.network.portmap`, a port that the user published: libnetwork's
+/// `types.PortBinding`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct PortBinding {
+    /// As in the IP header.
+    pub(super) proto: u8,
+    /// The container's.
+    pub(super) port: u16,
+    #[serde(rename = "HostIP", default, deserialize_with = "optional")]
+    pub(super) host_ip: Option<IpAddr>,
+    /// Zero where any will do.
+    #[serde(default)]
+    pub(super) host_port: u16,
+    /// The last one that will do; zero, or the first, where there is but one.
+    #[serde(default)]
+    pub(super) host_port_end: u16,
 }
 
 /// Reads an empty text, or null, as nothing.

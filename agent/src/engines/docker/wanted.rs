@@ -231,23 +231,6 @@ pub(super) fn network_name(text: &str) -> Result<Label, Refusal> {
     })
 }
 
-/// Refuses to publish ports where Docker leaves that to the driver.
-pub(super) fn refuse_ports(options: &BTreeMap<String, Value>) -> Result<(), Refusal> {
-    let ports = options.get("com.docker.network.portmap").and_then(Value::as_array);
-    match ports.and_then(|ports| ports.first()) {
-        None => Ok(()),
-        Some(port) => {
-            let port = port.get("Port").and_then(Value::as_u64).unwrap_or_default();
-            refuse(
-                "options",
-                format!(
-                    "port {port} cannot be published on a network with weft.gateway=true: create the network without it, then Docker publishes ports itself"
-                ),
-            )
-        }
-    }
-}
-
 /// Reads an option that is on or off. Its name alone switches it on.
 fn switch(key: &str, value: &str) -> Result<bool, Refusal> {
     match value {
@@ -347,14 +330,5 @@ mod tests {
         let wanted = Wanted { ranges: both, ..Wanted::default() };
         assert!(wanted.check_same(&dual).is_ok());
         assert!(wanted.check_same(&fixture::network(1, "app")).is_err());
-    }
-
-    #[test]
-    fn ports_are_refused_where_docker_would_not_publish_them() {
-        let options =
-            |ports: Value| BTreeMap::from([("com.docker.network.portmap".to_owned(), ports)]);
-        assert!(refuse_ports(&options(json!([]))).is_ok());
-        let refusal = refuse_ports(&options(json!([{"Proto": 6, "Port": 80}]))).unwrap_err();
-        assert!(refusal.message.contains("80") && refusal.message.contains("weft.gateway"));
     }
 }

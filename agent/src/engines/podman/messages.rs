@@ -3,11 +3,14 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use weft_model::{Family, MacAddr, Subnet};
 
 use super::Failure;
-use crate::{api::types::Attached, config, engines::wanted::WantedNetwork};
+use crate::{
+    api::types::{Attached, PortRequest},
+    config,
+    engines::{mapping::PortMapping, wanted::WantedNetwork},
+};
 
 /// A network as podman keeps it; what is not read here is left as it is.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,9 +44,25 @@ pub(super) struct NetworkSetup {
     #[serde(default)]
     pub(super) container_name: Option<String>,
     #[serde(default)]
-    pub(super) port_mappings: Option<Vec<Value>>,
+    port_mappings: Option<Vec<PortMapped>>,
     pub(super) network: Network,
     pub(super) network_options: NetworkOptions,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct PortMapped {
+    #[serde(default)]
+    host_ip: String,
+    host_port: u16,
+    container_port: u16,
+    #[serde(default)]
+    protocol: String,
+    #[serde(default = "one")]
+    range: u16,
+}
+
+fn one() -> u16 {
+    1
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -90,11 +109,20 @@ pub(super) struct Options {
     pub(super) default_route: bool,
     /// Of a container's networks, the one of the highest has its default route.
     pub(super) gateway_priority: i32,
-    /// Whether another network of the container's publishes its ports.
-    pub(super) ports_elsewhere: bool,
+    /// Who publishes a container's ports, if anybody has said so.
+    ports: Option<Ports>,
     network: Option<String>,
     encrypted: Option<bool>,
     mtu: Option<u16>,
+}
+
+/// Who publishes the ports of containers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Ports {
+    /// Weft does.
+    Here,
+    /// Another network of the container's does.
+    Elsewhere,
 }
 
 impl Network {
@@ -106,7 +134,7 @@ impl Network {
             socket: config::DEFAULT_SOCKET.into(),
             default_route: true,
             gateway_priority: 0,
-            ports_elsewhere: false,
+            ports: None,
             network: None,
             encrypted: None,
             mtu: None,
@@ -124,7 +152,8 @@ impl Network {
                         })?;
                     options.gateway_priority = METRIC - metric;
                 }
-                "ports" if value == "elsewhere" => options.ports_elsewhere = true,
+                "ports" if value == "here" => options.ports = Some(Ports::Here),
+                "ports" if value == "elsewhere" => options.ports = Some(Ports::Elsewhere),
                 "mtu" => {
                     let mtu = value.parse().map_err(|_| {
                         Failure(format!("option mtu={value}: give a number of bytes"))
@@ -133,7 +162,7 @@ impl Network {
                 }
                 _ => {
                     return Err(Failure(format!(
-                        "option {key}={value} is not known: give weft.network=NAME, mtu=BYTES, encrypted, metric=NUMBER, no_default_route, ports=elsewhere or agent_socket=PATH"
+                        "option {key}={value} is not known: give weft.network=NAME, mtu=BYTES, encrypted, metric=NUMBER, no_default_route, ports=here, ports=elsewhere or agent_socket=PATH"
                     )));
                 }
             }
@@ -170,20 +199,44 @@ impl NetworkSetup {
     /// # Errors
     ///
     /// The container wants what nobody would do.
-    pub(super) fn check(&self, options: &Options) -> Result<(), Failure> {
-        if let Some((key, value)) = self.network_options.options.iter().flatten().next() {
-            return Err(Failure(format!(
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        match self.network_options.options.iter().flatten().next() {
+            Some((key, value)) => Err(Failure(format!(
                 "option {key}={value} of network {} is not known: leave it out",
                 self.network.name
-            )));
-        }
-        match self.port_mappings.iter().flatten().next() {
-            Some(port) if !options.ports_elsewhere => Err(Failure(format!(
-                "port_mappings: {port} is not supported by network {name}: give the container a bridge network too, which publishes its ports, and create {name} with -o ports=elsewhere",
-                name = self.network.name
             ))),
-            _ => Ok(()),
+            None => Ok(()),
         }
+    }
+
+    /// The ports of the host that shall lead to the container by this network.
+    ///
+    /// # Errors
+    ///
+    /// One cannot be published, or nobody has said by whom.
+    pub(super) fn ports(&self, options: &Options) -> Result<Vec<PortRequest>, Failure> {
+        let mut ports = Vec::new();
+        for mapped in self.port_mappings.iter().flatten() {
+            match options.ports {
+                Some(Ports::Here) => {}
+                Some(Ports::Elsewhere) => return Ok(Vec::new()),
+                None => return Err(self.unpublished(mapped)),
+            }
+            let PortMapped { host_ip, host_port, container_port, protocol, range } = mapped.clone();
+            let count = range.max(1);
+            let mapping = PortMapping { host_ip, host_port, container_port, protocol, count };
+            let requests = mapping.requests();
+            ports.extend(requests.map_err(|error| Failure(format!("port_mappings: {error}")))?);
+        }
+        Ok(ports)
+    }
+
+    fn unpublished(&self, mapped: &PortMapped) -> Failure {
+        let PortMapped { host_port, container_port, .. } = mapped;
+        Failure(format!(
+            "port_mappings: nobody has said who publishes port {host_port} for port {container_port} on network {name}: create {name} with -o ports=here, and set enable_port_reservation = false in containers.conf; or with -o ports=elsewhere, and give the container a bridge network too",
+            name = self.network.name
+        ))
     }
 
     /// Says what became of the container.
@@ -216,7 +269,7 @@ fn switch(key: &str, value: &str) -> Result<bool, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -239,8 +292,13 @@ mod tests {
             let setup: NetworkSetup = serde_json::from_value(recorded(call).0).unwrap();
             assert_eq!(setup.container_name.as_deref(), Some("nv1"));
             assert_eq!(setup.network_options.static_ips, Some(vec!["10.93.0.2".parse().unwrap()]));
-            let refused = setup.check(&options).unwrap_err();
-            assert!(refused.0.contains("port_mappings") && refused.0.contains("8077"), "{refused}");
+            setup.check().unwrap();
+            let refused = setup.ports(&options).unwrap_err();
+            assert!(refused.0.contains("8077") && refused.0.contains("ports=here"), "{refused}");
+            let with = |ports| setup.ports(&Options { ports: Some(ports), ..options.clone() });
+            let here = with(Ports::Here).unwrap();
+            assert_eq!((here[0].host_port, here[0].container_port), (Some(8077), 80));
+            assert!(with(Ports::Elsewhere).unwrap().is_empty());
         }
     }
 

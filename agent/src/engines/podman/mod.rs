@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use self::messages::{Network, NetworkSetup, Options};
-use super::{attachment::AttachmentKey, input, naming::Names, wanted::WantedError};
+use super::{
+    attachment::AttachmentKey, input, mapping::without_those_of, naming::Names, wanted::WantedError,
+};
 use crate::{
     api::{
         client::{Client, ClientError},
@@ -84,9 +86,13 @@ async fn create(network: &Network) -> Result<(), Failure> {
 /// does.
 async fn set_up(setup: &NetworkSetup, netns: &Path) -> Result<Value, Failure> {
     let options = setup.network.options()?;
-    setup.check(&options)?;
+    setup.check()?;
     let agent = Client::new(&options.socket);
-    let request = request(setup, &options, netns)?;
+    let mut request = request(setup, &options, netns)?;
+    if !request.ports.is_empty() {
+        let beside = key(setup).beside(&agent).await?;
+        request.ports = without_those_of(request.ports, &beside);
+    }
     // What a call that was cut off has left.
     key(setup).detach(&agent).await?;
     let attached: Attached = agent
@@ -128,7 +134,7 @@ fn request(setup: &NetworkSetup, options: &Options, netns: &Path) -> Result<Atta
         gateway_priority: options.gateway_priority,
         service: names.service,
         labels: key(setup).labels(),
-        ports: Vec::new(),
+        ports: setup.ports(options)?,
     })
 }
 
@@ -141,6 +147,11 @@ fn explain(error: ClientError, setup: &NetworkSetup, request: &Attach) -> Failur
         Some("addresses") if !request.addresses.is_empty() => format!(
             "{message}; podman gives out addresses for this host alone: create {name} without --subnet, then weft gives them out, or with an --ip-range that no other host has"
         ),
+        Some("ports") if error.refusal().is_some_and(|(status, _)| status.as_u16() == 400) => {
+            format!(
+                "{message}; or let another network of the container's publish it, and create {name} with -o ports=elsewhere"
+            )
+        }
         Some("network") if error.is_missing() => {
             format!("{message}; or remove {name} from podman, and create it again")
         }

@@ -281,9 +281,10 @@ impl Keeper {
             Command::Detach { endpoint, network, reply } => {
                 self.detach_named(&endpoint, network.as_deref(), reply);
             }
-            Command::Drain { target, draining, reply } => {
-                let _ = reply.send(self.drain(&target, draining));
-            }
+            Command::Drain { target, draining, reply } => match self.drain(&target, draining) {
+                Ok(endpoints) => self.answers.push(Answer::Drain(reply, endpoints)),
+                Err(refusal) => drop(reply.send(Err(refusal))),
+            },
             Command::Service(order, reply) => self.admit_order(order, reply),
             Command::Expose { network, addresses, reply } => self.expose(network, addresses, reply),
             Command::Hide { network, reply } => self.hide(&network, reply),

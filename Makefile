@@ -27,7 +27,7 @@ test-engines-next: deps engine-deps build ## The drivers with Docker and podman 
 	$(CARGO) test -p weft-testbed --test docker --test docker_options --test docker_ports --test docker_health \
 		--test docker_crashes --test docker_swarm --test compose -- --test-threads=1
 	WEFT_ENGINES_TREE=$(CURDIR)/target/engines/trixie/tree RUST_BACKTRACE=0 \
-	$(CARGO) test -p weft-testbed --test podman -- --test-threads=1 --ignored
+	$(CARGO) test -p weft-testbed --test podman --test podman_health -- --test-threads=1 --ignored
 
 check: ## Format, lints, crate walls, licences
 	$(CARGO) fmt --all --check

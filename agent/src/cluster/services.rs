@@ -154,18 +154,26 @@ impl Cluster {
         condition(self.member(placed.node)?, placed.endpoint)
     }
 
-    /// Whether some service of the network is reached at a port of every host.
+    /// Whether some service of the network is reached at a port of every host that carries it:
+    /// nothing comes into a network that is internal, or of one host alone.
     pub fn has_ingress(&self, network: NetworkId) -> bool {
-        self.services(network).any(|service| service.is_ingress())
+        let open = |network: &Network| !network.internal && !network.driver.is_local();
+        self.network(network).is_some_and(|network| open(network))
+            && self.services(network).any(|service| service.is_ingress())
     }
 
-    /// The nodes that carry a network: those with endpoints in it, and every node if one of its
-    /// services is reached at every host. Those that left are not among them.
+    /// Whether every node is to carry the network, for such a service. No node is drawn into one that
+    /// stands back before another.
+    pub fn is_entered_everywhere(&self, network: NetworkId) -> bool {
+        self.conflict(network).is_none() && self.has_ingress(network)
+    }
+
+    /// The nodes that carry a network: those with endpoints in it, and every node if it is
+    /// entered everywhere. Those that left are not among them.
     pub fn carriers(&self, network: NetworkId) -> BTreeSet<NodeId> {
         let with_endpoints = self.endpoints(network).map(|placed| placed.node);
         let mut carriers: BTreeSet<NodeId> = with_endpoints.collect();
-        let shared = self.network(network).is_some_and(|network| !network.driver.is_local());
-        if shared && self.has_ingress(network) {
+        if self.is_entered_everywhere(network) {
             let present = self.members().filter(|member| member.liveness != Liveness::Left);
             carriers.extend(present.map(|member| member.id));
         }

@@ -68,7 +68,8 @@ impl Programs {
 /// Podman's own check of a container, which runs inside of it.
 pub(super) fn podman_check(container: &str) -> Command {
     let mut command = plain_command("podman".into());
-    command.args(["healthcheck", "run", container]);
+    // Its warnings would stand before the reason.
+    command.args(["--log-level", "error", "healthcheck", "run", container]);
     command
 }
 

@@ -1,4 +1,7 @@
-use std::{net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
+use std::{
+    future::poll_fn, net::SocketAddr, num::NonZeroU16, path::PathBuf, pin::Pin, task::Poll,
+    time::Duration,
+};
 
 use tokio::time;
 use weft_model::Probe;
@@ -51,26 +54,46 @@ impl<O: Outlet> EndpointProber<O> {
         }
     }
 
-    /// Connects to the first of the endpoint's addresses that accepts.
+    /// Connects to the first of the endpoint's addresses that accepts; all are tried at once, because
+    /// one that swallows what it is sent would take the whole time.
     async fn connect(
         &self,
         target: &Target,
         port: NonZeroU16,
     ) -> Result<(O::Stream, SocketAddr), Failure> {
-        let mut failure = None;
-        for (address, from) in target.at(port) {
+        let attempt = |(address, from)| async move {
             let socket = self.outlet.socket(target.network, address, from);
-            let connected = match self.places.for_socket(socket).await {
-                Ok(socket) => O::connect(socket, address).await,
-                Err(error) => Err(error),
-            };
-            match connected {
-                Ok(stream) => return Ok((stream, address)),
-                Err(error) => failure = failure.or(Some(error)),
+            let socket = self.places.for_socket(socket).await?;
+            O::connect(socket, address).await.map(|stream| (stream, address))
+        };
+        let attempts = target.at(port).map(|at| Box::pin(attempt(at))).collect();
+        first_success(attempts).await
+    }
+}
+
+/// What the first of `attempts` that succeeds comes to; if all fail, why the first failed.
+async fn first_success<T, F>(mut attempts: Vec<Pin<Box<F>>>) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let mut failures: Vec<Option<Failure>> = attempts.iter().map(|_| None).collect();
+    poll_fn(|context| {
+        for (attempt, failure) in attempts.iter_mut().zip(&mut failures) {
+            if failure.is_some() {
+                continue;
+            }
+            match attempt.as_mut().poll(context) {
+                Poll::Ready(Ok(success)) => return Poll::Ready(Ok(success)),
+                Poll::Ready(Err(error)) => *failure = Some(error),
+                Poll::Pending => {}
             }
         }
-        Err(failure.expect("an endpoint has an address"))
-    }
+        match failures.iter().all(Option::is_some) {
+            true => Poll::Ready(Err(failures[0].take().expect("an endpoint has an address"))),
+            false => Poll::Pending,
+        }
+    })
+    .await
 }
 
 impl<O: Outlet> Prober for EndpointProber<O> {

@@ -285,9 +285,10 @@ impl Keeper {
             Command::Detach { endpoint, network, reply } => {
                 self.detach_named(&endpoint, network.as_deref(), reply);
             }
-            Command::Drain { target, draining, reply } => {
-                let _ = reply.send(self.drain(&target, draining));
-            }
+            Command::Drain { target, draining, reply } => match self.drain(&target, draining) {
+                Ok(endpoints) => self.answers.push(Answer::Drain(reply, endpoints)),
+                Err(refusal) => drop(reply.send(Err(refusal))),
+            },
             Command::Ports(endpoint, requests, reply) => {
                 self.change_ports(endpoint, requests, reply);
             }

@@ -80,6 +80,8 @@ pub(super) enum Answer {
     Attach(Reply<EndpointId>, Result<EndpointId, Refusal>),
     Reserve(Reply<Reservation>, Reservation),
     Service(Reply<ServiceKey>, ServiceKey),
+    /// Who asks next how far an endpoint is must find it draining.
+    Drain(Reply<BTreeSet<EndpointId>>, BTreeSet<EndpointId>),
 }
 
 impl Answer {
@@ -92,6 +94,10 @@ impl Answer {
             }
             Self::Service(reply, key) => {
                 let _ = reply.send(Ok(key));
+                None
+            }
+            Self::Drain(reply, endpoints) => {
+                let _ = reply.send(Ok(endpoints));
                 None
             }
             Self::Reserve(reply, reservation) => {

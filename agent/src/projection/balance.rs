@@ -68,10 +68,8 @@ pub(crate) fn balance(
 /// service that is reached at every host.
 pub(crate) fn carried(cluster: &Cluster, book: &Book) -> BTreeSet<NetworkId> {
     let mut carried = book.active();
-    let entered = cluster.networks().filter(|network| {
-        !network.driver.is_local() && !network.internal && cluster.conflict(network.id).is_none()
-    });
-    carried.extend(entered.map(|network| network.id).filter(|id| cluster.has_ingress(*id)));
+    let networks = cluster.networks().map(|network| network.id);
+    carried.extend(networks.filter(|id| cluster.is_entered_everywhere(*id)));
     carried
 }
 

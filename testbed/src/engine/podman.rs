@@ -120,17 +120,29 @@ impl Podman {
         self.try_container(name, options, "sleep 1000000")?.ok().map(drop)
     }
 
-    fn dir(&self) -> PathBuf {
-        self.host.dir().join("podman")
+    /// Lets the programs of the host run this podman by its name alone, as where it is installed with
+    /// its configuration in its usual places.
+    ///
+    /// # Errors
+    ///
+    /// The host is off.
+    pub fn install(&self) -> anyhow::Result<()> {
+        let quoted: Vec<String> = self.words().iter().map(|word| format!("'{word}'")).collect();
+        // Its own place comes last, so that it finds the podman that it stands for.
+        let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin";
+        let script = format!("#!/bin/sh\n{path} exec {} \"$@\"\n", quoted.join(" "));
+        let file = self.dir().join("podman");
+        fs::write(&file, script)?;
+        let place = format!(
+            "mount -t tmpfs tmpfs /usr/local/sbin
+             install -m 755 {} /usr/local/sbin/podman",
+            file.display()
+        );
+        self.host.sh(&place).map(drop)
     }
-}
 
-impl Engine for Podman {
-    fn host(&self) -> &Arc<Host> {
-        &self.host
-    }
-
-    fn try_run_args(&self, args: &[&str]) -> anyhow::Result<Ran> {
+    /// What stands before the arguments of each of its commands.
+    fn words(&self) -> Vec<String> {
         let dir = self.dir().display().to_string();
         let (backend, within) = match self.backend {
             Backend::Cni => ("cni", &[][..]),
@@ -149,7 +161,23 @@ impl Engine for Podman {
             ["--events-backend", "file"],
             ["--runtime", "runc"],
         ];
-        self.host.exec(&[within, &client, options.as_flattened(), args].concat())
+        [within, &client, options.as_flattened()].concat().into_iter().map(str::to_owned).collect()
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.host.dir().join("podman")
+    }
+}
+
+impl Engine for Podman {
+    fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    fn try_run_args(&self, args: &[&str]) -> anyhow::Result<Ran> {
+        let words = self.words();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.host.exec(&[&words, args].concat())
     }
 }
 

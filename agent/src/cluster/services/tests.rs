@@ -213,6 +213,36 @@ fn every_node_carries_a_network_with_a_port_at_every_host() {
 }
 
 #[test]
+fn a_network_that_nothing_comes_into_is_carried_by_hosts_with_endpoints_alone() {
+    let mut service = web(&network(1, "app"));
+    service.published.push(weft_model::Publication {
+        protocol: weft_model::Protocol::Tcp,
+        port: 80.try_into().unwrap(),
+        target: 80.try_into().unwrap(),
+        mode: PublishMode::Ingress,
+        host_ip: None,
+        source: weft_model::Source::Preserve,
+        proxy_protocol: false,
+    });
+    let carriers = |app: &Network, other: Option<&Network>| {
+        let mut cluster = nodes(3).network(1, app).endpoint(2, app, "web", "10.1.0.8");
+        if let Some(other) = other {
+            cluster = cluster.network(1, other);
+        }
+        let cluster = cluster.service(1, 1, &service).build();
+        (cluster.carriers(app.id), cluster.has_ingress(app.id))
+    };
+    let app = network(1, "app");
+    let (all, own) = ((1..=3).map(node_id).collect(), BTreeSet::from([node_id(2)]));
+    assert_eq!(carriers(&app, None), (all, true));
+    let internal = Network { internal: true, ..app.clone() };
+    assert_eq!(carriers(&internal, None), (own.clone(), false));
+    // Another one has its name: this one stands back, and hosts that have part in it go on.
+    let before = Network { id: NetworkId::from([0; 16]), ..app.clone() };
+    assert_eq!(carriers(&app, Some(&before)), (own, true));
+}
+
+#[test]
 fn an_endpoint_that_nobody_confirms_serves_nothing() {
     let app = network(1, "app");
     let forged = endpoint(&app, "web", "10.1.0.9");

@@ -273,6 +273,25 @@ async fn neither_black_holes_nor_programs_that_hang_delay_the_verdict_of_another
     bench.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn of_two_addresses_the_one_that_accepts_counts_whatever_the_other_swallows() {
+    let outlet = Swallowing::default();
+    let addresses: [IpAddr; 2] = ["10.1.0.8".parse().unwrap(), "fd00:1::8".parse().unwrap()];
+    let gateways: [IpAddr; 2] = ["10.1.0.1".parse().unwrap(), "fd00:1::1".parse().unwrap()];
+    let both = addresses.into_iter().zip(gateways).collect();
+    let target = Target { addresses: both, ..target("web", probe()) };
+    let prober = EndpointProber::new(outlet.clone(), "/nonexistent".into());
+    let swallow = |swallowed: &[IpAddr]| {
+        *outlet.addresses.lock().unwrap() = swallowed.iter().copied().collect();
+    };
+    for one in addresses {
+        swallow(&[one]);
+        assert_eq!(prober.probe(&target).await.map_err(|why| why.to_string()), Ok(()), "{one}");
+    }
+    swallow(&addresses);
+    assert!(prober.probe(&target).await.is_err());
+}
+
 const INTERVAL: Duration = Duration::from_secs(1);
 
 fn wanted(targets: impl IntoIterator<Item = Target>) -> Wanted {

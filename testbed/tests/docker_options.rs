@@ -13,16 +13,6 @@ use weft_testbed::{Docker, Engine as _, Host, eventually, in_network_namespace};
 const SOON: Duration = Duration::from_secs(20);
 const CREATE: &str = "network create -d weft --ipam-driver weft";
 
-/// Runs what Docker must refuse, with `words` in the reason.
-fn refused(docker: &Docker, line: &str, words: &[&str]) -> anyhow::Result<()> {
-    let ran = docker.try_run(line)?;
-    ensure!(ran.code != 0, "{ran}");
-    for word in words {
-        ensure!(ran.stderr.contains(word), "the error lacks {word:?}: {ran}");
-    }
-    Ok(())
-}
-
 /// What `docker inspect` says of a container in `network`.
 fn field(docker: &Docker, container: &str, network: &str, name: &str) -> anyhow::Result<String> {
     let template = format!("{{{{(index .NetworkSettings.Networks \"{network}\").{name}}}}}");
@@ -59,7 +49,7 @@ fn what_differs_from_the_clusters_network_is_refused_with_what_to_give() -> anyh
         ("-o weft.colour=red other", &["weft.colour=red", "weft.network"]),
     ] {
         let create = if options.starts_with("-d") { "network create" } else { CREATE };
-        refused(two, &format!("{create} {options}"), words)?;
+        two.refuses(&format!("{create} {options}"), words)?;
     }
 
     // Docker does not tell the driver a network's name: what does not fit is seen a moment later.
@@ -70,7 +60,7 @@ fn what_differs_from_the_clusters_network_is_refused_with_what_to_give() -> anyh
         ensure!(status.contains("--subnet 10.86.0.0/24"), "{status}");
         Ok(())
     })?;
-    refused(two, "run --rm --network other weft-test true", &["--subnet 10.86.0.0/24"])?;
+    two.refuses("run --rm --network other weft-test true", &["--subnet 10.86.0.0/24"])?;
     two.run("network rm other")?;
     let status = lab.host(2).weft("status")?.ok()?;
     ensure!(!status.contains("10.86.0.0/24"), "{status}");
@@ -98,11 +88,11 @@ fn addresses_come_from_the_range_and_never_from_what_is_reserved() -> anyhow::Re
         let ip = docker.address(&name, "app")?;
         ensure!(left.remove(&ip), "{name} has {ip}; {left:?} were left");
     }
-    refused(two, "run --rm --network app weft-test true", &["app", "no free address"])?;
+    two.refuses("run --rm --network app weft-test true", &["app", "no free address"])?;
     for reserved in ["10.78.0.129", "10.78.0.9"] {
         for docker in &dockers {
             let line = format!("run --rm --network app --ip {reserved} weft-test true");
-            refused(docker, &line, &[reserved])?;
+            docker.refuses(&line, &[reserved])?;
         }
     }
     // By number they come from the whole subnet.
@@ -116,7 +106,7 @@ fn addresses_come_from_the_range_and_never_from_what_is_reserved() -> anyhow::Re
     let gateway = one.run_args(&["network", "inspect", "app", "--format", template])?;
     ensure!(gateway == "10.78.0.254", "{gateway}");
     one.ping("c0", &gateway)?;
-    refused(one, "network rm app", &["endpoint"])?;
+    one.refuses("network rm app", &["endpoint"])?;
     lab.finish();
     Ok(())
 }
@@ -179,7 +169,7 @@ fn chosen_addresses_of_both_families_are_given_or_refused_with_who_has_them() ->
     for address in [format!("--ip {v4}"), format!("--ip6 {v6}")] {
         for docker in &dockers {
             let line = format!("run --rm --network dual {address} weft-test true");
-            refused(docker, &line, &["both"])?;
+            docker.refuses(&line, &["both"])?;
         }
     }
     // A restart keeps what was chosen; a container that runs joins with a choice, too.

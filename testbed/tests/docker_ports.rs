@@ -40,16 +40,6 @@ fn reached(lab: &Lab, by: By, at: SocketAddr, container: &str) -> anyhow::Result
     })
 }
 
-/// Runs what Docker must refuse, with `words` in the reason.
-fn refused(docker: &Docker, line: &str, words: &[&str]) -> anyhow::Result<()> {
-    let ran = docker.try_run(line)?;
-    ensure!(ran.code != 0, "{ran}");
-    for word in words {
-        ensure!(ran.stderr.contains(word), "the error lacks {word:?}: {ran}");
-    }
-    Ok(())
-}
-
 /// Sees that Docker itself publishes nothing on a host, nor holds `port` there.
 fn left_to_weft(docker: &Docker, port: u16) -> anyhow::Result<()> {
     let script = format!(
@@ -112,7 +102,7 @@ fn a_port_leads_to_its_container_which_sees_who_asks_until_it_stops() -> anyhow:
     one.container("next", own)?;
     let _served = echo(one, "next")?;
     reached(&lab, By::Tcp, at, "next")?;
-    refused(one, "start web", &["8080", "docker-proxy"])?;
+    one.refuses("start web", &["8080", "docker-proxy"])?;
     one.run("rm -f next")?;
     one.run("start web")?;
     let _served = echo(one, "web")?;
@@ -141,7 +131,7 @@ fn a_port_that_is_taken_is_refused_with_who_has_it_and_nothing_starts() -> anyho
         ("-p 8085:7000/sctp", ["7000/sctp", "tcp and udp"]),
     ] {
         let line = format!("run -d --init --name late --network out {options} weft-test sleep 99");
-        refused(docker, &line, &words)?;
+        docker.refuses(&line, &words)?;
         let state = docker.run("inspect -f {{.State.Status}}/{{.State.Pid}} late")?;
         ensure!(state == "created/0", "{options}: {state}");
         let known =
@@ -160,7 +150,7 @@ fn a_port_that_is_taken_is_refused_with_who_has_it_and_nothing_starts() -> anyho
     ensure!(shown.starts_with("0.0.0.0:8085"), "{shown}");
     // A container that was refused starts when the port is free.
     docker.run("create --init --name waits --network out -p 8080:7000 weft-test sleep 1000000")?;
-    refused(docker, "start waits", &["container web of network out"])?;
+    docker.refuses("start waits", &["container web of network out"])?;
     docker.run("rm -f web")?;
     docker.run("start waits")?;
     let _served = echo(docker, "waits")?;
@@ -185,7 +175,7 @@ fn ports_outlive_the_agent_and_end_with_what_a_killed_daemon_lost() -> anyhow::R
         host.start_agent()?;
         reached(&lab, By::Tcp, at(8080), "web")?;
         let line = "run --rm --network out -p 8080:7000 weft-test true";
-        refused(docker, line, &["container web of network out"])?;
+        docker.refuses(line, &["container web of network out"])?;
     }
 
     // Docker says goodbye to nobody then.
@@ -234,7 +224,7 @@ fn ports_of_containers_that_outlive_their_daemon_stay_and_end_with_them() -> any
     docker.host().start_agent()?;
     docker.start_daemon(&["--live-restore"])?;
     ensure!(reached(&lab, By::Tcp, at, "web")? == lab.router(), "the client is hidden");
-    refused(docker, "run --rm --network out -p 8080:7000 weft-test true", &["container web"])?;
+    docker.refuses("run --rm --network out -p 8080:7000 weft-test true", &["container web"])?;
     drop(served);
     docker.run("rm -f web")?;
     docker.container("next", "--network out -p 8080:7000")?;

@@ -59,6 +59,20 @@ pub trait Engine {
         self.try_run(line)?.ok()
     }
 
+    /// Runs the client with `line`, which the engine must refuse with all of `words` in the reason.
+    ///
+    /// # Errors
+    ///
+    /// The command succeeds, or a word is missing.
+    fn refuses(&self, line: &str, words: &[&str]) -> anyhow::Result<()> {
+        let ran = self.try_run(line)?;
+        ensure!(ran.code != 0, "{ran}");
+        for word in words {
+            ensure!(ran.stderr.contains(word), "the error lacks {word:?}: {ran}");
+        }
+        Ok(())
+    }
+
     /// Runs a shell script in a container and returns what it printed.
     ///
     /// # Errors

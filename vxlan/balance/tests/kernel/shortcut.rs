@@ -188,6 +188,26 @@ fn a_connection_with_a_way_outlives_its_backends_place_and_its_service() {
 }
 
 #[test]
+fn nothing_is_used_that_was_noted_of_an_earlier_connection_of_the_same_ports() {
+    in_lab(&[1, 11], async |lab| {
+        serve(11, lab.sandbox(11), 8080);
+        let inside = lab.one.network_namespace();
+        lab.one.serve(&service(Some(80), &[11]).balance(1)).await;
+        // … 10.1.0.200 . tcp . 80 counter packets 0 bytes 0 : 0x80000001
+        let marks = run(&inside, "nft list map bridge weft-services port-marks");
+        let mark = marks.split(" : ").last().and_then(|rest| rest.split_whitespace().next());
+        let way = format!("10.1.0.1 . 40000 . {}", mark.unwrap());
+        // Another container had the address, and the service another port.
+        for (map, data) in [("port-stations", "02:00:00:00:00:99"), ("port-targets", "9090")] {
+            let element = format!("{{ {way} : {data} }}");
+            run(&inside, &format!("nft add element bridge weft-services {map} '{element}'"));
+        }
+        let begun = Conversation::start_from(lab.sandbox(1), 40_000, (VIPS[0], 80));
+        talk(&mut begun.unwrap(), 100);
+    });
+}
+
+#[test]
 fn who_takes_the_mark_away_sees_every_packet() {
     in_lab(&[1, 11], async |lab| {
         serve(11, lab.sandbox(11), 8080);

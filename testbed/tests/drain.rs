@@ -146,18 +146,20 @@ fn all_backends_are_replaced_under_load_and_no_request_fails() -> anyhow::Result
         let host = lab.host(index);
         serving.push(web(host, &format!("new{index}"))?);
         all_see(&lab, &format!("new{index}"), "ready")?;
-        show(&host.weft(&format!("drain old{index} --timeout 20s"))?.ok()?);
         let (container, nginx) = serving.remove(0);
+        let ran = host.weft(&format!("drain old{index} --timeout 20s"))?;
+        let sockets = || container.sh("ss --tcp --numeric --options --info state established");
+        show(&ran.ok().with_context(|| format!("connections that are open: {:?}", sockets()))?);
         drop(nginx);
         container.kill();
         Ok(())
     });
     done.store(true, Ordering::Relaxed);
     let served: Vec<_> = load.into_iter().map(|client| client.join().expect("no panic")).collect();
+    show(&format!("{served:?}"));
     replaced?;
     for served in served {
         let served = served?;
-        show(&format!("{served:?}"));
         let failed: u64 = served.iter().map(|served| served.failed).sum();
         ensure!(failed == 0, "{served:?}");
     }

@@ -40,6 +40,11 @@ impl Connection {
     pub(crate) fn is_translated(&self) -> bool {
         self.to != self.from
     }
+
+    fn request(&self, kind: u16) -> Request {
+        let family = if self.client.is_ipv4() { AF_INET } else { AF_INET6 };
+        Request { kind, flags: 0, family, body: Writer(self.identity.clone()) }
+    }
 }
 
 /// Reads the connections of TCP and UDP, of both families.
@@ -50,19 +55,36 @@ pub(crate) fn read(netfilter: &mut Netfilter) -> Result<Vec<Connection>, Netfilt
 }
 
 /// Has the kernel forget `connections`; tells how many were there still.
+///
+/// Of TCP, those that nobody has answered: the answer may have come since they were read, and then
+/// both ends rely on them.
 pub(crate) fn forget(
     netfilter: &mut Netfilter,
     connections: &[&Connection],
 ) -> Result<u64, NetfilterError> {
-    let requests: Vec<_> = connections
-        .iter()
-        .map(|connection| {
-            let family = if connection.client.is_ipv4() { AF_INET } else { AF_INET6 };
-            let body = Writer(connection.identity.clone());
-            Request { kind: DELETE, flags: 0, family, body }
-        })
-        .collect();
-    netfilter.each(&requests, Errno::ENOENT)
+    let (tcp, udp): (Vec<&Connection>, Vec<_>) =
+        connections.iter().partition(|connection| connection.protocol == Protocol::Tcp);
+    let requests: Vec<_> = udp.iter().map(|connection| connection.request(DELETE)).collect();
+    let mut forgotten = netfilter.each(&requests, Errno::ENOENT)?;
+    for connection in tcp {
+        // The kernel has no message that deletes on a condition: between these two there is next to
+        // no time.
+        if is_unanswered(netfilter, connection)? {
+            forgotten += netfilter.each(&[connection.request(DELETE)], Errno::ENOENT)?;
+        }
+    }
+    Ok(forgotten)
+}
+
+fn is_unanswered(
+    netfilter: &mut Netfilter,
+    connection: &Connection,
+) -> Result<bool, NetfilterError> {
+    match netfilter.ask(&connection.request(GET)) {
+        Ok(answer) => Ok(parse(&answer.body).is_some_and(|found| !found.answered)),
+        Err(NetfilterError::Refused { errno: Errno::ENOENT, .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a connection keeps its client from a backend: of UDP any, because the client goes on
@@ -238,7 +260,12 @@ const SEEN_REPLY: u32 = 1 << 1;
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{
+        net::{TcpListener, TcpStream},
+        process::Command,
+        thread,
+        time::Duration,
+    };
 
     use nix::sched::{CloneFlags, unshare};
     use weft_vxlan::Namespace;
@@ -309,6 +336,39 @@ mod tests {
         assert!(!left_over(vip, backend, Some(None)));
         assert!(!left_over(vip, vip, None));
         assert!(!left_over("10.1.0.200:54", backend, None));
+    }
+
+    #[test]
+    fn who_has_been_answered_since_is_not_forgotten() {
+        let test = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("run the tests as root");
+            let rules = "ip link set lo up && nft 'add table inet t; \
+                         add chain inet t c { type filter hook output priority 0; }; \
+                         add rule inet t c ct state invalid accept; \
+                         add chain inet t d { type filter hook input priority 0; }; \
+                         add rule inet t d tcp dport 9 drop'";
+            assert!(Command::new("sh").args(["-c", rules]).status().unwrap().success());
+            let mut netfilter = Netfilter::open(&Namespace::current().unwrap()).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let _served = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let silent = "127.0.0.1:9".parse().unwrap();
+            let waited = TcpStream::connect_timeout(&silent, Duration::from_millis(1));
+            assert!(waited.is_err(), "{waited:?}");
+            let connections = read(&mut netfilter).unwrap();
+            assert_eq!(connections.len(), 2, "{connections:?}");
+            // Both were unanswered when they were looked at.
+            let earlier: Vec<_> = connections
+                .into_iter()
+                .map(|connection| Connection { answered: false, ..connection })
+                .collect();
+            let forgotten = forget(&mut netfilter, &earlier.iter().collect::<Vec<_>>());
+            assert_eq!(forgotten.unwrap(), 1);
+            let left = read(&mut netfilter).unwrap();
+            assert_eq!(left.len(), 1, "{left:?}");
+            assert_eq!(left[0].to, listener.local_addr().unwrap());
+            assert_eq!(forget(&mut netfilter, &earlier.iter().collect::<Vec<_>>()).unwrap(), 0);
+        };
+        thread::spawn(test).join().unwrap();
     }
 
     #[test]

@@ -197,8 +197,8 @@ fn sift() -> Chain {
     let rules = [
         // From then on the connection table has to see everything. What comes by routers has no ways,
         // and its mark is not ours.
-        "tcp flags & (fin | rst) != 0 iifname \"br0\" oifname \"br0\" \
-         ct mark & 0x40000000 == 0 ct mark set ct mark | 0x80000000"
+        "tcp flags & (fin | rst) != 0 ct mark & 0x40000000 == 0 iifname \"br0\" oifname \"br0\" \
+         ct mark set ct mark | 0x80000000"
             .to_owned(),
         NOT_OURS.into(),
         format!("{GOES_ON} ct mark & 0x80000000 != 0 meta mark set 0"),

@@ -12,7 +12,7 @@ use crate::{
     bridge::BRIDGE,
     namespace::Namespace,
     nft,
-    ruleset::{Ruleset, chain, ip, map},
+    ruleset::{Ruleset, chain, hook, ip, map},
     table::{KernelError, KernelTable},
     uplink::UPLINK,
 };
@@ -74,9 +74,6 @@ impl Routers {
     /// All but the elements of the maps.
     fn rules(&self) -> Ruleset {
         let Self { gateway, own, carrier, sources, .. } = self;
-        let hook = |kind, hook, priority| {
-            format!("type {kind} hook {hook} priority {priority}; policy accept;")
-        };
         let is_router = format!("meta mark & {ROUTER_BIT:#x} != 0");
 
         let mut frames = map("marks", "ether_addr : mark", &[]);
@@ -95,14 +92,14 @@ impl Routers {
             &[
                 // Marks mean nothing outside: the host's own rules may know others by the same.
                 format!(
-                    "oifname \"{carrier}\" meta mark {FROM_OUTSIDE} ether saddr set {own} meta \
+                    "meta mark {FROM_OUTSIDE} oifname \"{carrier}\" ether saddr set {own} meta \
                      mark set 0 accept"
                 ),
                 format!(
-                    "oifname \"{carrier}\" {is_router} ether daddr set meta mark map @routers \
+                    "{is_router} oifname \"{carrier}\" ether daddr set meta mark map @routers \
                      ether saddr set {own} meta mark set 0 accept"
                 ),
-                format!("oifname \"{carrier}\" ether daddr {ANY_ROUTER} counter drop"),
+                format!("ether daddr {ANY_ROUTER} oifname \"{carrier}\" counter drop"),
             ],
         );
 
@@ -114,12 +111,12 @@ impl Routers {
                 // With every packet, so that a client that comes by another host now is answered
                 // by that one.
                 format!(
-                    "iifname \"{BRIDGE}\" {is_router} ct direction original ct mark set meta mark \
+                    "{is_router} iifname \"{BRIDGE}\" ct direction original ct mark set meta mark \
                      meta mark set 0 accept"
                 ),
-                format!("iifname \"{BRIDGE}\" {is_router} meta mark set 0 accept"),
+                format!("{is_router} iifname \"{BRIDGE}\" meta mark set 0 accept"),
                 format!(
-                    "iifname \"{BRIDGE}\" ct direction reply ct mark & {ROUTER_BIT:#x} != 0 meta \
+                    "ct direction reply ct mark & {ROUTER_BIT:#x} != 0 iifname \"{BRIDGE}\" meta \
                      mark set ct mark"
                 ),
             ],

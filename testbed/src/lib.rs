@@ -87,4 +87,4 @@ pub use sealing::{PeerView, SealingView};
 pub use sequence::{Arrived, Sequence, SequenceSummary};
 pub use underlay::{Family, Wire};
 pub use wait::{eventually, holds_for, pace};
-pub use web::{Requests, Served, WebServer};
+pub use web::{Pressure, Requests, Served, WebServer};

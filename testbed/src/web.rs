@@ -42,6 +42,15 @@ pub enum Requests {
     Single,
 }
 
+/// How hard clients press.
+#[derive(Clone, Copy, Debug)]
+pub struct Pressure {
+    /// Connections at a time.
+    pub connections: u16,
+    /// Threads of wrk. What one alone can send may leave a part of the machine idle.
+    pub threads: u16,
+}
+
 /// What wrk measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Served {
@@ -57,7 +66,7 @@ pub struct Served {
 }
 
 impl Requests {
-    /// Runs wrk against `http://TARGET/` for `seconds`, with so many connections at a time.
+    /// Runs wrk against `http://TARGET/` for `seconds`.
     ///
     /// # Errors
     ///
@@ -66,16 +75,18 @@ impl Requests {
         self,
         from: &Place,
         target: &str,
-        connections: u16,
+        pressure: Pressure,
         seconds: u32,
     ) -> anyhow::Result<Served> {
-        let (connections, seconds) = (connections.to_string(), format!("{seconds}s"));
+        let Pressure { connections, threads } = pressure;
+        let (threads, connections) = (threads.to_string(), connections.to_string());
+        let seconds = format!("{seconds}s");
         let url = format!("http://{target}/");
         let mut argv = vec![
             "wrk",
             "--latency",
             "-t",
-            "1",
+            &threads,
             "-c",
             &connections,
             "-d",

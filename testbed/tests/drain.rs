@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use weft_testbed::{
-    Container, Host, Lab, Place, Requests, Served, Stop, WebServer, api_call, eventually,
+    Container, Host, Lab, Place, Pressure, Requests, Served, Stop, WebServer, api_call, eventually,
     holds_for, pace,
 };
 
@@ -134,7 +134,7 @@ fn all_backends_are_replaced_under_load_and_no_request_fails() -> anyhow::Result
             thread::spawn(move || {
                 let mut all = Vec::new();
                 while !done.load(Ordering::Relaxed) {
-                    all.push(Requests::Single.run(&client, &target, CONNECTIONS, 10)?);
+                    all.push(Requests::Single.run(&client, &target, PRESSURE, 10)?);
                 }
                 Ok(all)
             })
@@ -279,7 +279,7 @@ fn a_process_of_weft_run_ends_when_its_work_is_done() -> anyhow::Result<()> {
 }
 
 /// A client's; there are three.
-const CONNECTIONS: u16 = 350;
+const PRESSURE: Pressure = Pressure { connections: 350, threads: 1 };
 /// How long news may take while the machine does nothing but serve.
 const UNDER_LOAD: Duration = Duration::from_secs(40);
 

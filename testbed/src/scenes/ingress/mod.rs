@@ -4,10 +4,10 @@
 mod contender;
 mod summary;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use weft_testbed::{Container, Lab, Load, Place, Requests, WebServer, eventually};
+use weft_testbed::{Container, Lab, Load, Place, Pressure, Requests, WebServer, eventually};
 
 use self::{
     contender::{Handmade, PORTS, Way},
@@ -73,10 +73,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let paths: BTreeMap<Way, Path<'_>> = Way::ALL.map(|way| (way, path(way))).into();
     for (way, Path { from, target, .. }) in &paths {
         eventually(Duration::from_secs(15), &format!("{way}: {target} answers"), || {
-            Requests::Single.run(from, target, 1, 1).map_err(|error| format!("{error:#}"))
+            Requests::Single.run(from, target, ONE, 1).map_err(|error| format!("{error:#}"))
         })?;
     }
 
+    // A client that leaves processors idle measures how well it shares them with the servers, and
+    // not what a way costs.
+    let threads = thread::available_parallelism().map_or(1, |n| n.get() as u16);
+    let pressure = Pressure { connections: CONNECTIONS * threads, threads };
     let mut series = Series::default();
     for round in 0..options.rounds {
         // Who goes first changes, so that a drift of the machine favours nobody.
@@ -86,8 +90,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             let Path { from, to, target } = &paths[&way];
             let ip = target.parse()?;
             let bulk = Load::Tcp { flows: 1 }.run(from, to, ip, options.seconds, 0.0)?;
-            let kept = Requests::Kept.run(from, target, KEPT, options.seconds)?;
-            let single = Requests::Single.run(from, target, SINGLE, options.seconds)?;
+            let kept = Requests::Kept.run(from, target, pressure, options.seconds)?;
+            let single = Requests::Single.run(from, target, pressure, options.seconds)?;
             for (requests, served) in [(Requests::Kept, kept), (Requests::Single, single)] {
                 ensure!(served.failed == 0, "{way}: {} of {requests:?} failed", served.failed);
             }
@@ -133,6 +137,6 @@ fn virtual_address(lab: &Lab, client: &Container, service: &str) -> anyhow::Resu
 
 /// An address of the first host at which the service of the second one's backend is.
 const REMOTE: &str = "10.99.0.203";
-/// Connections at a time.
-const KEPT: u16 = 32;
-const SINGLE: u16 = 32;
+const ONE: Pressure = Pressure { connections: 1, threads: 1 };
+/// Connections at a time, for each thread of the clients.
+const CONNECTIONS: u16 = 32;

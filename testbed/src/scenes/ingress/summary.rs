@@ -74,6 +74,7 @@ impl Series {
         let (vip, ingress) = (Way::Vip, Way::Ingress);
         vec![
             ratio("vip_throughput_of_direct", bulk, vip, Way::Direct, 0.97),
+            ratio("ingress_throughput_of_direct", bulk, ingress, Way::Direct, 0.9),
             ratio("ingress_throughput_of_routed", bulk, ingress, Way::Routed, 0.9),
             ratio("ingress_throughput_of_haproxy", bulk, ingress, Way::Haproxy, 1.0),
             ratio("ingress_throughput_of_docker_proxy", bulk, ingress, Way::DockerProxy, 1.0),

@@ -282,6 +282,10 @@ fn script(ports: &BTreeMap<u8, Port>) -> String {
 const SCRIPT: &str = r#"
 set -eu
 ip link set lo up
+# A switch has no firewall.
+for setting in /proc/sys/net/bridge/bridge-nf-call-*; do
+  [ ! -e "$setting" ] || echo 0 >"$setting"
+done
 ip link add br0 mtu 1500 type bridge mcast_snooping 0
 ip link set br0 mtu 1500 up
 ip address add "$1" dev br0 $3

@@ -22,6 +22,8 @@ pub(crate) fn network() -> Settings {
     [
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv6/conf/all/forwarding", "1"),
+        // Next to nothing is for itself: not worth a look for a socket with each packet.
+        ("net/ipv4/ip_early_demux", "0"),
         ("net/ipv4/conf/all/send_redirects", "0"),
         ("net/ipv4/conf/br0/send_redirects", "0"),
         // What a client from outside says may come in by another host, and so by the bridge. What

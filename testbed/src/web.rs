@@ -7,30 +7,51 @@ use crate::{Container, Daemon, Place, eventually};
 /// nginx in a container: answers every request at port 80 with the container's name.
 #[derive(Debug)]
 pub struct WebServer {
-    _nginx: Daemon,
+    _processes: Vec<Daemon>,
 }
 
 impl WebServer {
+    /// Serves with one process.
+    ///
     /// # Errors
     ///
     /// nginx is not installed, or does not listen within 5 s.
     pub fn start(container: &Container) -> anyhow::Result<Self> {
-        let host = container.host();
-        let dir = host.dir().join(format!("{}.nginx", container.name()));
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let (dir, name) = (dir.display().to_string(), container.name());
-        let config = format!("{dir}/nginx.conf");
-        fs::write(&config, CONFIG.replace("DIR", &dir).replace("NAME", name))?;
-        let namespace = format!("--net=/proc/{}/ns/net", container.pid());
-        let argv = ["nsenter", &namespace, "nginx", "-p", &dir, "-c", &config];
-        let nginx = Daemon::start(host, &format!("nginx-{name}"), &argv)?;
-        eventually(Duration::from_secs(5), &format!("nginx listens in {name}"), || {
-            container
-                .sh("ss -tlnH 'sport = 80' | grep -q 80")
-                .map_err(|e| format!("{e:#} {}", nginx.log()))
-        })?;
-        Ok(Self { _nginx: nginx })
+        Self::start_processes(container, 1)
     }
+
+    /// Serves with so many processes, among which the kernel divides the connections.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_processes(container: &Container, count: u16) -> anyhow::Result<Self> {
+        let start = |number| start_nginx(container, number);
+        let processes = (1..=count).map(start).collect::<anyhow::Result<_>>()?;
+        eventually(
+            Duration::from_secs(5),
+            &format!("nginx listens in {}", container.name()),
+            || {
+                let sockets = container.sh("ss -4 -tlnH 'sport = 80'");
+                let sockets = sockets.map_err(|error| format!("{error:#}"))?;
+                if sockets.lines().count() == usize::from(count) { Ok(()) } else { Err(sockets) }
+            },
+        )?;
+        Ok(Self { _processes: processes })
+    }
+}
+
+/// Starts one process, as master and worker in one: nothing of it outlives it.
+fn start_nginx(container: &Container, number: u16) -> anyhow::Result<Daemon> {
+    let (host, name) = (container.host(), container.name());
+    let dir = host.dir().join(format!("{name}.nginx{number}"));
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let dir = dir.display().to_string();
+    let config = format!("{dir}/nginx.conf");
+    fs::write(&config, CONFIG.replace("DIR", &dir).replace("NAME", name))?;
+    let namespace = format!("--net=/proc/{}/ns/net", container.pid());
+    let argv = ["nsenter", &namespace, "nginx", "-p", &dir, "-c", &config];
+    Daemon::start(host, &format!("nginx-{name}-{number}"), &argv)
 }
 
 /// What a client of a [`WebServer`] does.
@@ -137,7 +158,7 @@ fn milliseconds(text: &str) -> Option<f64> {
     Some(number.parse::<f64>().ok()? * factor)
 }
 
-/// One process, as few system calls as nginx makes.
+/// As few system calls as nginx makes.
 const CONFIG: &str = "
 daemon off;
 master_process off;
@@ -153,8 +174,8 @@ http {
   uwsgi_temp_path DIR/uwsgi;
   scgi_temp_path DIR/scgi;
   server {
-    listen 80 backlog=4096;
-    listen [::]:80 backlog=4096;
+    listen 80 backlog=4096 reuseport;
+    listen [::]:80 backlog=4096 reuseport;
     location / { return 200 \"NAME\\n\"; }
   }
 }

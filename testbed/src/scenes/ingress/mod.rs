@@ -50,7 +50,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let client = lab.host(3).container("client")?;
     client.attach("app", "")?;
     let vip = virtual_address(&lab, &client, "far")?;
-    let servers = [&near, &far, &bare, &handmade.container].map(WebServer::start);
+    // Clients or servers that leave processors idle measure how well they share them, and not what
+    // a way costs.
+    let threads = thread::available_parallelism().map_or(1, |n| n.get() as u16);
+    let pressure = Pressure { connections: CONNECTIONS * threads, threads };
+    let servers = [&near, &far, &bare, &handmade.container]
+        .map(|container| WebServer::start_processes(container, threads));
     let _servers = servers.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
 
     let outside = Place::Host(lab.host(3).clone());
@@ -77,10 +82,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         })?;
     }
 
-    // A client that leaves processors idle measures how well it shares them with the servers, and
-    // not what a way costs.
-    let threads = thread::available_parallelism().map_or(1, |n| n.get() as u16);
-    let pressure = Pressure { connections: CONNECTIONS * threads, threads };
     let mut series = Series::default();
     for round in 0..options.rounds {
         for way in order(round as usize) {

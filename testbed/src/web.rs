@@ -168,6 +168,8 @@ events { worker_connections 8192; }
 http {
   access_log off;
   keepalive_requests 100000000;
+  # No client is waited for that has ended, and whose reset was lost.
+  client_header_timeout 10s;
   client_body_temp_path DIR/body;
   proxy_temp_path DIR/proxy;
   fastcgi_temp_path DIR/fastcgi;

@@ -1,6 +1,6 @@
 use std::{fs, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use crate::{Container, Daemon, Place, eventually};
 
@@ -27,14 +27,15 @@ impl WebServer {
     /// As [`start`](Self::start).
     pub fn start_processes(container: &Container, count: u16) -> anyhow::Result<Self> {
         let start = |number| start_nginx(container, number);
-        let processes = (1..=count).map(start).collect::<anyhow::Result<_>>()?;
+        let processes = (1..=count).map(start).collect::<anyhow::Result<Vec<_>>>()?;
         eventually(
             Duration::from_secs(5),
             &format!("nginx listens in {}", container.name()),
             || {
-                let sockets = container.sh("ss -4 -tlnH 'sport = 80'");
-                let sockets = sockets.map_err(|error| format!("{error:#}"))?;
-                if sockets.lines().count() == usize::from(count) { Ok(()) } else { Err(sockets) }
+                let sockets = container.sh("ss -4 -tlnH 'sport = 80'")?;
+                let logs: Vec<String> = processes.iter().map(Daemon::log).collect();
+                ensure!(sockets.lines().count() == processes.len(), "{sockets:?} {logs:?}");
+                anyhow::Ok(())
             },
         )?;
         Ok(Self { _processes: processes })
